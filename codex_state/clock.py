@@ -1,0 +1,68 @@
+"""The database's time as a SQL expression (law L3).
+
+Leases compare times that the database server took inside the very statement that decides, so machines whose clocks
+disagree still agree on who holds what. Statements say ``server_now()``; each dialect compiles it to its own moving clock
+in whole epoch seconds.
+
+Tests need to move that clock. ``use_manual_clock`` replaces the expression for one engine only: statements stay the same
+constants, and every engine compiles its own text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Engine, String
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+_MANUAL_CLOCK_ATTRIBUTE = "codex_state_manual_clock"
+
+
+class server_now(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
+    """Now, in whole epoch seconds, by the database server's moving clock."""
+
+    inherit_cache = True
+    type = BigInteger()
+    name = "server_now"
+
+
+class fresh_token(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
+    """A new random ownership token for every row that a statement touches (law L2)."""
+
+    inherit_cache = True
+    type = String()
+    name = "fresh_token"
+
+
+def use_manual_clock(engine: Engine, sql: str) -> None:
+    """Make ``server_now()`` compile to ``sql`` on this engine. For tests: see ``codex_state.testing``.
+
+    Must be called before the engine's first statement, because compiled texts are cached.
+    """
+    setattr(engine.dialect, _MANUAL_CLOCK_ATTRIBUTE, sql)
+
+
+@compiles(server_now, "sqlite")
+def _server_now_sqlite(_element: ColumnElement[int], compiler: SQLCompiler, **_kw: Any) -> str:
+    # strftime rather than unixepoch(): the latter needs SQLite 3.38. Fixed within a statement, moving between them.
+    manual: str | None = getattr(compiler.dialect, _MANUAL_CLOCK_ATTRIBUTE, None)
+    return manual or "CAST(strftime('%s', 'now') AS INTEGER)"
+
+
+@compiles(server_now, "postgresql")
+def _server_now_postgresql(_element: ColumnElement[int], compiler: SQLCompiler, **_kw: Any) -> str:
+    # clock_timestamp(), because now() stands still for a whole transaction and a lease would look younger than it is.
+    manual: str | None = getattr(compiler.dialect, _MANUAL_CLOCK_ATTRIBUTE, None)
+    return manual or "CAST(floor(extract(epoch FROM clock_timestamp())) AS BIGINT)"
+
+
+@compiles(fresh_token, "sqlite")
+def _fresh_token_sqlite(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "lower(hex(randomblob(16)))"
+
+
+@compiles(fresh_token, "postgresql")
+def _fresh_token_postgresql(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "replace(CAST(gen_random_uuid() AS TEXT), '-', '')"

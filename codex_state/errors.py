@@ -1,0 +1,198 @@
+"""Every error this package raises, and the one place that reads a driver's.
+
+Two rules hold (law L8). What a caller can do about a problem decides its class, so ``except DatabaseBusyError`` is
+useful and ``except StateError`` is enough. And refusals that belong to the protocol (a lease that somebody else holds, a
+job that is up to date) are return values, never exceptions.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from uuid import UUID
+
+
+class StateError(Exception):
+    """Base of everything this package raises on purpose. Its text says what, where and what to do."""
+
+
+class ConfigurationError(StateError):
+    """Settings or the home they point at can't be used."""
+
+
+class InvalidInputError(StateError, ValueError):
+    """A value given by the caller is malformed: an id, a cursor, a date, a text the database can't store."""
+
+
+class InvalidRowError(StateError):
+    """A stored value can't be read back: an unknown status, a malformed id, a time out of range."""
+
+
+class ThreadNotFoundError(StateError, LookupError):
+    """The thread that an operation is about has no row."""
+
+    def __init__(self, thread_id: UUID) -> None:
+        super().__init__(f"thread not found: {thread_id}")
+        self.thread_id = thread_id
+
+
+class RolloutError(StateError):
+    """A rollout file can't be turned into a thread."""
+
+
+class BackfillError(StateError):
+    """The index could not be brought up to date."""
+
+
+class BackfillTimeoutError(BackfillError):
+    """Another worker's backfill did not finish within the time that the caller would wait."""
+
+
+class DatabaseError(StateError):
+    """The database refused or failed. Subclasses say what can be done about it."""
+
+    retryable = False
+    """True when the same unit of work may simply be run again from its beginning."""
+
+
+class DatabaseBusyError(DatabaseError):
+    """Somebody else held the database (or its last free pooled connection) for the whole busy timeout."""
+
+    retryable = True
+
+
+class TransactionConflictError(DatabaseError):
+    """The database chose this transaction as the victim of a deadlock or a serialisation conflict."""
+
+    retryable = True
+
+
+class ConnectionLostError(DatabaseError):
+    """The connection broke before a commit was asked for, so nothing of the unit of work was kept."""
+
+    retryable = True
+
+
+class UnknownCommitOutcomeError(DatabaseError):
+    """The connection broke during a commit: the unit of work may or may not have been kept. Never retried blindly."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """The database can't be opened: missing directory, refused connection, wrong credentials."""
+
+
+class DatabaseReadOnlyError(DatabaseError):
+    """A write was tried in a read-only transaction, or the file or its directory can't be written."""
+
+
+class DatabaseFullError(DatabaseError):
+    """The disk (or a quota) is full. Nothing of the failed transaction was kept."""
+
+
+class DatabaseCorruptError(DatabaseError):
+    """The file is damaged. It is never deleted: set it aside and rebuild the index from the rollouts."""
+
+
+class NotADatabaseError(DatabaseCorruptError):
+    """The file at the database's path is not an SQLite database."""
+
+
+class IntegrityViolationError(DatabaseError):
+    """A constraint of the schema refused the row: a foreign key, a check, a unique key."""
+
+
+class SchemaError(DatabaseError):
+    """The database's schema is not the one this version speaks."""
+
+
+class SchemaTooNewError(SchemaError):
+    """The database was migrated by a newer version. It is left untouched."""
+
+
+class SchemaOutdatedError(SchemaError):
+    """The database needs a migration that the caller asked not to run."""
+
+
+class ForeignSchemaError(SchemaError):
+    """The file belongs to another program. It is left untouched."""
+
+
+_SQLITE_BY_CODE: dict[int, type[DatabaseError]] = {
+    sqlite3.SQLITE_BUSY: DatabaseBusyError,
+    sqlite3.SQLITE_LOCKED: DatabaseBusyError,
+    sqlite3.SQLITE_PROTOCOL: DatabaseBusyError,
+    sqlite3.SQLITE_READONLY: DatabaseReadOnlyError,
+    sqlite3.SQLITE_PERM: DatabaseUnavailableError,
+    sqlite3.SQLITE_CANTOPEN: DatabaseUnavailableError,
+    sqlite3.SQLITE_FULL: DatabaseFullError,
+    sqlite3.SQLITE_CORRUPT: DatabaseCorruptError,
+    sqlite3.SQLITE_NOTADB: NotADatabaseError,
+    sqlite3.SQLITE_CONSTRAINT: IntegrityViolationError,
+    sqlite3.SQLITE_TOOBIG: InvalidInputError,  # type: ignore[dict-item]  # the caller's value, not the database
+}
+
+_POSTGRESQL_BY_STATE: dict[str, type[DatabaseError]] = {
+    "40001": TransactionConflictError,
+    "40P01": TransactionConflictError,
+    "55P03": DatabaseBusyError,
+    "57014": DatabaseBusyError,
+    "25006": DatabaseReadOnlyError,
+    "53100": DatabaseFullError,
+    "XX001": DatabaseCorruptError,
+    "XX002": DatabaseCorruptError,
+    "53300": DatabaseUnavailableError,
+    "57P03": DatabaseUnavailableError,
+    "3D000": DatabaseUnavailableError,
+    "57P01": ConnectionLostError,
+    "57P02": ConnectionLostError,
+}
+
+_POSTGRESQL_BY_CLASS: dict[str, type[StateError]] = {
+    "08": ConnectionLostError,
+    "22": InvalidInputError,
+    "23": IntegrityViolationError,
+    "28": DatabaseUnavailableError,
+}
+
+_ADVICE: dict[type[StateError], str] = {
+    DatabaseBusyError: "another process held the database for the whole busy timeout; try again",
+    DatabaseReadOnlyError: "check the permissions of the file and of its directory",
+    DatabaseUnavailableError: "check the path or URL, its permissions, and that the server runs",
+    DatabaseFullError: "free some space; nothing of this transaction was kept",
+    DatabaseCorruptError: "move the file aside and run the backfill again; rollouts are the source of the index",
+    NotADatabaseError: "the file is not an SQLite database; choose another path or move it aside",
+}
+
+
+def classify(error: BaseException) -> StateError | None:
+    """Translate a driver's exception into ours, or ``None`` when it isn't one we know.
+
+    Args:
+        error: what the driver (``sqlite3``, ``psycopg``) or the value conversion in front of it raised.
+    """
+    if isinstance(error, StateError):
+        return error
+    if isinstance(error, UnicodeEncodeError):
+        return InvalidInputError(f"text can't be stored as UTF-8: {error.reason} at position {error.start}")
+    if isinstance(error, OverflowError):
+        return InvalidInputError(f"integer out of the database's 64-bit range: {error}")
+    kind = _kind_of(error)
+    if kind is None:
+        return None
+    advice = _ADVICE.get(kind)
+    text = str(error).strip() or type(error).__name__
+    return kind(f"{text} ({advice})" if advice else text)
+
+
+def _kind_of(error: BaseException) -> type[StateError] | None:
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            # Raised by Python's module itself: a closed connection, a wrong number of parameters, an oversized value.
+            return InvalidInputError if isinstance(error, sqlite3.DataError) else DatabaseError
+        return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
+    state = getattr(error, "sqlstate", None)
+    if type(error).__module__.startswith("psycopg"):
+        if state is None:
+            return ConnectionLostError if type(error).__name__ == "OperationalError" else DatabaseError
+        return _POSTGRESQL_BY_STATE.get(state) or _POSTGRESQL_BY_CLASS.get(state[:2], DatabaseError)
+    return None

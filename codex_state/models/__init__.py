@@ -1,0 +1,61 @@
+"""The entities and the values they speak."""
+
+from codex_state.models.backfill import BackfillState, BackfillStatus
+from codex_state.models.base import StateModel, metadata
+from codex_state.models.leases import (
+    SCOPE_CWD,
+    SCOPE_USER,
+    BackfillLease,
+    Claimed,
+    HolderWrite,
+    LockLease,
+    MemoryScope,
+    Phase1Key,
+    Phase1Lease,
+    Requeue,
+    SkipReason,
+    Skipped,
+)
+from codex_state.models.log import LogEntry
+from codex_state.models.memory import (
+    ConsolidationLock,
+    MemoryScopeDirty,
+    Phase1Job,
+    Phase1Status,
+    ThreadMemory,
+)
+from codex_state.models.paging import Anchor, LogQuery, SortKey, ThreadsPage
+from codex_state.models.thread import LOCAL_HOME, DynamicTool, MemoryMode, Thread
+
+__all__ = [
+    "LOCAL_HOME",
+    "SCOPE_CWD",
+    "SCOPE_USER",
+    "Anchor",
+    "BackfillLease",
+    "BackfillState",
+    "BackfillStatus",
+    "Claimed",
+    "ConsolidationLock",
+    "DynamicTool",
+    "HolderWrite",
+    "LockLease",
+    "LogEntry",
+    "LogQuery",
+    "MemoryMode",
+    "MemoryScope",
+    "MemoryScopeDirty",
+    "Phase1Job",
+    "Phase1Key",
+    "Phase1Lease",
+    "Phase1Status",
+    "Requeue",
+    "SkipReason",
+    "Skipped",
+    "SortKey",
+    "StateModel",
+    "Thread",
+    "ThreadMemory",
+    "ThreadsPage",
+    "metadata",
+]

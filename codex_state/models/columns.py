@@ -1,0 +1,184 @@
+"""The type map: how each kind of Python value is stored, on both databases.
+
+Storage follows the original schema, so a row reads the same from any SQLite tool: text ids in lower case with hyphens,
+whole epoch seconds, text paths, compact JSON, the *values* of enums. Text on PostgreSQL is collated as ``C``, which
+makes its order the order of SQLite (bytes of UTF-8), and so keyset pages agree (law L9).
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Dialect, Integer, String, Text, TypeDecorator, Uuid
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import TypeEngine
+
+from codex_state.errors import InvalidInputError, InvalidRowError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+"""Text whose order is that of its UTF-8 bytes on both databases."""
+
+big_integer = BigInteger().with_variant(Integer, "sqlite")
+"""A 64-bit integer. SQLite's INTEGER already is one, and only that spelling makes a key of its rowid."""
+
+
+def to_epoch_seconds(moment: datetime) -> int:
+    """Whole epoch seconds of an aware time, rounded down (also before 1970)."""
+    if moment.tzinfo is None:
+        raise InvalidInputError(f"time without a zone: {moment.isoformat()}; give an aware datetime")
+    return (moment - _EPOCH) // timedelta(seconds=1)
+
+
+def from_epoch_seconds(seconds: int) -> datetime:
+    """The aware UTC time of whole epoch seconds."""
+    try:
+        return _EPOCH + timedelta(seconds=seconds)
+    except (OverflowError, TypeError) as error:
+        raise InvalidRowError(f"stored time out of range: {seconds!r}") from error
+
+
+def path_to_text(path: Path) -> str:
+    """How a path is stored. The empty path, which Python writes as ``.``, means "unknown" and is stored as ``''``."""
+    spelled = str(path)
+    return "" if spelled == "." else spelled
+
+
+class UuidText(TypeDecorator[UUID]):
+    """``uuid.UUID``: lower-case hyphenated text on SQLite, the native type on PostgreSQL. Both order alike."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Uuid() if dialect.name == "postgresql" else Text())
+
+    def process_bind_param(self, value: UUID | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return str(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
+        if value is None or isinstance(value, UUID):
+            return value
+        try:
+            return UUID(value)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise InvalidRowError(f"stored id is not a UUID: {value!r}") from error
+
+
+class EpochSeconds(TypeDecorator[datetime]):
+    """Aware UTC ``datetime``, stored as whole epoch seconds. A naive time is refused."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Integer() if dialect.name == "sqlite" else BigInteger())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else to_epoch_seconds(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        return None if value is None else from_epoch_seconds(value)
+
+
+class PathText(TypeDecorator[Path]):
+    """``pathlib.Path``, stored as its text."""
+
+    impl = text
+    cache_ok = True
+
+    def process_bind_param(self, value: Path | None, dialect: Dialect) -> str | None:
+        return None if value is None else path_to_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Path | None:
+        return None if value is None else Path(value)
+
+
+class OptionalText(TypeDecorator[str]):
+    """Text for which "none" is stored as the empty string, as the original does in ``NOT NULL`` columns."""
+
+    impl = text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str:
+        return value or ""
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        return value or None
+
+
+class IntegerFlag(TypeDecorator[bool]):
+    """``bool``, stored as 0 or 1 in an integer column on both databases."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: bool | None, dialect: Dialect) -> int | None:  # noqa: FBT001
+        return None if value is None else int(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> bool | None:
+        return None if value is None else bool(value)
+
+
+class CompactJson(TypeDecorator[Any]):
+    """Any JSON value, stored as compact text with its keys in their given order.
+
+    Text on PostgreSQL as well, not ``jsonb``: that would sort the keys, and nothing queries inside these values.
+    """
+
+    impl = text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
+        try:
+            return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"value is not JSON: {error}") from error
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        try:
+            return json.loads(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidRowError(f"stored text is not JSON: {value!r:.80}") from error
+
+
+class EnumText(TypeDecorator[StrEnum]):
+    """A ``StrEnum``, stored as its value. The schema's CHECK refuses others on the way in, this type on the way out."""
+
+    impl = text
+    cache_ok = True
+
+    def __init__(self, enum: type[StrEnum]) -> None:
+        super().__init__()
+        self.enum = enum
+
+    def process_bind_param(self, value: StrEnum | str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        try:
+            return self.enum(value).value
+        except ValueError as error:
+            raise InvalidInputError(f"not a {self.enum.__name__}: {value!r}") from error
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> StrEnum | None:
+        if value is None:
+            return None
+        try:
+            return self.enum(value)
+        except ValueError as error:
+            known = ", ".join(member.value for member in self.enum)
+            raise InvalidRowError(f"unknown {self.enum.__name__} {value!r} in a row; known: {known}") from error
+
+
+def one_of(column: str, enum: type[StrEnum]) -> str:
+    """The SQL of a CHECK that ``column`` holds a value of ``enum``."""
+    values = ", ".join(f"'{member.value}'" for member in enum)
+    return f"{column} IN ({values})"

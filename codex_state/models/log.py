@@ -1,0 +1,43 @@
+"""One line of an agent's log."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Column, Index, text
+from sqlmodel import Field
+
+from codex_state.models import columns
+from codex_state.models.base import StateModel
+
+
+class LogEntry(StateModel, table=True):
+    """One log line. ``ts`` and ``ts_nanos`` are the two halves of one moment, kept as the integers they are stored as."""
+
+    __tablename__ = "logs"
+    __table_args__ = (
+        Index("idx_logs_ts", text("ts DESC"), text("ts_nanos DESC"), text("id DESC")),
+        Index("idx_logs_thread_id", "thread_id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(
+        default=None, sa_column=Column(columns.big_integer, primary_key=True, autoincrement=True)
+    )
+    ts: int = Field(sa_column=Column(columns.big_integer, nullable=False))
+    """Whole epoch seconds."""
+    ts_nanos: int = Field(sa_column=Column(columns.big_integer, nullable=False))
+    """Nanoseconds within the second."""
+    level: str = Field(sa_column=Column(columns.text, nullable=False))
+    target: str = Field(sa_column=Column(columns.text, nullable=False))
+    message: str | None = Field(default=None, sa_column=Column(columns.text))
+    module_path: str | None = Field(default=None, sa_column=Column(columns.text))
+    file: str | None = Field(default=None, sa_column=Column(columns.text))
+    line: int | None = Field(default=None, sa_column=Column(columns.big_integer))
+    thread_id: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The thread it belongs to, without a foreign key: logs outlive threads."""
+
+    @property
+    def timestamp(self) -> datetime:
+        """The moment as an aware UTC time, to the microsecond."""
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=self.ts, microseconds=self.ts_nanos // 1000)

@@ -1,0 +1,125 @@
+"""What was remembered of threads, and the jobs, marks and locks of the pipeline that remembers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, text
+from sqlmodel import Field
+
+from codex_state.models import columns
+from codex_state.models.base import StateModel
+
+
+class ThreadMemory(StateModel, table=True):
+    """What was extracted from one thread for one scope. Primary data: it isn't in the rollouts."""
+
+    __tablename__ = "thread_memory"
+    __table_args__ = (
+        CheckConstraint("used_count >= 0", name="used_count"),
+        Index(
+            "idx_thread_memory_scope_last_used_at",
+            "scope_kind",
+            "scope_key",
+            text("last_used_at DESC"),
+            text("thread_id DESC"),
+        ),
+        Index(
+            "idx_thread_memory_scope_updated_at",
+            "scope_kind",
+            "scope_key",
+            text("updated_at DESC"),
+            text("thread_id DESC"),
+        ),
+    )
+
+    thread_id: UUID = Field(
+        sa_column=Column(columns.UuidText(), ForeignKey("threads.id", ondelete="CASCADE"), primary_key=True)
+    )
+    scope_kind: str = Field(sa_column=Column(columns.text, primary_key=True))
+    scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
+    raw_memory: str = Field(sa_column=Column(columns.text, nullable=False))
+    memory_summary: str = Field(sa_column=Column(columns.text, nullable=False))
+    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    """Strictly increases with every write of the row (law L4), so it may run ahead of the clock."""
+    last_used_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    used_count: int = Field(
+        default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0")
+    )
+    invalidated_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    invalid_reason: str | None = Field(default=None, sa_column=Column(columns.text))
+
+
+class Phase1Status(StrEnum):
+    """The state of an extraction job. There is no "pending": a job exists from its first claim on."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Phase1Job(StateModel, table=True):
+    """The extraction of one thread's memory for one scope, and who holds it."""
+
+    __tablename__ = "memory_phase1_jobs"
+    __table_args__ = (
+        CheckConstraint(columns.one_of("status", Phase1Status), name="status"),
+        CheckConstraint("attempt >= 0", name="attempt"),
+        Index("idx_memory_phase1_jobs_status_started_at", "status", text("started_at DESC")),
+        Index("idx_memory_phase1_jobs_scope", "scope_kind", "scope_key"),
+    )
+
+    thread_id: UUID = Field(
+        sa_column=Column(columns.UuidText(), ForeignKey("threads.id", ondelete="CASCADE"), primary_key=True)
+    )
+    scope_kind: str = Field(sa_column=Column(columns.text, primary_key=True))
+    scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
+    status: Phase1Status = Field(sa_column=Column(columns.EnumText(Phase1Status), nullable=False))
+    owner_session_id: UUID | None = Field(default=None, sa_column=Column(columns.UuidText()))
+    started_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """When the lease was granted or last renewed, by the database's clock. A lease is measured from here."""
+    finished_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    failure_reason: str | None = Field(default=None, sa_column=Column(columns.text))
+    source_updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    """Which version of the thread is (or was) extracted: its ``updated_at`` at the claim."""
+    raw_memory_path: Path | None = Field(default=None, sa_column=Column(columns.PathText()))
+    summary_hash: str | None = Field(default=None, sa_column=Column(columns.text))
+    ownership_token: str | None = Field(default=None, sa_column=Column(columns.text))
+    attempt: int = Field(
+        default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0")
+    )
+    """Grows by one with every claim: a fencing number for resources outside the database."""
+    retry_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """When a failed job may be claimed again; ``None`` makes the failure terminal."""
+
+
+class MemoryScopeDirty(StateModel, table=True):
+    """Whether a scope has memories that its consolidation hasn't seen."""
+
+    __tablename__ = "memory_scope_dirty"
+    __table_args__ = (
+        CheckConstraint("dirty IN (0, 1)", name="dirty"),
+        Index("idx_memory_scope_dirty_dirty", "dirty", text("updated_at DESC")),
+    )
+
+    scope_kind: str = Field(sa_column=Column(columns.text, primary_key=True))
+    scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
+    dirty: bool = Field(sa_column=Column(columns.IntegerFlag(), nullable=False))
+    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    """Strictly increases while the scope is marked dirty again, so "nothing new since I read" is one comparison."""
+
+
+class ConsolidationLock(StateModel, table=True):
+    """Who consolidates one memory root."""
+
+    __tablename__ = "memory_consolidation_locks"
+    __table_args__ = (Index("idx_memory_consolidation_locks_updated_at", text("updated_at DESC")),)
+
+    cwd: Path = Field(sa_column=Column(columns.PathText(), primary_key=True))
+    working_thread_id: UUID = Field(sa_column=Column(columns.UuidText(), nullable=False))
+    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    """When the lock was taken or last renewed, by the database's clock."""
+    ownership_token: str = Field(sa_column=Column(columns.text, nullable=False))

@@ -1,0 +1,84 @@
+"""Keyset pages: where a listing stopped, and what a page holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Self
+from uuid import UUID
+
+from codex_state.errors import InvalidInputError
+from codex_state.models.thread import Thread
+
+
+class SortKey(StrEnum):
+    """By which time threads are listed, newest first; equal times are ordered by id."""
+
+    CREATED_AT = "created_at"
+    UPDATED_AT = "updated_at"
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The last row of a page: time and id, so rows of the same second on a page's border are never lost."""
+
+    ts: datetime
+    id: UUID
+
+    def cursor(self) -> str:
+        """The anchor as an opaque text for programs and URLs: ``<RFC 3339 time>|<id>``."""
+        return f"{self.ts.isoformat().replace('+00:00', 'Z')}|{self.id}"
+
+    @classmethod
+    def parse(cls, cursor: str) -> Self:
+        """Read a cursor back.
+
+        Raises:
+            InvalidInputError: it isn't a text that ``cursor()`` made.
+        """
+        time, separator, identifier = cursor.partition("|")
+        try:
+            if not separator:
+                raise ValueError("no '|'")
+            ts = datetime.fromisoformat(time)
+            if ts.tzinfo is None:
+                raise ValueError("time without a zone")
+            return cls(ts, UUID(identifier))
+        except ValueError as error:
+            raise InvalidInputError(f"malformed cursor {cursor!r}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadsPage:
+    """One page of threads."""
+
+    items: list[Thread]
+    next_anchor: Anchor | None
+    """Where the next page starts; ``None`` on the last page."""
+    num_scanned_rows: int
+    """Rows read for this page, with the one that showed there is more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which log lines are wanted. Every filter is off by default; filters of one kind are alternatives."""
+
+    level: str | None = None
+    """Exact, in any case."""
+    from_ts: int | None = None
+    """Whole epoch seconds, inclusive."""
+    to_ts: int | None = None
+    """Whole epoch seconds, inclusive."""
+    module_like: tuple[str, ...] = ()
+    """Parts of the module path; ``%`` and ``_`` are wildcards, ASCII case is ignored."""
+    file_like: tuple[str, ...] = ()
+    thread_ids: tuple[str, ...] = ()
+    include_threadless: bool = False
+    """With or without ``thread_ids``: lines that belong to no thread."""
+    search: str | None = None
+    """A part of the message, case-sensitive, without wildcards."""
+    after_id: int | None = None
+    """Only lines written after this one."""
+    limit: int | None = field(default=None)
+    descending: bool = False

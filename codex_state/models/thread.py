@@ -1,0 +1,104 @@
+"""Threads and the tools they were started with."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, text
+from sqlmodel import Field
+
+from codex_state.models import columns
+from codex_state.models.base import StateModel
+
+LOCAL_HOME = "local"
+"""The ``home`` of every row in a database that serves one Codex home, which an SQLite file always does."""
+
+
+class MemoryMode(StrEnum):
+    """What may be remembered of a thread. Rollouts may carry other texts; they are kept and count as not enabled."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    POLLUTED = "polluted"
+
+
+class Thread(StateModel, table=True):
+    """One agent session, as its rollout file tells it. The rollout is the truth; this row can be rebuilt from it."""
+
+    __tablename__ = "threads"
+    __table_args__ = (
+        CheckConstraint("archived IN (0, 1)", name="archived"),
+        CheckConstraint("tokens_used >= 0", name="tokens_used"),
+        Index("idx_threads_created_at", text("created_at DESC"), text("id DESC")),
+        Index("idx_threads_updated_at", text("updated_at DESC"), text("id DESC")),
+        Index("idx_threads_archived", "archived", text("updated_at DESC"), text("id DESC")),
+        Index("idx_threads_source", "source", text("updated_at DESC"), text("id DESC")),
+        Index("idx_threads_provider", "model_provider", text("updated_at DESC"), text("id DESC")),
+    )
+
+    id: UUID = Field(sa_column=Column(columns.UuidText(), primary_key=True))
+    rollout_path: Path = Field(sa_column=Column(columns.PathText(), nullable=False))
+    created_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    source: str = Field(sa_column=Column(columns.text, nullable=False))
+    """Who started it: ``cli``, ``vscode``, ``exec``, ``mcp``, ``unknown``, or compact JSON for sub-agents and others."""
+    model_provider: str = Field(sa_column=Column(columns.text, nullable=False))
+    cwd: Path = Field(sa_column=Column(columns.PathText(), nullable=False))
+    """The normalised working directory; the empty path when it isn't known."""
+    title: str = Field(default="", sa_column=Column(columns.text, nullable=False))
+    sandbox_policy: str = Field(sa_column=Column(columns.text, nullable=False))
+    """Compact JSON, for example ``{"type":"read-only"}``."""
+    approval_mode: str = Field(sa_column=Column(columns.text, nullable=False))
+    tokens_used: int = Field(
+        default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0")
+    )
+    archived: bool = Field(
+        default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0")
+    )
+    """Whether ``archived_at`` is set; every write derives it from there."""
+    archived_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    git_sha: str | None = Field(default=None, sa_column=Column(columns.text))
+    git_branch: str | None = Field(default=None, sa_column=Column(columns.text))
+    git_origin_url: str | None = Field(default=None, sa_column=Column(columns.text))
+    cli_version: str = Field(default="", sa_column=Column(columns.text, nullable=False, server_default=""))
+    first_user_message: str | None = Field(
+        default=None, sa_column=Column(columns.OptionalText(), nullable=False, server_default="")
+    )
+    """What the user first asked. Threads without it aren't listed."""
+    agent_nickname: str | None = Field(default=None, sa_column=Column(columns.text))
+    agent_role: str | None = Field(default=None, sa_column=Column(columns.text))
+    agent_path: str | None = Field(default=None, sa_column=Column(columns.text))
+    memory_mode: str = Field(
+        default=MemoryMode.ENABLED.value,
+        sa_column=Column(columns.text, nullable=False, server_default=MemoryMode.ENABLED.value),
+    )
+    model: str | None = Field(default=None, sa_column=Column(columns.text))
+    reasoning_effort: str | None = Field(default=None, sa_column=Column(columns.text))
+    home: str = Field(
+        default=LOCAL_HOME, sa_column=Column(columns.text, nullable=False, server_default=LOCAL_HOME)
+    )
+    """Which Codex home owns the rollout: only that home may judge that the file is gone."""
+
+
+class DynamicTool(StateModel, table=True):
+    """A tool that was defined for one thread when it started. Written once: a position never changes."""
+
+    __tablename__ = "thread_dynamic_tools"
+    __table_args__ = (Index("idx_thread_dynamic_tools_thread", "thread_id"),)
+
+    thread_id: UUID = Field(
+        sa_column=Column(columns.UuidText(), ForeignKey("threads.id", ondelete="CASCADE"), primary_key=True)
+    )
+    position: int = Field(ge=0, sa_column=Column(columns.big_integer, primary_key=True, autoincrement=False))
+    name: str = Field(sa_column=Column(columns.text, nullable=False))
+    description: str = Field(sa_column=Column(columns.text, nullable=False))
+    input_schema: Any = Field(sa_column=Column(columns.CompactJson(), nullable=False))
+    """Any JSON value; usually a JSON Schema object."""
+    defer_loading: bool = Field(
+        default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0")
+    )
+    namespace: str | None = Field(default=None, sa_column=Column(columns.text))
