@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Engine, String
+from sqlalchemy import BigInteger, ColumnElement, Engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -26,14 +26,6 @@ class server_now(FunctionElement[int]):  # noqa: N801 - reads as the SQL functio
     inherit_cache = True
     type = BigInteger()
     name = "server_now"
-
-
-class fresh_token(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
-    """A new random ownership token for every row that a statement touches (law L2)."""
-
-    inherit_cache = True
-    type = String()
-    name = "fresh_token"
 
 
 def use_manual_clock(engine: Engine, sql: str) -> None:
@@ -56,13 +48,3 @@ def _server_now_postgresql(_element: ColumnElement[int], compiler: SQLCompiler, 
     # clock_timestamp(), because now() stands still for a whole transaction and a lease would look younger than it is.
     manual: str | None = getattr(compiler.dialect, _MANUAL_CLOCK_ATTRIBUTE, None)
     return manual or "CAST(floor(extract(epoch FROM clock_timestamp())) AS BIGINT)"
-
-
-@compiles(fresh_token, "sqlite")
-def _fresh_token_sqlite(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "lower(hex(randomblob(16)))"
-
-
-@compiles(fresh_token, "postgresql")
-def _fresh_token_postgresql(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "replace(CAST(gen_random_uuid() AS TEXT), '-', '')"

@@ -1,0 +1,263 @@
+"""Engines and transaction modes: everything about connections that differs between SQLite and PostgreSQL.
+
+A unit of work says what it is when it starts (law L6): a writer is a writer from its first statement on, a reader can't
+write, and in autocommit mode every guarded statement commits by itself. The three modes are three views of one engine with
+one connection pool.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import QueuePool
+from sqlmodel import Session
+
+from codex_state import write_queue
+from codex_state.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    DatabaseBusyError,
+    StateError,
+    UnknownCommitOutcomeError,
+    classify,
+)
+
+QUEUE_SUFFIX = "-queue"
+"""The side file of an SQLite database on which its waiting writers queue."""
+
+_WAL_AUTOCHECKPOINT_PAGES = 4000
+"""A checkpoint every 4,000 pages instead of 1,000 makes the slowest writes about ten times faster (16 MB of WAL)."""
+
+_JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+"""After a checkpoint the WAL is cut back to this many bytes, so one large transaction doesn't keep its space (L10)."""
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+class Database:
+    """One database: its engine, its pool, and its three transaction modes."""
+
+    def __init__(self, engine: Engine, autocommit: Engine, reader: Engine) -> None:
+        self.engine = engine
+        """For sessions of your own that write; on SQLite their transactions start with ``BEGIN IMMEDIATE``."""
+        self._autocommit = autocommit
+        self._reader = reader
+        _databases.add(self)
+
+    @classmethod
+    def open(cls, url: str | URL, *, pool_size: int = 5, busy_timeout: timedelta = timedelta(seconds=5)) -> Database:
+        """Make the engines for ``url``. Nothing is connected yet.
+
+        Raises:
+            ConfigurationError: the URL is malformed or of a database that isn't supported.
+        """
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise ConfigurationError("the database URL is malformed; expected sqlite:///path or postgresql://…") from error
+        match parsed.get_backend_name():
+            case "sqlite":
+                return _open_sqlite(parsed, pool_size, busy_timeout)
+            case "postgresql" | "postgres":
+                return _open_postgresql(parsed, pool_size, busy_timeout)
+            case other:
+                raise ConfigurationError(f"unsupported database {other!r}; use sqlite or postgresql")
+
+    @property
+    def dialect(self) -> str:
+        """``sqlite`` or ``postgresql``."""
+        return self.engine.dialect.name
+
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file; ``None`` in memory and on PostgreSQL."""
+        return sqlite_path(self.engine.url)
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """One write transaction: committed at the end of the block, rolled back when it raises."""
+        with _own_errors(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+            try:
+                session.commit()
+            except ConnectionLostError as error:
+                raise UnknownCommitOutcomeError(
+                    "the connection broke during the commit; the unit of work may or may not have been kept"
+                ) from error
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One read-only snapshot. A write in it fails with ``DatabaseReadOnlyError``."""
+        with _own_errors(), Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Session]:
+        """A held connection on which every statement commits by itself: for workers and heartbeats."""
+        with _own_errors(), Session(self._autocommit, expire_on_commit=False) as session:
+            yield session
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+    def forget_inherited_connections(self) -> None:
+        """After a fork: leave the parent's connections alone and make the child open its own."""
+        self.engine.dispose(close=False)
+
+
+def sqlite_path(url: URL) -> Path | None:
+    """The file of an SQLite URL; ``None`` for a database in memory and for other databases."""
+    name = url.database
+    if url.get_backend_name() != "sqlite" or not name or name == ":memory:":
+        return None
+    return Path(name).absolute()
+
+
+def translate_errors(engine: Engine) -> None:
+    """Make every driver error of ``engine`` surface as a ``StateError`` (law L8), also in sessions of a service's own."""
+
+    @event.listens_for(engine, "handle_error")
+    def _translate(context: ExceptionContext) -> StateError | None:
+        return classify(context.original_exception)
+
+
+def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
+    path = sqlite_path(url)
+    seconds = busy_timeout.total_seconds()
+    queued = path is not None and write_queue.supported()
+
+    def connection_of(*args: Any, **options: Any) -> sqlite3.Connection:
+        if path is None or not queued:
+            return sqlite3.Connection(*args, **options)
+        connection = write_queue.QueueingConnection(*args, **options)
+        connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
+        return connection
+
+    base = create_engine(
+        url,
+        connect_args={
+            "factory": connection_of,
+            # No implicit BEGIN from the driver: it would be a deferred one, which can't be upgraded safely (L6).
+            "isolation_level": None,
+            "timeout": 0 if queued else seconds,
+            # The pool hands a connection to one thread at a time.
+            "check_same_thread": False,
+            "cached_statements": 256,
+        },
+        poolclass=QueuePool,
+        # A database in memory is its one connection.
+        pool_size=1 if path is None else pool_size,
+        max_overflow=0,
+        pool_timeout=seconds,
+    )
+    translate_errors(base)
+    event.listen(base, "connect", _set_up_sqlite_connection)
+    writer, reader = base.execution_options(), base.execution_options()
+    event.listen(writer, "begin", _begin_immediate)
+    event.listen(reader, "begin", _begin_read_only)
+    event.listen(reader, "commit", _end_read_only)
+    event.listen(reader, "rollback", _end_read_only)
+    return Database(writer, autocommit=base, reader=reader)
+
+
+def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
+    for pragma in (
+        "foreign_keys = ON",
+        # Safe against a crash of the process in WAL mode; a power cut may lose the last commits but corrupts nothing.
+        "synchronous = NORMAL",
+        f"wal_autocheckpoint = {_WAL_AUTOCHECKPOINT_PAGES}",
+        f"journal_size_limit = {_JOURNAL_SIZE_LIMIT}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _run_in_begin(connection: Connection, *statements: str) -> None:
+    # On the driver's connection: SQLAlchemy's own execution costs as much again as the statement.
+    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    cursor = driver.cursor()
+    try:
+        for statement in statements:
+            cursor.execute(statement)
+    except sqlite3.Error as error:
+        raise classify(error) or error from error
+    finally:
+        cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    _run_in_begin(connection, "BEGIN IMMEDIATE")
+
+
+def _begin_read_only(connection: Connection) -> None:
+    _run_in_begin(connection, "PRAGMA query_only = ON", "BEGIN")
+
+
+def _end_read_only(connection: Connection) -> None:
+    _run_in_begin(connection, "PRAGMA query_only = OFF")
+
+
+def prepare_sqlite_file(database: Database) -> None:
+    """Choose the file-wide settings of a new SQLite file: WAL, and space that can be given back (L10).
+
+    They are stored in the file, so an existing file is only looked at: setting them again would need the write lock on every
+    start.
+    """
+    with database.autocommit() as session:
+        connection = session.connection()
+        if connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal":
+            return
+        connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+
+
+def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
+    milliseconds = int(busy_timeout.total_seconds() * 1000)
+    try:
+        base = create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            poolclass=QueuePool,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=busy_timeout.total_seconds(),
+            connect_args={"options": f"-c lock_timeout={milliseconds}"},
+        )
+    except (NoSuchModuleError, ImportError) as error:
+        raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
+    translate_errors(base)
+    return Database(
+        base,
+        autocommit=base.execution_options(isolation_level="AUTOCOMMIT"),
+        # One snapshot for the whole unit, as SQLite gives it.
+        reader=base.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
+    )
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    try:
+        yield
+    except PoolTimeoutError as error:
+        raise DatabaseBusyError(
+            "no pooled connection became free in time; close sessions sooner or raise pool_size"
+        ) from error
+
+
+def _after_fork_in_child() -> None:
+    for database in list(_databases):
+        database.forget_inherited_connections()
+
+
+_register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
+if _register is not None:
+    _register(after_in_child=_after_fork_in_child)

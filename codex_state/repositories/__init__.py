@@ -1,0 +1,23 @@
+"""One repository per family of tables; every write is a guarded statement that was built once."""
+
+from codex_state.repositories.backfills import BackfillRepository
+from codex_state.repositories.base import Repository
+from codex_state.repositories.consolidation_locks import ConsolidationLockRepository
+from codex_state.repositories.dynamic_tools import DynamicToolRepository
+from codex_state.repositories.logs import LogRepository
+from codex_state.repositories.memory_scopes import MemoryScopeRepository
+from codex_state.repositories.phase1_jobs import Phase1JobRepository
+from codex_state.repositories.thread_memories import ThreadMemoryRepository
+from codex_state.repositories.threads import ThreadRepository
+
+__all__ = [
+    "BackfillRepository",
+    "ConsolidationLockRepository",
+    "DynamicToolRepository",
+    "LogRepository",
+    "MemoryScopeRepository",
+    "Phase1JobRepository",
+    "Repository",
+    "ThreadMemoryRepository",
+    "ThreadRepository",
+]

@@ -1,0 +1,188 @@
+"""How far each home's index has been built, and who builds it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import BigInteger, ColumnElement, Row, and_, bindparam, case, func, literal_column, null, or_, select, update
+from sqlalchemy.dialects.postgresql import Insert, insert
+
+from codex_state.clock import server_now
+from codex_state.models import (
+    LOCAL_HOME,
+    BackfillLease,
+    BackfillState,
+    BackfillStatus,
+    Claimed,
+    HolderWrite,
+    SkipReason,
+    Skipped,
+)
+from codex_state.models.columns import text
+from codex_state.repositories.base import Repository, seconds_of, select_entity, table_of, to_entity, whole_seconds
+
+_states = table_of(BackfillState)
+_insert = insert(_states)  # type: ignore[arg-type]
+
+_RUNNING, _COMPLETE = (
+    literal_column(f"'{status.value}'", text) for status in (BackfillStatus.RUNNING, BackfillStatus.COMPLETE)
+)
+_KEY = and_(_states.c.id == literal_column("1"), _states.c.home == bindparam("of_home", type_=text))
+_HELD = and_(_KEY, _states.c.status == _RUNNING, _states.c.ownership_token == bindparam("token", type_=text))
+
+
+def _claim(where: ColumnElement[bool] | None, **reset: Any) -> Insert:
+    taken_over = {
+        column: _insert.excluded[column] for column in ("status", "updated_at", "ownership_token", "owner", "claimed_at")
+    }
+    return (
+        _insert.values(
+            id=literal_column("1"),
+            home=bindparam("of_home", type_=text),
+            status=_RUNNING,
+            updated_at=server_now(),
+            ownership_token=bindparam("new_token", type_=text),
+            owner=bindparam("new_owner", type_=text),
+            claimed_at=server_now(),
+        )
+        .on_conflict_do_update(index_elements=["id", "home"], set_=taken_over | reset, where=where)
+        .returning(_states.c.last_watermark, _states.c.claimed_at)
+    )
+
+
+_TRY_CLAIM = _claim(
+    and_(
+        _states.c.status != _COMPLETE,
+        or_(
+            _states.c.status != _RUNNING,
+            seconds_of(_states.c.updated_at) <= server_now() - bindparam("lease_seconds", type_=BigInteger()),
+        ),
+    )
+)
+_TAKE_OVER = _claim(None)
+_TAKE_OVER_FROM_THE_START = _claim(None, last_watermark=null())
+
+_new_watermark = bindparam("new_watermark", type_=text)
+_RENEW = (
+    update(_states).where(_HELD).values(updated_at=server_now()).returning(_states.c.last_watermark)  # type: ignore[arg-type]
+)
+_CHECKPOINT = (
+    update(_states)  # type: ignore[arg-type]
+    .where(_HELD)
+    .values(
+        # Never backwards (law L4), whatever order the work was done in.
+        last_watermark=case(
+            (_states.c.last_watermark > _new_watermark, _states.c.last_watermark), else_=_new_watermark
+        ),
+        updated_at=server_now(),
+    )
+    .returning(_states.c.last_watermark)
+)
+_COMPLETE_IT = (
+    update(_states)  # type: ignore[arg-type]
+    .where(_HELD)
+    .values(
+        status=_COMPLETE,
+        last_watermark=func.coalesce(
+            case((_states.c.last_watermark > _new_watermark, _states.c.last_watermark), else_=_new_watermark),
+            _states.c.last_watermark,
+        ),
+        last_success_at=server_now(),
+        updated_at=server_now(),
+    )
+    .returning(_states.c.last_watermark)
+)
+_GET = select_entity(BackfillState).where(_KEY)
+_REFUSAL = select(_states.c.status).where(_KEY)
+_LIST = select_entity(BackfillState).order_by(_states.c.home)
+
+
+class BackfillRepository(Repository):
+    """Claims and the writes of their holders, on the ``backfill_state`` table."""
+
+    def get(self, home: str = LOCAL_HOME) -> BackfillState | None:
+        """The state of the home's backfill; ``None`` when it never started and nothing noted it as pending."""
+        row = self._one(_GET, {"of_home": home})
+        return None if row is None else to_entity(BackfillState, row)
+
+    def list(self) -> list[BackfillState]:
+        """The state of every home that has one."""
+        return [to_entity(BackfillState, row) for row in self._all(_LIST)]
+
+    def is_complete(self, home: str = LOCAL_HOME) -> bool:
+        """Whether the home's rollouts have all been handled once."""
+        state = self.get(home)
+        return state is not None and state.status is BackfillStatus.COMPLETE
+
+    def try_claim(
+        self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta
+    ) -> Claimed[BackfillLease] | Skipped:
+        """Claim the home's backfill, unless it is complete (``UP_TO_DATE``) or somebody works on it (``RUNNING``).
+
+        Args:
+            home: which home.
+            owner: who will work on it, for people: host and process.
+            lease: how long the worker may be silent before another takes over, in whole seconds.
+        """
+        parameters = _claim_parameters(home, owner) | {"lease_seconds": whole_seconds(lease)}
+        row = self._one(_TRY_CLAIM, parameters)
+        if row is not None:
+            return Claimed(_lease_of(row, parameters, lease))
+        refusal = self._one(_REFUSAL, {"of_home": home})
+        complete = refusal is not None and refusal.status is BackfillStatus.COMPLETE
+        return Skipped(SkipReason.UP_TO_DATE if complete else SkipReason.RUNNING)
+
+    def mark_running(
+        self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta, from_the_start: bool = False
+    ) -> BackfillLease:
+        """Take the home's backfill over by force, whoever works on it and even when it is complete.
+
+        Args:
+            home: which home.
+            owner: who will work on it, for people.
+            lease: how long the worker may be silent before another takes over.
+            from_the_start: forget the watermark, so that every rollout is handled again.
+        """
+        parameters = _claim_parameters(home, owner)
+        row = self._one(_TAKE_OVER_FROM_THE_START if from_the_start else _TAKE_OVER, parameters)
+        assert row is not None
+        return _lease_of(row, parameters, lease)
+
+    def renew(self, lease: BackfillLease) -> HolderWrite:
+        """Prolong the lease from now on, without progress."""
+        return _outcome(self._one(_RENEW, _held(lease)))
+
+    def checkpoint(self, lease: BackfillLease, watermark: str) -> HolderWrite:
+        """Note that every rollout up to ``watermark`` is handled, and prolong the lease.
+
+        Make it the last statement of the transaction that stored the batch: when it answers ``LEASE_LOST``, roll back.
+        """
+        return _outcome(self._one(_CHECKPOINT, _held(lease) | {"new_watermark": watermark}))
+
+    def complete(self, lease: BackfillLease, watermark: str | None = None) -> HolderWrite:
+        """Note that every rollout is handled. Without a ``watermark`` the stored one stays."""
+        return _outcome(self._one(_COMPLETE_IT, _held(lease) | {"new_watermark": watermark}))
+
+
+def _claim_parameters(home: str, owner: str) -> dict[str, Any]:
+    return {"of_home": home, "new_owner": owner, "new_token": uuid4().hex}
+
+
+def _lease_of(row: Row[Any], parameters: dict[str, Any], duration: timedelta) -> BackfillLease:
+    return BackfillLease(
+        home=parameters["of_home"],
+        ownership_token=parameters["new_token"],
+        last_watermark=row.last_watermark,
+        claimed_at=row.claimed_at,
+        duration=duration,
+    )
+
+
+def _held(lease: BackfillLease) -> dict[str, Any]:
+    return {"of_home": lease.home, "token": lease.ownership_token}
+
+
+def _outcome(row: Row[Any] | None) -> HolderWrite:
+    return HolderWrite.LEASE_LOST if row is None else HolderWrite.APPLIED

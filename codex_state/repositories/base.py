@@ -1,0 +1,81 @@
+"""What all repositories share: a session, and statements that were built once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, Executable, FromClause, Row, Select, case, select, type_coerce
+from sqlmodel import Session
+
+from codex_state.models import StateModel
+
+EntityT = TypeVar("EntityT", bound=StateModel)
+
+
+class Repository:
+    """A family of guarded statements over one session.
+
+    The session may be the runtime's or a service's own; whoever opened it decides when it commits. Entities that a
+    repository returns are snapshots: they belong to no session and later writes don't change them.
+    """
+
+    def __init__(self, session: Session) -> None:
+        """Work on ``session``. It isn't closed or committed here."""
+        self._session = session
+
+    @property
+    def _connection(self) -> Connection:
+        # What the service added to its session must be there before a statement that may refer to it.
+        self._session.flush()
+        return self._session.connection()
+
+    def _all(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+        """Run a statement and read every row, which on SQLite is also what ends an autocommitted statement."""
+        return self._connection.execute(statement, parameters).all()
+
+    def _one(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Row[Any] | None:
+        """Run a statement that concerns at most one row. Whether one came back is the outcome (law L1)."""
+        rows = self._all(statement, parameters)
+        if len(rows) > 1:
+            raise AssertionError(f"a guarded statement touched {len(rows)} rows")
+        return rows[0] if rows else None
+
+
+def table_of(model: type[StateModel]) -> FromClause:
+    """The table of an entity."""
+    table: FromClause = model.__table__  # type: ignore[attr-defined]
+    return table
+
+
+def select_entity(model: type[StateModel]) -> Select[Any]:
+    """A query of all columns of an entity, in the order that ``to_entity`` expects."""
+    return select(*table_of(model).columns)
+
+
+def to_entity(model: type[EntityT], row: Row[Any]) -> EntityT:
+    """The snapshot of a row that holds all columns of an entity."""
+    return model.snapshot(row._asdict())
+
+
+def values_of(entity: StateModel) -> dict[str, Any]:
+    """The values of an entity, by column name."""
+    return {column.key: getattr(entity, column.key) for column in table_of(type(entity)).columns}
+
+
+def seconds_of(column: ColumnElement[Any]) -> ColumnElement[int]:
+    """A time column as the whole epoch seconds it is stored as, for arithmetic in SQL."""
+    return type_coerce(column, BigInteger())
+
+
+def later_than(stored: ColumnElement[Any], proposed: ColumnElement[Any]) -> ColumnElement[int]:
+    """``proposed``, or one second after ``stored`` if that isn't later: a time that strictly increases (law L4)."""
+    return case(
+        (seconds_of(proposed) <= seconds_of(stored), seconds_of(stored) + 1), else_=seconds_of(proposed)
+    )
+
+
+def whole_seconds(duration: timedelta) -> int:
+    """A duration in whole seconds, never negative: leases are compared in the seconds that rows store."""
+    return max(duration // timedelta(seconds=1), 0)

@@ -1,0 +1,98 @@
+"""Locks on memory roots: one consolidation at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import BigInteger, and_, bindparam, delete, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from codex_state.clock import server_now
+from codex_state.models import Claimed, ConsolidationLock, HolderWrite, LockLease, SkipReason, Skipped
+from codex_state.models.columns import PathText, UuidText, text
+from codex_state.repositories.base import Repository, seconds_of, select_entity, table_of, to_entity, whole_seconds
+
+_locks = table_of(ConsolidationLock)
+_insert = insert(_locks)  # type: ignore[arg-type]
+
+_KEY = _locks.c.cwd == bindparam("of_cwd", type_=PathText())
+_HELD = and_(_KEY, _locks.c.ownership_token == bindparam("token", type_=text))
+
+_ACQUIRE = (
+    _insert.values(
+        cwd=bindparam("of_cwd", type_=PathText()),
+        working_thread_id=bindparam("new_owner", type_=UuidText()),
+        updated_at=server_now(),
+        ownership_token=bindparam("new_token", type_=text),
+    )
+    .on_conflict_do_update(
+        index_elements=["cwd"],
+        set_={
+            "working_thread_id": _insert.excluded.working_thread_id,
+            "updated_at": _insert.excluded.updated_at,
+            "ownership_token": _insert.excluded.ownership_token,
+        },
+        where=or_(
+            _locks.c.working_thread_id == _insert.excluded.working_thread_id,
+            seconds_of(_locks.c.updated_at) <= server_now() - bindparam("lease_seconds", type_=BigInteger()),
+        ),
+    )
+    .returning(_locks.c.updated_at)
+)
+_RENEW = (
+    update(_locks).where(_HELD).values(updated_at=server_now()).returning(_locks.c.updated_at)  # type: ignore[arg-type]
+)
+_RELEASE = delete(_locks).where(_HELD).returning(_locks.c.cwd)  # type: ignore[arg-type]
+_GET = select_entity(ConsolidationLock).where(_KEY)
+_LIST = select_entity(ConsolidationLock).order_by(_locks.c.updated_at.desc(), _locks.c.cwd)
+
+
+class ConsolidationLockRepository(Repository):
+    """Claims and the writes of their holders, on the ``memory_consolidation_locks`` table."""
+
+    def try_acquire(self, cwd: Path, *, owner: UUID, lease: timedelta) -> Claimed[LockLease] | Skipped:
+        """Take the lock when it is free, stale, or the owner's own; its earlier lease is then void.
+
+        Args:
+            cwd: the memory root to be locked.
+            owner: who consolidates. The same owner gets the lock again at any time, with a fresh token.
+            lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes over
+                at once.
+        """
+        token = uuid4().hex
+        parameters = {
+            "of_cwd": cwd,
+            "new_owner": owner,
+            "new_token": token,
+            "lease_seconds": whole_seconds(lease),
+        }
+        row = self._one(_ACQUIRE, parameters)
+        if row is None:
+            return Skipped(SkipReason.RUNNING)
+        return Claimed(LockLease(cwd, owner, token, row.updated_at, lease))
+
+    def renew(self, lease: LockLease) -> LockLease | None:
+        """Prolong the lease from now on. ``None`` means that it is lost: stop working."""
+        row = self._one(_RENEW, _held(lease))
+        return None if row is None else lease.renewed(row.updated_at)
+
+    def release(self, lease: LockLease) -> HolderWrite:
+        """Give the lock back. A lease that somebody took over changes nothing."""
+        return HolderWrite.LEASE_LOST if self._one(_RELEASE, _held(lease)) is None else HolderWrite.APPLIED
+
+    def get(self, cwd: Path) -> ConsolidationLock | None:
+        """The lock, or ``None`` when nobody holds it."""
+        row = self._one(_GET, {"of_cwd": cwd})
+        return None if row is None else to_entity(ConsolidationLock, row)
+
+    def list(self) -> Sequence[ConsolidationLock]:
+        """Every lock that is held or was left behind, the most recently renewed first."""
+        return [to_entity(ConsolidationLock, row) for row in self._all(_LIST)]
+
+
+def _held(lease: LockLease) -> dict[str, Any]:
+    return {"of_cwd": lease.cwd, "token": lease.ownership_token}

@@ -1,0 +1,43 @@
+"""The tools that threads were started with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from sqlalchemy import bindparam
+from sqlalchemy.dialects.postgresql import insert
+
+from codex_state.models import DynamicTool
+from codex_state.models.columns import UuidText
+from codex_state.repositories.base import Repository, select_entity, table_of, to_entity, values_of
+
+_tools = table_of(DynamicTool)
+
+_GET = (
+    select_entity(DynamicTool)
+    .where(_tools.c.thread_id == bindparam("of_thread", type_=UuidText()))
+    .order_by(_tools.c.position)
+)
+_PERSIST = insert(_tools).on_conflict_do_nothing(index_elements=["thread_id", "position"])  # type: ignore[arg-type]
+
+
+class DynamicToolRepository(Repository):
+    """Reads and writes of the ``thread_dynamic_tools`` table."""
+
+    def get(self, thread_id: UUID) -> list[DynamicTool] | None:
+        """The thread's tools in their order, or ``None`` when it has none."""
+        rows = self._all(_GET, {"of_thread": thread_id})
+        return [to_entity(DynamicTool, row) for row in rows] or None
+
+    def persist(self, tools: Iterable[DynamicTool]) -> None:
+        """Store tools, of one thread or of many. A position that is stored already stays as it is.
+
+        Tools are defined when a thread starts, so what was stored first is right. Call it in a transaction when there is
+        more than one tool: it isn't one statement.
+
+        Raises:
+            IntegrityViolationError: a tool's thread has no row.
+        """
+        if rows := [values_of(tool) for tool in tools]:
+            self._connection.execute(_PERSIST, rows)

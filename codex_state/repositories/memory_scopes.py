@@ -1,0 +1,85 @@
+"""Which scopes have memories that their consolidation hasn't seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import BigInteger, and_, bindparam, literal_column, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from codex_state.clock import server_now
+from codex_state.models import MemoryScope, MemoryScopeDirty
+from codex_state.models.columns import EpochSeconds, text
+from codex_state.repositories.base import Repository, later_than, select_entity, table_of, to_entity
+
+_scopes = table_of(MemoryScopeDirty)
+_insert = insert(_scopes)  # type: ignore[arg-type]
+
+_KEY = and_(
+    _scopes.c.scope_kind == bindparam("of_kind", type_=text), _scopes.c.scope_key == bindparam("of_key", type_=text)
+)
+
+_MARK_DIRTY = (
+    _insert.from_select(
+        ["scope_kind", "scope_key", "dirty", "updated_at"],
+        select(
+            bindparam("of_kind", type_=text), bindparam("of_key", type_=text), literal_column("1"), server_now()
+        ).where(literal_column("1") == literal_column("1")),
+    )
+    .on_conflict_do_update(
+        index_elements=["scope_kind", "scope_key"],
+        set_={"dirty": literal_column("1"), "updated_at": later_than(_scopes.c.updated_at, _insert.excluded.updated_at)},
+    )
+    .returning(_scopes.c.updated_at)
+)
+_MARK_CLEAN = (
+    update(_scopes)  # type: ignore[arg-type]
+    .where(
+        _KEY,
+        _scopes.c.dirty == literal_column("1"),
+        _scopes.c.updated_at == bindparam("seen_updated_at", type_=EpochSeconds()),
+    )
+    .values(dirty=literal_column("0"))
+    .returning(_scopes.c.updated_at)
+)
+_LIST_DIRTY = (
+    select_entity(MemoryScopeDirty)
+    .where(_scopes.c.dirty == literal_column("1"))
+    .order_by(_scopes.c.updated_at, _scopes.c.scope_kind, _scopes.c.scope_key)
+    .limit(bindparam("row_limit", type_=BigInteger()))
+)
+_GET = select_entity(MemoryScopeDirty).where(_KEY)
+
+
+class MemoryScopeRepository(Repository):
+    """Reads and writes of the ``memory_scope_dirty`` table."""
+
+    def mark_dirty(self, scope: MemoryScope) -> datetime:
+        """Note that the scope has something new. Returns the mark's time, which strictly increases per scope."""
+        row = self._one(_MARK_DIRTY, {"of_kind": scope.kind, "of_key": scope.key})
+        assert row is not None
+        marked_at: datetime = row.updated_at
+        return marked_at
+
+    def mark_clean(self, scope: MemoryScope, *, seen: datetime) -> bool:
+        """Note that everything up to the mark ``seen`` is consolidated.
+
+        Args:
+            scope: the scope.
+            seen: the mark's ``updated_at`` as it was *before* the memories were read.
+
+        Returns:
+            Whether the scope is clean now; false when something became dirty since, or it wasn't dirty.
+        """
+        parameters = {"of_kind": scope.kind, "of_key": scope.key, "seen_updated_at": seen}
+        return self._one(_MARK_CLEAN, parameters) is not None
+
+    def get(self, scope: MemoryScope) -> MemoryScopeDirty | None:
+        """The scope's mark, or ``None`` when it was never dirty."""
+        row = self._one(_GET, {"of_kind": scope.kind, "of_key": scope.key})
+        return None if row is None else to_entity(MemoryScopeDirty, row)
+
+    def list_dirty(self, *, limit: int = 1000) -> Sequence[MemoryScopeDirty]:
+        """The dirty scopes, those that wait longest first."""
+        return [to_entity(MemoryScopeDirty, row) for row in self._all(_LIST_DIRTY, {"row_limit": limit})]

@@ -1,0 +1,178 @@
+"""The batch claim: candidates are chosen and claimed in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
+
+from codex_state.clock import server_now
+from codex_state.errors import InvalidInputError
+from codex_state.models import SCOPE_CWD, SCOPE_USER, MemoryMode, Phase1Job, Phase1Status, Thread
+from codex_state.models.columns import UuidText, text
+from codex_state.repositories.base import seconds_of, table_of
+from codex_state.repositories.phase1_claims import claim_from, claimable
+from codex_state.sql import fresh_token
+
+_jobs = table_of(Phase1Job)
+_threads = table_of(Thread)
+_RUNNING = literal_column(f"'{Phase1Status.RUNNING.value}'", text)
+
+
+def statement_of(
+    *,
+    owner: UUID,
+    lease_seconds: int,
+    limit: int,
+    max_age_seconds: int,
+    sources: Collection[str],
+    scope_kinds: Collection[str],
+    exclude: UUID | None,
+    max_running: int | None,
+    home: str | None,
+) -> tuple[Any, dict[str, Any]]:
+    """The batch claim and its parameters.
+
+    Raises:
+        InvalidInputError: a scope kind that isn't ``cwd`` or ``user``.
+    """
+    if unknown := sorted(set(scope_kinds) - {SCOPE_CWD, SCOPE_USER}):
+        raise InvalidInputError(f"unknown scope kinds {unknown}; known: {SCOPE_CWD}, {SCOPE_USER}")
+    parameters: dict[str, Any] = {
+        "new_owner": owner,
+        "lease_seconds": lease_seconds,
+        "row_limit": max(limit, 0),
+        "max_age_seconds": max_age_seconds,
+        "of_sources": list(sources),
+    }
+    if exclude is not None:
+        parameters["excluded_thread"] = exclude
+    if max_running is not None:
+        parameters["max_running"] = max_running
+    if home is not None:
+        parameters["of_home"] = home
+    shape = (tuple(sorted(set(scope_kinds))), exclude is not None, max_running is not None, home is not None)
+    return _claim(*shape), parameters
+
+
+@lru_cache(maxsize=64)
+def _claim(scope_kinds: tuple[str, ...], excluding: bool, capped: bool, of_home: bool) -> Any:  # noqa: FBT001
+    candidates = _candidates(scope_kinds, excluding, capped, of_home).cte("candidates")
+    branches = []
+    for kind in scope_kinds:
+        key = _key_of(kind, candidates.c.cwd)
+        job = _job_of(candidates.c.id, kind, key)
+        branches.append(
+            select(
+                candidates.c.id,
+                literal_column(f"'{kind}'", text).label("scope_kind"),
+                key.label("scope_key"),
+                candidates.c.updated_at,
+            )
+            .select_from(candidates.outerjoin(_jobs, job))
+            .where(_has_scope(kind, candidates.c.cwd), _is_open(candidates.c.updated_at))
+        )
+    wanted = union_all(*branches).subquery("wanted")
+    claims = (
+        select(
+            wanted.c.id,
+            wanted.c.scope_kind,
+            wanted.c.scope_key,
+            _RUNNING,
+            bindparam("new_owner", type_=UuidText()),
+            server_now(),
+            wanted.c.updated_at,
+            fresh_token(),
+            literal_column("1"),
+        )
+        # Without a WHERE, SQLite would read ON CONFLICT as the ON of a join.
+        .where(literal_column("1") == literal_column("1"))
+        .order_by(wanted.c.updated_at.desc(), wanted.c.id.desc(), wanted.c.scope_kind)
+    )
+    return claim_from(claims.limit(_room()) if capped else claims)
+
+
+def _candidates(scope_kinds: tuple[str, ...], excluding: bool, capped: bool, of_home: bool) -> Select[Any]:  # noqa: FBT001
+    limit: ColumnElement[int] = bindparam("row_limit", type_=BigInteger())
+    if capped:
+        room = _room()
+        limit = case((room < limit, room), else_=limit)
+    statement = (
+        select(_threads.c.id, _threads.c.cwd, _threads.c.updated_at)
+        .where(
+            _threads.c.archived == literal_column("0"),
+            _threads.c.memory_mode == literal_column(f"'{MemoryMode.ENABLED.value}'", text),
+            _threads.c.source.in_(bindparam("of_sources", expanding=True)),
+            seconds_of(_threads.c.updated_at) >= server_now() - bindparam("max_age_seconds", type_=BigInteger()),
+            or_(*(_can_be_claimed(kind) for kind in scope_kinds)),
+        )
+        .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
+        .limit(limit)
+        # Two workers that claim at once take different threads and don't wait for each other.
+        .with_for_update(of=_threads, skip_locked=True)
+    )
+    if excluding:
+        statement = statement.where(_threads.c.id != bindparam("excluded_thread", type_=UuidText()))
+    if of_home:
+        statement = statement.where(_threads.c.home == bindparam("of_home"))
+    return statement
+
+
+def _can_be_claimed(kind: str) -> ColumnElement[bool]:
+    key = _key_of(kind, _threads.c.cwd)
+    job = _job_of(_threads.c.id, kind, key)
+    blocking = select(literal_column("1")).where(job, ~_claimable_now(_threads.c.updated_at)).exists()
+    return and_(_has_scope(kind, _threads.c.cwd), ~blocking)
+
+
+def _claimable_now(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
+    # A comparison with NULL (a failed job's missing retry time) must count as "no" under NOT as well.
+    return func.coalesce(case((claimable(source_updated_at), 1), else_=0), 0) == literal_column("1")
+
+
+def _is_open(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
+    return or_(_jobs.c.thread_id.is_(None), claimable(source_updated_at))
+
+
+def _job_of(thread_id: ColumnElement[Any], kind: str, key: ColumnElement[Any]) -> ColumnElement[bool]:
+    return and_(
+        _jobs.c.thread_id == thread_id,
+        _jobs.c.scope_kind == literal_column(f"'{kind}'", text),
+        _jobs.c.scope_key == key,
+    )
+
+
+def _key_of(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[Any]:
+    return cwd if kind == SCOPE_CWD else literal_column(f"'{SCOPE_USER}'", text)
+
+
+def _has_scope(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[bool]:
+    return cwd != literal_column("''", text) if kind == SCOPE_CWD else literal_column("1") == literal_column("1")
+
+
+def _room() -> ColumnElement[int]:
+    """How many more leases the cap allows. Stale ones don't count, so a cap full of them never blocks their take-over."""
+    lease = bindparam("lease_seconds", type_=BigInteger())
+    live = (
+        select(func.count())
+        .select_from(_jobs)
+        .where(_jobs.c.status == _RUNNING, seconds_of(_jobs.c.started_at) > server_now() - lease)
+        .scalar_subquery()
+    )
+    room = bindparam("max_running", type_=BigInteger()) - live
+    return case((room < literal_column("0"), literal_column("0")), else_=room)

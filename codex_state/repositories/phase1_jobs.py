@@ -1,0 +1,294 @@
+"""Extraction jobs: who may extract which thread's memory, as leases.
+
+The rules of a claim stand with its statement, in ``phase1_claims``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from codex_state.clock import server_now
+from codex_state.errors import ThreadNotFoundError
+from codex_state.models import (
+    Claimed,
+    HolderWrite,
+    MemoryScope,
+    Phase1Job,
+    Phase1Key,
+    Phase1Lease,
+    Phase1Status,
+    Requeue,
+    SkipReason,
+    Skipped,
+    Thread,
+)
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
+from codex_state.repositories import phase1_candidates
+from codex_state.repositories.base import Repository, select_entity, table_of, to_entity, whole_seconds
+from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from
+
+_jobs = table_of(Phase1Job)
+_threads = table_of(Thread)
+
+_KEY = and_(
+    _jobs.c.thread_id == bindparam("of_thread", type_=UuidText()),
+    _jobs.c.scope_kind == bindparam("of_kind", type_=text),
+    _jobs.c.scope_key == bindparam("of_key", type_=text),
+)
+_HELD = and_(_KEY, _jobs.c.status == RUNNING, _jobs.c.ownership_token == bindparam("token", type_=text))
+
+_CLAIM = claim_from(
+    # From the thread's row, so that a job without a thread is "no row came back" rather than a broken transaction.
+    select(
+        _threads.c.id,
+        bindparam("of_kind", type_=text),
+        bindparam("of_key", type_=text),
+        RUNNING,
+        bindparam("new_owner", type_=UuidText()),
+        server_now(),
+        bindparam("new_source", type_=EpochSeconds()),
+        bindparam("new_token", type_=text),
+        literal_column("1"),
+    ).where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
+)
+
+_REFUSAL = (
+    select(
+        case(
+            (
+                _jobs.c.status == FAILED,
+                case(
+                    (_jobs.c.retry_at.is_(None), SkipReason.TERMINAL_FAILURE.value),
+                    else_=SkipReason.RETRY_LATER.value,
+                ),
+            ),
+            (_jobs.c.status == SUCCEEDED, SkipReason.UP_TO_DATE.value),
+            else_=SkipReason.RUNNING.value,
+        ).label("reason")
+    )
+    .select_from(_threads.outerjoin(_jobs, _KEY))
+    .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
+)
+
+_RENEW = (
+    update(_jobs).where(_HELD).values(started_at=server_now()).returning(_jobs.c.started_at)  # type: ignore[arg-type]
+)
+_SUCCEED = (
+    update(_jobs)  # type: ignore[arg-type]
+    .where(_HELD)
+    .values(
+        status=SUCCEEDED,
+        finished_at=server_now(),
+        failure_reason=null(),
+        raw_memory_path=bindparam("new_raw_memory_path", type_=PathText()),
+        summary_hash=bindparam("new_summary_hash", type_=text),
+    )
+    .returning(_jobs.c.attempt)
+)
+_retry_seconds = bindparam("retry_seconds", type_=BigInteger())
+_FAIL = (
+    update(_jobs)  # type: ignore[arg-type]
+    .where(_HELD)
+    .values(
+        status=FAILED,
+        finished_at=server_now(),
+        failure_reason=bindparam("new_failure_reason", type_=text),
+        retry_at=server_now() + _retry_seconds,  # NULL when there is no retry: the failure is terminal
+    )
+    .returning(_jobs.c.attempt)
+)
+_REQUEUE = (
+    update(_jobs)  # type: ignore[arg-type]
+    .where(_KEY, _jobs.c.status == FAILED)
+    .values(retry_at=server_now())
+    .returning(_jobs.c.attempt)
+)
+_GET = select_entity(Phase1Job).where(_KEY)
+
+_order = (_jobs.c.started_at.desc(), _jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key)
+_limit = bindparam("row_limit", type_=BigInteger())
+_LIST = select_entity(Phase1Job).order_by(*_order).limit(_limit)
+_LIST_BY_STATUS = (
+    select_entity(Phase1Job).where(_jobs.c.status == bindparam("of_status", type_=text)).order_by(*_order).limit(_limit)
+)
+_COUNT = select(_jobs.c.status, func.count().label("jobs")).group_by(_jobs.c.status)
+
+
+class Phase1JobRepository(Repository):
+    """Claims and the writes of their holders, on the ``memory_phase1_jobs`` table."""
+
+    def try_claim(
+        self, key: Phase1Key, *, owner: UUID, source_updated_at: datetime, lease: timedelta
+    ) -> Claimed[Phase1Lease] | Skipped:
+        """Claim one job, or learn why not.
+
+        Args:
+            key: which thread and scope.
+            owner: the session that will do the work, for people to see. The token, not the owner, is what guards.
+            source_updated_at: which version of the thread will be extracted.
+            lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes over
+                a running job at once. Seconds are whole, so a lease may end up to one second early: trust
+                ``lease`` minus one second minus a margin, counted from *before* this call.
+
+        Raises:
+            ThreadNotFoundError: the thread has no row.
+        """
+        token = uuid4().hex
+        parameters = _key_of(key) | {
+            "new_owner": owner,
+            "new_source": source_updated_at,
+            "new_token": token,
+            "lease_seconds": whole_seconds(lease),
+        }
+        row = self._one(_CLAIM, parameters)
+        if row is not None:
+            return Claimed(lease_of(row, owner, lease))
+        refusal = self._one(_REFUSAL, _key_of(key))
+        if refusal is None:
+            raise ThreadNotFoundError(key.thread_id)
+        return Skipped(SkipReason(refusal.reason))
+
+    def claim_candidates(
+        self,
+        *,
+        owner: UUID,
+        lease: timedelta,
+        limit: int = 64,
+        max_age: timedelta = timedelta(days=30),
+        sources: Collection[str] = ("cli", "vscode"),
+        scope_kinds: Collection[str] = ("cwd", "user"),
+        exclude: UUID | None = None,
+        max_running: int | None = None,
+        home: str | None = None,
+    ) -> list[Phase1Lease]:
+        """Claim the jobs of the most recently updated threads that have something to extract, in one statement.
+
+        A thread is a candidate when it isn't archived, its source is interactive, its memory mode is ``enabled`` and one of
+        its jobs can be claimed. Threads are never waited for: what another worker claims meanwhile is left to it.
+
+        Args:
+            owner: the session that will do the work.
+            lease: how long the holder may be silent before another takes over, in whole seconds.
+            limit: how many threads at most; each gives up to one lease per scope kind.
+            max_age: threads not updated for longer than this are left alone.
+            sources: which sources count as interactive.
+            scope_kinds: ``cwd``, ``user`` or both. A thread without a known directory has no ``cwd`` scope.
+            exclude: the caller's own thread.
+            max_running: how many live leases there may be at once, over all workers; stale ones don't count, so they can
+                always be taken over. ``None`` for no bound.
+            home: only threads of this home; ``None`` means all.
+
+        Returns:
+            The leases, most recently updated thread first.
+        """
+        statement, parameters = phase1_candidates.statement_of(
+            owner=owner,
+            lease_seconds=whole_seconds(lease),
+            limit=limit,
+            max_age_seconds=whole_seconds(max_age),
+            sources=sources,
+            scope_kinds=scope_kinds,
+            exclude=exclude,
+            max_running=max_running,
+            home=home,
+        )
+        leases = [lease_of(row, owner, lease) for row in self._all(statement, parameters)]
+        # RETURNING has no order.
+        leases.sort(key=lambda lease: (lease.source_updated_at, lease.key.thread_id), reverse=True)
+        return leases
+
+    def renew(self, lease: Phase1Lease) -> Phase1Lease | None:
+        """Prolong the lease from now on. ``None`` means that it is lost: stop working.
+
+        A lease that is over but that nobody took is still the holder's and can be renewed.
+        """
+        row = self._one(_RENEW, _held(lease))
+        return None if row is None else lease.renewed(row.started_at)
+
+    def succeed(self, lease: Phase1Lease, *, raw_memory_path: Path, summary_hash: str) -> HolderWrite:
+        """Finish the job, naming what it produced."""
+        parameters = _held(lease) | {"new_raw_memory_path": raw_memory_path, "new_summary_hash": summary_hash}
+        return _outcome(self._one(_SUCCEED, parameters))
+
+    def fail(self, lease: Phase1Lease, reason: str, *, retry_after: timedelta | None = None) -> HolderWrite:
+        """Finish the job as failed.
+
+        Args:
+            lease: the holder's lease.
+            reason: what went wrong, for people.
+            retry_after: when it may be claimed again; ``None`` makes the failure terminal, also for newer sources.
+        """
+        parameters = _held(lease) | {
+            "new_failure_reason": reason,
+            "retry_seconds": None if retry_after is None else whole_seconds(retry_after),
+        }
+        return _outcome(self._one(_FAIL, parameters))
+
+    def requeue(self, key: Phase1Key) -> Requeue:
+        """Let a failed job be claimed again, now: an operator's decision, so no lease is needed."""
+        if self._one(_REQUEUE, _key_of(key)) is not None:
+            return Requeue.REQUEUED
+        return Requeue.NOT_FOUND if self.get(key) is None else Requeue.NOT_FAILED
+
+    def get(self, key: Phase1Key) -> Phase1Job | None:
+        """The job, or ``None`` when it was never claimed."""
+        row = self._one(_GET, _key_of(key))
+        return None if row is None else to_entity(Phase1Job, row)
+
+    def list(self, *, status: Phase1Status | None = None, limit: int = 100) -> Sequence[Phase1Job]:
+        """Jobs, the most recently started first."""
+        if status is None:
+            rows = self._all(_LIST, {"row_limit": limit})
+        else:
+            rows = self._all(_LIST_BY_STATUS, {"of_status": status.value, "row_limit": limit})
+        return [to_entity(Phase1Job, row) for row in rows]
+
+    def count_by_status(self) -> dict[Phase1Status, int]:
+        """How many jobs there are in each state."""
+        counts = {Phase1Status(row.status): row.jobs for row in self._all(_COUNT)}
+        return {status: counts.get(status, 0) for status in Phase1Status}
+
+
+def lease_of(row: Row[Any], owner: UUID, duration: timedelta) -> Phase1Lease:
+    """The lease that a claim's returned row grants."""
+    return Phase1Lease(
+        key=Phase1Key(row.thread_id, MemoryScope(row.scope_kind, row.scope_key)),
+        owner=owner,
+        ownership_token=row.ownership_token,
+        attempt=row.attempt,
+        source_updated_at=row.source_updated_at,
+        started_at=row.started_at,
+        duration=duration,
+    )
+
+
+def _key_of(key: Phase1Key) -> dict[str, Any]:
+    return {"of_thread": key.thread_id, "of_kind": key.scope.kind, "of_key": key.scope.key}
+
+
+def _held(lease: Phase1Lease) -> dict[str, Any]:
+    return _key_of(lease.key) | {"token": lease.ownership_token}
+
+
+def _outcome(row: Row[Any] | None) -> HolderWrite:
+    return HolderWrite.LEASE_LOST if row is None else HolderWrite.APPLIED

@@ -1,0 +1,198 @@
+"""What was remembered of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, and_, bindparam, literal_column, null, select, update
+from sqlalchemy.dialects.postgresql import Insert, insert
+
+from codex_state.clock import server_now
+from codex_state.errors import ThreadNotFoundError
+from codex_state.models import HolderWrite, MemoryScope, Phase1Job, Phase1Lease, Phase1Status, Thread, ThreadMemory
+from codex_state.models.columns import UuidText, text
+from codex_state.repositories.base import Repository, later_than, select_entity, table_of, to_entity
+
+_memories = table_of(ThreadMemory)
+_threads = table_of(Thread)
+_jobs = table_of(Phase1Job)
+_insert = insert(_memories)  # type: ignore[arg-type]
+
+_thread_id = bindparam("of_thread", type_=UuidText())
+_scope_kind = bindparam("of_kind", type_=text)
+_scope_key = bindparam("of_key", type_=text)
+_KEY = and_(
+    _memories.c.thread_id == _thread_id,
+    _memories.c.scope_kind == _scope_kind,
+    _memories.c.scope_key == _scope_key,
+)
+
+
+def _upsert_from(source: Select[Any]) -> Insert:
+    """Insert one memory for the row of ``source``, or nothing if it has none. A new text revives an invalidated row."""
+    excluded = _insert.excluded
+    return (
+        _insert.from_select(
+            ["thread_id", "scope_kind", "scope_key", "raw_memory", "memory_summary", "updated_at"], source
+        )
+        .on_conflict_do_update(
+            index_elements=["thread_id", "scope_kind", "scope_key"],
+            set_={
+                "raw_memory": excluded.raw_memory,
+                "memory_summary": excluded.memory_summary,
+                "updated_at": later_than(_memories.c.updated_at, excluded.updated_at),
+                "invalidated_at": null(),
+                "invalid_reason": null(),
+            },
+        )
+        .returning(*_memories.columns)
+    )
+
+
+def _new_memory(kind: ColumnElement[Any], key: ColumnElement[Any]) -> tuple[ColumnElement[Any], ...]:
+    return (
+        kind,
+        key,
+        bindparam("new_raw_memory", type_=text),
+        bindparam("new_memory_summary", type_=text),
+        server_now(),
+    )
+
+
+_UPSERT = _upsert_from(
+    select(_threads.c.id, *_new_memory(_scope_kind, _scope_key)).where(_threads.c.id == _thread_id)
+)
+_UPSERT_CWD = _upsert_from(
+    select(_threads.c.id, *_new_memory(literal_column("'cwd'"), _threads.c.cwd)).where(_threads.c.id == _thread_id)
+)
+_UPSERT_IF_OWNER = _upsert_from(
+    select(_jobs.c.thread_id, *_new_memory(_jobs.c.scope_kind, _jobs.c.scope_key))
+    .where(
+        _jobs.c.thread_id == _thread_id,
+        _jobs.c.scope_kind == _scope_kind,
+        _jobs.c.scope_key == _scope_key,
+        _jobs.c.status == literal_column(f"'{Phase1Status.RUNNING.value}'"),
+        _jobs.c.ownership_token == bindparam("token", type_=text),
+    )
+    # On PostgreSQL a take-over and this write must not pass each other; SQLite has one writer anyway.
+    .with_for_update()
+)
+
+_GET = (
+    select_entity(ThreadMemory)
+    .where(_memories.c.thread_id == _thread_id)
+    .order_by(_memories.c.updated_at.desc(), _memories.c.scope_kind.desc(), _memories.c.scope_key.desc())
+    .limit(1)
+)
+_LAST_N = (
+    select_entity(ThreadMemory)
+    .where(
+        _memories.c.scope_kind == _scope_kind,
+        _memories.c.scope_key == _scope_key,
+        _memories.c.invalidated_at.is_(None),
+    )
+    .order_by(_memories.c.updated_at.desc(), _memories.c.thread_id.desc())
+    .limit(bindparam("row_limit", type_=BigInteger()))
+)
+_RECORD_USE = (
+    update(_memories)  # type: ignore[arg-type]
+    .where(_KEY)
+    .values(last_used_at=server_now(), used_count=_memories.c.used_count + 1)
+    .returning(_memories.c.used_count)
+)
+_INVALIDATE = (
+    update(_memories)  # type: ignore[arg-type]
+    .where(_KEY, _memories.c.invalidated_at.is_(None))
+    .values(invalidated_at=server_now(), invalid_reason=bindparam("reason", type_=text))
+    .returning(_memories.c.thread_id)
+)
+_THREAD_EXISTS = select(_threads.c.id).where(_threads.c.id == _thread_id)
+
+
+def _key_of(thread_id: UUID, scope: MemoryScope) -> dict[str, Any]:
+    return {"of_thread": thread_id, "of_kind": scope.kind, "of_key": scope.key}
+
+
+class ThreadMemoryRepository(Repository):
+    """Reads and writes of the ``thread_memory`` table. ``updated_at`` strictly increases with every write of a row."""
+
+    def get(self, thread_id: UUID) -> ThreadMemory | None:
+        """The thread's newest memory of any scope, invalidated or not; ``None`` when it has none."""
+        row = self._one(_GET, {"of_thread": thread_id})
+        return None if row is None else to_entity(ThreadMemory, row)
+
+    def upsert(self, thread_id: UUID, raw_memory: str, memory_summary: str) -> ThreadMemory:
+        """Store a memory for the scope of the thread's own working directory, whoever holds the job.
+
+        Raises:
+            ThreadNotFoundError: the thread has no row.
+        """
+        row = self._one(
+            _UPSERT_CWD,
+            {"of_thread": thread_id, "new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
+        )
+        return self._stored(row, thread_id)
+
+    def upsert_for_scope(
+        self, thread_id: UUID, scope: MemoryScope, raw_memory: str, memory_summary: str
+    ) -> ThreadMemory:
+        """Store a memory for an explicit scope, whoever holds the job.
+
+        Raises:
+            ThreadNotFoundError: the thread has no row.
+        """
+        row = self._one(
+            _UPSERT,
+            _key_of(thread_id, scope) | {"new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
+        )
+        return self._stored(row, thread_id)
+
+    def upsert_if_owner(
+        self, lease: Phase1Lease, raw_memory: str, memory_summary: str
+    ) -> ThreadMemory | Literal[HolderWrite.LEASE_LOST]:
+        """Store a memory as the holder of the extraction job; a lost lease changes nothing (law L2).
+
+        Raises:
+            ThreadNotFoundError: the thread has no row.
+        """
+        row = self._one(
+            _UPSERT_IF_OWNER,
+            _key_of(lease.key.thread_id, lease.key.scope)
+            | {"token": lease.ownership_token, "new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
+        )
+        if row is not None:
+            return to_entity(ThreadMemory, row)
+        if self._one(_THREAD_EXISTS, {"of_thread": lease.key.thread_id}) is None:
+            raise ThreadNotFoundError(lease.key.thread_id)
+        return HolderWrite.LEASE_LOST
+
+    def last_n_for_cwd(self, cwd: Path, n: int) -> Sequence[ThreadMemory]:
+        """The ``n`` newest valid memories of exactly this working directory, newest first."""
+        return self.last_n_for_scope(MemoryScope.cwd(cwd), n)
+
+    def last_n_for_scope(self, scope: MemoryScope, n: int) -> Sequence[ThreadMemory]:
+        """The ``n`` newest valid memories of exactly this scope, newest first; equal times by thread id, descending."""
+        if n <= 0:
+            return []
+        rows = self._all(_LAST_N, {"of_kind": scope.kind, "of_key": scope.key, "row_limit": n})
+        return [to_entity(ThreadMemory, row) for row in rows]
+
+    def record_use(self, thread_id: UUID, scope: MemoryScope) -> bool:
+        """Count one use of a memory, now. Tells whether there is such a memory."""
+        return self._one(_RECORD_USE, _key_of(thread_id, scope)) is not None
+
+    def invalidate(self, thread_id: UUID, scope: MemoryScope, reason: str) -> bool:
+        """Take a memory out of listings, with a reason. Tells whether it was valid until now.
+
+        A new text for the same thread and scope makes it valid again.
+        """
+        return self._one(_INVALIDATE, _key_of(thread_id, scope) | {"reason": reason}) is not None
+
+    @staticmethod
+    def _stored(row: Row[Any] | None, thread_id: UUID) -> ThreadMemory:
+        if row is None:
+            raise ThreadNotFoundError(thread_id)
+        return to_entity(ThreadMemory, row)

@@ -1,0 +1,213 @@
+"""Threads: the index of rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import and_, bindparam, case, delete, func, select, update
+from sqlalchemy.dialects.postgresql import Insert, insert
+
+from codex_state.models import Anchor, SortKey, Thread, ThreadsPage
+from codex_state.models.columns import EpochSeconds, PathText, UuidText
+from codex_state.repositories import thread_listing
+from codex_state.repositories.base import Repository, select_entity, table_of, to_entity, values_of
+
+# One insert construct serves both databases: what PostgreSQL's ON CONFLICT renders, SQLite's dialect renders as well.
+_threads = table_of(Thread)
+_insert = insert(_threads)  # type: ignore[arg-type]
+_BY_ID = _threads.c.id == bindparam("thread_id", type_=UuidText())
+
+
+def _overwrite(*kept: str, **instead: Any) -> Insert:
+    updates = {
+        column.key: _insert.excluded[column.key]
+        for column in _threads.columns
+        if column.key not in {"id", *kept}
+    }
+    return _insert.on_conflict_do_update(index_elements=["id"], set_=updates | instead)
+
+
+_GET = select_entity(Thread).where(_BY_ID)
+_UPSERT = _overwrite("memory_mode")
+_INSERT_IF_ABSENT = _insert.on_conflict_do_nothing(index_elements=["id"]).returning(_threads.c.id)
+
+_has_explicit_title = and_(
+    func.trim(_threads.c.title) != "",
+    func.trim(_threads.c.title) != func.trim(_threads.c.first_user_message),
+)
+_UPSERT_FROM_ROLLOUT = _overwrite(
+    title=case((_has_explicit_title, _threads.c.title), else_=_insert.excluded.title),
+    **{
+        field: func.coalesce(_threads.c[field], _insert.excluded[field])
+        for field in ("git_sha", "git_branch", "git_origin_url")
+    },
+)
+
+_PATH = select(_threads.c.rollout_path).where(_BY_ID)
+_PATH_ARCHIVED = {flag: _PATH.where(_threads.c.archived == flag) for flag in (True, False)}
+
+_SET_ARCHIVED = (
+    update(_threads)  # type: ignore[arg-type]
+    .where(_BY_ID)
+    .values(
+        archived=bindparam("new_archived"),
+        archived_at=bindparam("new_archived_at", type_=EpochSeconds()),
+        rollout_path=bindparam("new_rollout_path", type_=PathText()),
+        updated_at=func.coalesce(bindparam("new_updated_at", type_=EpochSeconds()), _threads.c.updated_at),
+    )
+    .returning(_threads.c.id)
+)
+_SET_MEMORY_MODE = (
+    update(_threads).where(_BY_ID).values(memory_mode=bindparam("new_memory_mode")).returning(_threads.c.id)  # type: ignore[arg-type]
+)
+_SET_TITLE = update(_threads).where(_BY_ID).values(title=bindparam("new_title")).returning(_threads.c.id)  # type: ignore[arg-type]
+_DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)  # type: ignore[arg-type]
+
+
+class ThreadRepository(Repository):
+    """Reads and writes of the ``threads`` table."""
+
+    def get(self, thread_id: UUID) -> Thread | None:
+        """The thread, or ``None``.
+
+        Raises:
+            InvalidRowError: the row holds a value that no version writes.
+        """
+        row = self._one(_GET, {"thread_id": thread_id})
+        return None if row is None else to_entity(Thread, row)
+
+    def upsert(self, thread: Thread) -> None:
+        """Insert the thread, or replace every column of its row but ``memory_mode``, which belongs to its creation."""
+        self._connection.execute(_UPSERT, _row_of(thread))
+
+    def upsert_many(self, threads: Iterable[Thread]) -> None:
+        """``upsert`` for many threads in one round. Call it in a transaction: it isn't one statement."""
+        if rows := [_row_of(thread) for thread in threads]:
+            self._connection.execute(_UPSERT, rows)
+
+    def upsert_from_rollouts(self, threads: Iterable[Thread]) -> None:
+        """Write what rollouts say, keeping what they can't know. Call it in a transaction: it isn't one statement.
+
+        Each git field that the row already has stays. So does a title that was given by the user, which shows by differing
+        from the first message. Everything else, ``memory_mode`` included, is taken from the rollout.
+        """
+        if rows := [_row_of(thread) for thread in threads]:
+            self._connection.execute(_UPSERT_FROM_ROLLOUT, rows)
+
+    def insert_if_absent(self, thread: Thread) -> bool:
+        """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""
+        return self._one(_INSERT_IF_ABSENT, _row_of(thread)) is not None
+
+    def list(
+        self,
+        *,
+        page_size: int,
+        anchor: Anchor | None = None,
+        sort_key: SortKey = SortKey.UPDATED_AT,
+        sources: Collection[str] = (),
+        providers: Collection[str] = (),
+        archived: bool = False,
+        home: str | None = None,
+    ) -> ThreadsPage:
+        """One page of threads that have a first user message, newest first.
+
+        Args:
+            page_size: how many threads the page holds at most; 0 gives an empty page.
+            anchor: the previous page's ``next_anchor``; ``None`` for the first page.
+            sort_key: the time to sort by; threads of one second are ordered by id.
+            sources: only threads of these sources; empty means all.
+            providers: only threads of these model providers; empty means all.
+            archived: only archived threads, or only the others.
+            home: only threads of this home; ``None`` means all.
+        """
+        if page_size <= 0:
+            return ThreadsPage([], None, 0)
+        statement, parameters = thread_listing.statement_of(
+            sort_key, archived, sources, providers, anchor, home, limit=page_size + 1
+        )
+        rows = self._all(statement, parameters)
+        items = [to_entity(Thread, row) for row in rows[:page_size]]
+        following = thread_listing.anchor_of(items[-1], sort_key) if len(rows) > page_size else None
+        return ThreadsPage(items, following, len(rows))
+
+    def list_ids(
+        self,
+        *,
+        limit: int,
+        anchor: Anchor | None = None,
+        sort_key: SortKey = SortKey.UPDATED_AT,
+        sources: Collection[str] = (),
+        providers: Collection[str] = (),
+        archived: bool = False,
+        home: str | None = None,
+    ) -> Sequence[UUID]:
+        """The ids that ``list`` would give, at most ``limit`` of them."""
+        if limit <= 0:
+            return []
+        statement, parameters = thread_listing.statement_of(
+            sort_key, archived, sources, providers, anchor, home, limit=limit, ids_only=True
+        )
+        return [row.id for row in self._all(statement, parameters)]
+
+    def find_rollout_path(self, thread_id: UUID, *, archived: bool | None = None) -> Path | None:
+        """Where the row says the rollout lies, without looking at the file.
+
+        Args:
+            thread_id: the thread.
+            archived: only if the thread is (or isn't) archived; ``None`` for either.
+        """
+        statement = _PATH if archived is None else _PATH_ARCHIVED[archived]
+        row = self._one(statement, {"thread_id": thread_id})
+        return None if row is None else row.rollout_path
+
+    def mark_archived(
+        self, thread_id: UUID, rollout_path: Path, archived_at: datetime, *, updated_at: datetime | None = None
+    ) -> bool:
+        """Mark the thread archived, its rollout now at ``rollout_path``. Tells whether the thread has a row.
+
+        Args:
+            thread_id: the thread.
+            rollout_path: where the rollout lies now.
+            archived_at: since when it is archived.
+            updated_at: the rollout's modification time; ``None`` leaves the row's.
+        """
+        return self._set_archived(thread_id, rollout_path, archived_at, updated_at)
+
+    def mark_unarchived(
+        self, thread_id: UUID, rollout_path: Path, *, updated_at: datetime | None = None
+    ) -> bool:
+        """Mark the thread not archived, its rollout now at ``rollout_path``. Tells whether the thread has a row."""
+        return self._set_archived(thread_id, rollout_path, None, updated_at)
+
+    def _set_archived(
+        self, thread_id: UUID, rollout_path: Path, archived_at: datetime | None, updated_at: datetime | None
+    ) -> bool:
+        parameters = {
+            "thread_id": thread_id,
+            "new_archived": archived_at is not None,
+            "new_archived_at": archived_at,
+            "new_rollout_path": rollout_path,
+            "new_updated_at": updated_at,
+        }
+        return self._one(_SET_ARCHIVED, parameters) is not None
+
+    def set_memory_mode(self, thread_id: UUID, memory_mode: str) -> bool:
+        """Say what may be remembered of the thread. Tells whether the thread has a row."""
+        parameters = {"thread_id": thread_id, "new_memory_mode": memory_mode}
+        return self._one(_SET_MEMORY_MODE, parameters) is not None
+
+    def set_title(self, thread_id: UUID, title: str) -> bool:
+        """Give the thread a title of the user's, which a rebuild from rollouts keeps. Tells whether it has a row."""
+        return self._one(_SET_TITLE, {"thread_id": thread_id, "new_title": title}) is not None
+
+    def delete(self, thread_id: UUID) -> bool:
+        """Delete the thread with its tools, memories and jobs. Tells whether it had a row."""
+        return self._one(_DELETE, {"thread_id": thread_id}) is not None
+
+
+def _row_of(thread: Thread) -> dict[str, Any]:
+    return values_of(thread) | {"archived": thread.archived_at is not None}

@@ -1,0 +1,131 @@
+"""Where the state lives and how it is opened: from arguments, the environment, or an ``.env`` file."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from codex_state.errors import ConfigurationError
+
+STATE_DATABASE_NAME = "state"
+STATE_DATABASE_VERSION = 4
+FALLBACK_PROVIDER = "openai"
+
+
+def state_database_filename() -> str:
+    """The name of the state file: ``state_4.sqlite``."""
+    return f"{STATE_DATABASE_NAME}_{STATE_DATABASE_VERSION}.sqlite"
+
+
+class StateSettings(BaseSettings):
+    """Settings of one state runtime.
+
+    Every field can be given as an argument (``StateSettings(codex_home=path)``), as an environment variable, or in an
+    ``.env`` file of the working directory, in this order of strength. The variables are ``CODEX_HOME``,
+    ``CODEX_SQLITE_HOME``, ``CODEX_STATE_DATABASE_URL``, and ``CODEX_STATE_<FIELD>`` for the others.
+
+    Raises:
+        ConfigurationError: a value can't be used; the text names the setting.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CODEX_STATE_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    codex_home: Path = Field(
+        default=Path("~/.codex"), validation_alias=AliasChoices("codex_home", "CODEX_HOME")
+    )
+    """The Codex home: it holds ``sessions/``, ``archived_sessions/`` and ``config.toml``. Made absolute."""
+
+    sqlite_home: Path | None = Field(
+        default=None, validation_alias=AliasChoices("sqlite_home", "CODEX_SQLITE_HOME")
+    )
+    """Where the SQLite file lies, when not in the Codex home (for homes on network file systems)."""
+
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("database_url", "CODEX_STATE_DATABASE_URL")
+    )
+    """A SQLAlchemy URL that replaces the default SQLite file."""
+
+    default_provider: str | None = None
+    """The provider of threads that name none. See ``provider``."""
+
+    busy_timeout: timedelta = Field(default=timedelta(seconds=5), ge=timedelta(0))
+    """How long a statement waits, in total, for another process's write to end."""
+
+    pool_size: int = Field(default=5, ge=1)
+    """How many connections are kept open at most."""
+
+    migrate: bool = True
+    """Whether opening brings an older schema up to date; if not, an older schema is refused."""
+
+    backfill_lease: timedelta = Field(default=timedelta(seconds=900), gt=timedelta(0))
+    """How long a backfill worker may be silent before another takes over."""
+
+    backfill_wait: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
+    """How long opening waits for another worker's backfill."""
+
+    backfill_batch_size: int = Field(default=200, ge=1)
+    """Rollouts per transaction of a backfill."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
+            )
+            raise ConfigurationError(f"invalid settings: {problems}") from None
+
+    @field_validator("codex_home", "sqlite_home")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _known_database(self) -> Self:
+        if self.database_url is not None:
+            scheme = self.database_url.get_secret_value().partition(":")[0]
+            if scheme.partition("+")[0] not in {"sqlite", "postgresql", "postgres"}:
+                raise ValueError(f"database_url: {scheme!r} is neither sqlite nor postgresql")
+        return self
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file that is used when no ``database_url`` is given."""
+        return (self.sqlite_home or self.codex_home) / state_database_filename()
+
+    @cached_property
+    def provider(self) -> str:
+        """The provider of threads that name none: this setting, else ``model_provider`` of the home's ``config.toml``.
+
+        Raises:
+            ConfigurationError: ``config.toml`` is there but can't be read. Guessing would write wrong rows.
+        """
+        if self.default_provider:
+            return self.default_provider
+        path = self.codex_home / "config.toml"
+        try:
+            with path.open("rb") as file:
+                config = tomllib.load(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return FALLBACK_PROVIDER
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"can't read the default provider from {path}: {error}; mend the file or set "
+                "CODEX_STATE_DEFAULT_PROVIDER"
+            ) from error
+        profile = config.get("profiles", {}).get(config.get("profile"), {})
+        provider = profile.get("model_provider") or config.get("model_provider")
+        return provider if isinstance(provider, str) and provider else FALLBACK_PROVIDER
