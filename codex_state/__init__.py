@@ -1,0 +1,1 @@
+"""The state layer of Codex-style agent services."""

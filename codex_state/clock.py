@@ -1,11 +1,11 @@
 """The database's time as a SQL expression (law L3).
 
 Leases compare times that the database server took inside the very statement that decides, so machines whose clocks
-disagree still agree on who holds what. Statements say ``server_now()``; each dialect compiles it to its own moving clock
-in whole epoch seconds.
+disagree still agree on who holds what. Statements say ``server_now()``; each dialect compiles it to its own moving
+clock in whole epoch seconds.
 
-Tests need to move that clock. ``use_manual_clock`` replaces the expression for one engine only: statements stay the same
-constants, and every engine compiles its own text.
+Tests need to move that clock. ``use_manual_clock`` replaces the expression for one engine only: statements stay the
+same constants, and every engine compiles its own text.
 """
 
 from __future__ import annotations

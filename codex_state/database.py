@@ -1,8 +1,8 @@
 """Engines and transaction modes: everything about connections that differs between SQLite and PostgreSQL.
 
 A unit of work says what it is when it starts (law L6): a writer is a writer from its first statement on, a reader can't
-write, and in autocommit mode every guarded statement commits by itself. The three modes are three views of one engine with
-one connection pool.
+write, and in autocommit mode every guarded statement commits by itself. The three modes are three views of one engine
+with one connection pool.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Database:
         try:
             parsed = make_url(url)
         except ArgumentError as error:
-            raise ConfigurationError("the database URL is malformed; expected sqlite:///path or postgresql://…") from error
+            raise ConfigurationError(
+                "the database URL is malformed; expected sqlite:///path or postgresql://…"
+            ) from error
         match parsed.get_backend_name():
             case "sqlite":
                 return _open_sqlite(parsed, pool_size, busy_timeout)
@@ -125,7 +127,10 @@ def sqlite_path(url: URL) -> Path | None:
 
 
 def translate_errors(engine: Engine) -> None:
-    """Make every driver error of ``engine`` surface as a ``StateError`` (law L8), also in sessions of a service's own."""
+    """Make every driver error of ``engine`` surface as a ``StateError`` (law L8).
+
+    Call it for a service's own engine, too.
+    """
 
     @event.listens_for(engine, "handle_error")
     def _translate(context: ExceptionContext) -> StateError | None:
@@ -210,8 +215,8 @@ def _end_read_only(connection: Connection) -> None:
 def prepare_sqlite_file(database: Database) -> None:
     """Choose the file-wide settings of a new SQLite file: WAL, and space that can be given back (L10).
 
-    They are stored in the file, so an existing file is only looked at: setting them again would need the write lock on every
-    start.
+    They are stored in the file, so an existing file is only looked at: setting them again would need the write lock
+    on every start.
     """
     with database.autocommit() as session:
         connection = session.connection()

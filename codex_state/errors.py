@@ -1,8 +1,8 @@
 """Every error this package raises, and the one place that reads a driver's.
 
 Two rules hold (law L8). What a caller can do about a problem decides its class, so ``except DatabaseBusyError`` is
-useful and ``except StateError`` is enough. And refusals that belong to the protocol (a lease that somebody else holds, a
-job that is up to date) are return values, never exceptions.
+useful and ``except StateError`` is enough. And refusals that belong to the protocol (a lease that somebody else
+holds, a job that is up to date) are return values, never exceptions.
 """
 
 from __future__ import annotations

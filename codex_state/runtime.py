@@ -174,7 +174,8 @@ class StateRuntime:
             attempts: how many times at most.
 
         Raises:
-            UnknownCommitOutcomeError: the connection broke during the commit. Only the caller can know whether repeating is
+            UnknownCommitOutcomeError: the connection broke during the commit. Only the caller can know whether
+                repeating is
                 safe.
             DatabaseError: the last attempt's error.
         """

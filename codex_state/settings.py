@@ -43,14 +43,10 @@ class StateSettings(BaseSettings):
         populate_by_name=True,
     )
 
-    codex_home: Path = Field(
-        default=Path("~/.codex"), validation_alias=AliasChoices("codex_home", "CODEX_HOME")
-    )
+    codex_home: Path = Field(default=Path("~/.codex"), validation_alias=AliasChoices("codex_home", "CODEX_HOME"))
     """The Codex home: it holds ``sessions/``, ``archived_sessions/`` and ``config.toml``. Made absolute."""
 
-    sqlite_home: Path | None = Field(
-        default=None, validation_alias=AliasChoices("sqlite_home", "CODEX_SQLITE_HOME")
-    )
+    sqlite_home: Path | None = Field(default=None, validation_alias=AliasChoices("sqlite_home", "CODEX_SQLITE_HOME"))
     """Where the SQLite file lies, when not in the Codex home (for homes on network file systems)."""
 
     database_url: SecretStr | None = Field(

@@ -11,9 +11,7 @@ from codex_state.settings import STATE_DATABASE_NAME, STATE_DATABASE_VERSION
 
 _log = logging.getLogger("codex_state")
 
-_STATE_FILE = re.compile(
-    rf"{STATE_DATABASE_NAME}(?:_(?P<version>[0-9]+))?\.sqlite(?:-wal|-shm|-journal)?", re.ASCII
-)
+_STATE_FILE = re.compile(rf"{STATE_DATABASE_NAME}(?:_(?P<version>[0-9]+))?\.sqlite(?:-wal|-shm|-journal)?", re.ASCII)
 
 
 def make_directory(directory: Path) -> None:
@@ -35,8 +33,8 @@ def make_directory(directory: Path) -> None:
 def remove_older_state_files(directory: Path) -> list[Path]:
     """Remove the state files of older versions, each with its side files, and return what was removed.
 
-    Only regular files named ``state.sqlite`` or ``state_<n>.sqlite`` with n below ours count. A newer version's file is left
-    alone with a warning: its program may still need it. Nothing here raises; what can't be removed is logged.
+    Only regular files named ``state.sqlite`` or ``state_<n>.sqlite`` with n below ours count. A newer version's file
+    is left alone with a warning: its program may still need it. Nothing here raises; what can't be removed is logged.
     """
     removed = []
     newer = set()

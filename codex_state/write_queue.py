@@ -1,12 +1,13 @@
 """A fair queue for SQLite's writers.
 
 SQLite lets one connection write at a time and makes the others sleep for growing intervals, so under load an unlucky
-process waits for seconds while lucky ones overtake it. Here SQLite's own busy handler is off. A connection that finds the
-database busy takes a kernel lock on a side file and, while it holds that, retries in quick succession: at most one waiter
-competes with the running writers, the others queue behind it.
+process waits for seconds while lucky ones overtake it. Here SQLite's own busy handler is off. A connection that finds
+the database busy takes a kernel lock on a side file and, while it holds that, retries in quick succession: at most
+one waiter competes with the running writers, the others queue behind it.
 
-The side file only orders the waiters. SQLite's own lock stays the authority, so nothing can go wrong when the side file is
-missing, on a file system without locks, or held by a process that was stopped: after a while a waiter tries without it.
+The side file only orders the waiters. SQLite's own lock stays the authority, so nothing can go wrong when the side
+file is missing, on a file system without locks, or held by a process that was stopped: after a while a waiter tries
+without it.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class QueueingConnection(sqlite3.Connection):
 
     queue: WriteQueue
 
-    def cursor(self, factory: type[sqlite3.Cursor] | None = None) -> Any:
+    def cursor(self, factory: Any = None) -> Any:
         """A queueing cursor."""
         return super().cursor(factory or QueueingCursor)
 

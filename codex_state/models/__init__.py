@@ -13,8 +13,8 @@ from codex_state.models.leases import (
     Phase1Key,
     Phase1Lease,
     Requeue,
-    SkipReason,
     Skipped,
+    SkipReason,
 )
 from codex_state.models.log import LogEntry
 from codex_state.models.memory import (

@@ -33,9 +33,7 @@ class BackfillState(StateModel, table=True):
     id: int = Field(
         default=1, sa_column=Column(columns.big_integer, primary_key=True, autoincrement=False, server_default="1")
     )
-    home: str = Field(
-        default=LOCAL_HOME, sa_column=Column(columns.text, primary_key=True, server_default=LOCAL_HOME)
-    )
+    home: str = Field(default=LOCAL_HOME, sa_column=Column(columns.text, primary_key=True, server_default=LOCAL_HOME))
     status: BackfillStatus = Field(
         default=BackfillStatus.PENDING, sa_column=Column(columns.EnumText(BackfillStatus), nullable=False)
     )

@@ -1,7 +1,7 @@
 """What a claim gives, and what a later write of its holder answers.
 
-A lease is a value: who holds what, under which ownership token. Every write of the holder takes it and is guarded by its
-token, so a holder that was paused while another took over can change nothing (law L2).
+A lease is a value: who holds what, under which ownership token. Every write of the holder takes it and is guarded by
+its token, so a holder that was paused while another took over can change nothing (law L2).
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ from codex_state.models.base import StateModel
 
 
 class LogEntry(StateModel, table=True):
-    """One log line. ``ts`` and ``ts_nanos`` are the two halves of one moment, kept as the integers they are stored as."""
+    """One log line.
+
+    ``ts`` and ``ts_nanos`` are the two halves of one moment, kept as the integers they are stored as.
+    """
 
     __tablename__ = "logs"
     __table_args__ = (
@@ -21,9 +24,7 @@ class LogEntry(StateModel, table=True):
         {"sqlite_autoincrement": True},
     )
 
-    id: int | None = Field(
-        default=None, sa_column=Column(columns.big_integer, primary_key=True, autoincrement=True)
-    )
+    id: int | None = Field(default=None, sa_column=Column(columns.big_integer, primary_key=True, autoincrement=True))
     ts: int = Field(sa_column=Column(columns.big_integer, nullable=False))
     """Whole epoch seconds."""
     ts_nanos: int = Field(sa_column=Column(columns.big_integer, nullable=False))

@@ -46,9 +46,7 @@ class ThreadMemory(StateModel, table=True):
     updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """Strictly increases with every write of the row (law L4), so it may run ahead of the clock."""
     last_used_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
-    used_count: int = Field(
-        default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0")
-    )
+    used_count: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     invalidated_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     invalid_reason: str | None = Field(default=None, sa_column=Column(columns.text))
 
@@ -88,9 +86,7 @@ class Phase1Job(StateModel, table=True):
     raw_memory_path: Path | None = Field(default=None, sa_column=Column(columns.PathText()))
     summary_hash: str | None = Field(default=None, sa_column=Column(columns.text))
     ownership_token: str | None = Field(default=None, sa_column=Column(columns.text))
-    attempt: int = Field(
-        default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0")
-    )
+    attempt: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     """Grows by one with every claim: a fencing number for resources outside the database."""
     retry_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When a failed job may be claimed again; ``None`` makes the failure terminal."""

@@ -37,16 +37,14 @@ class Anchor:
         Raises:
             InvalidInputError: it isn't a text that ``cursor()`` made.
         """
-        time, separator, identifier = cursor.partition("|")
+        time, _, identifier = cursor.partition("|")
         try:
-            if not separator:
-                raise ValueError("no '|'")
-            ts = datetime.fromisoformat(time)
-            if ts.tzinfo is None:
-                raise ValueError("time without a zone")
-            return cls(ts, UUID(identifier))
+            ts, thread_id = datetime.fromisoformat(time), UUID(identifier)
         except ValueError as error:
             raise InvalidInputError(f"malformed cursor {cursor!r}: {error}") from error
+        if ts.tzinfo is None:
+            raise InvalidInputError(f"malformed cursor {cursor!r}: its time has no zone")
+        return cls(ts, thread_id)
 
 
 @dataclass(frozen=True, slots=True)

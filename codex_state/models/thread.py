@@ -45,7 +45,7 @@ class Thread(StateModel, table=True):
     created_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     source: str = Field(sa_column=Column(columns.text, nullable=False))
-    """Who started it: ``cli``, ``vscode``, ``exec``, ``mcp``, ``unknown``, or compact JSON for sub-agents and others."""
+    """Who started it: ``cli``, ``vscode``, ``exec``, ``mcp``, ``unknown``, or compact JSON for sub-agents."""
     model_provider: str = Field(sa_column=Column(columns.text, nullable=False))
     cwd: Path = Field(sa_column=Column(columns.PathText(), nullable=False))
     """The normalised working directory; the empty path when it isn't known."""
@@ -53,12 +53,8 @@ class Thread(StateModel, table=True):
     sandbox_policy: str = Field(sa_column=Column(columns.text, nullable=False))
     """Compact JSON, for example ``{"type":"read-only"}``."""
     approval_mode: str = Field(sa_column=Column(columns.text, nullable=False))
-    tokens_used: int = Field(
-        default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0")
-    )
-    archived: bool = Field(
-        default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0")
-    )
+    tokens_used: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
+    archived: bool = Field(default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0"))
     """Whether ``archived_at`` is set; every write derives it from there."""
     archived_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     git_sha: str | None = Field(default=None, sa_column=Column(columns.text))
@@ -78,9 +74,7 @@ class Thread(StateModel, table=True):
     )
     model: str | None = Field(default=None, sa_column=Column(columns.text))
     reasoning_effort: str | None = Field(default=None, sa_column=Column(columns.text))
-    home: str = Field(
-        default=LOCAL_HOME, sa_column=Column(columns.text, nullable=False, server_default=LOCAL_HOME)
-    )
+    home: str = Field(default=LOCAL_HOME, sa_column=Column(columns.text, nullable=False, server_default=LOCAL_HOME))
     """Which Codex home owns the rollout: only that home may judge that the file is gone."""
 
 

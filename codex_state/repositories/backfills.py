@@ -6,8 +6,22 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import BigInteger, ColumnElement, Row, and_, bindparam, case, func, literal_column, null, or_, select, update
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.clock import server_now
 from codex_state.models import (
@@ -17,14 +31,14 @@ from codex_state.models import (
     BackfillStatus,
     Claimed,
     HolderWrite,
-    SkipReason,
     Skipped,
+    SkipReason,
 )
 from codex_state.models.columns import text
 from codex_state.repositories.base import Repository, seconds_of, select_entity, table_of, to_entity, whole_seconds
 
 _states = table_of(BackfillState)
-_insert = insert(_states)  # type: ignore[arg-type]
+_insert = insert(_states)
 
 _RUNNING, _COMPLETE = (
     literal_column(f"'{status.value}'", text) for status in (BackfillStatus.RUNNING, BackfillStatus.COMPLETE)
@@ -33,9 +47,10 @@ _KEY = and_(_states.c.id == literal_column("1"), _states.c.home == bindparam("of
 _HELD = and_(_KEY, _states.c.status == _RUNNING, _states.c.ownership_token == bindparam("token", type_=text))
 
 
-def _claim(where: ColumnElement[bool] | None, **reset: Any) -> Insert:
+def _claim(where: ColumnElement[bool] | None, **reset: Any) -> ReturningInsert[Any]:
     taken_over = {
-        column: _insert.excluded[column] for column in ("status", "updated_at", "ownership_token", "owner", "claimed_at")
+        column: _insert.excluded[column]
+        for column in ("status", "updated_at", "ownership_token", "owner", "claimed_at")
     }
     return (
         _insert.values(
@@ -65,11 +80,9 @@ _TAKE_OVER = _claim(None)
 _TAKE_OVER_FROM_THE_START = _claim(None, last_watermark=null())
 
 _new_watermark = bindparam("new_watermark", type_=text)
-_RENEW = (
-    update(_states).where(_HELD).values(updated_at=server_now()).returning(_states.c.last_watermark)  # type: ignore[arg-type]
-)
+_RENEW = update(_states).where(_HELD).values(updated_at=server_now()).returning(_states.c.last_watermark)
 _CHECKPOINT = (
-    update(_states)  # type: ignore[arg-type]
+    update(_states)
     .where(_HELD)
     .values(
         # Never backwards (law L4), whatever order the work was done in.
@@ -81,7 +94,7 @@ _CHECKPOINT = (
     .returning(_states.c.last_watermark)
 )
 _COMPLETE_IT = (
-    update(_states)  # type: ignore[arg-type]
+    update(_states)
     .where(_HELD)
     .values(
         status=_COMPLETE,
@@ -116,9 +129,7 @@ class BackfillRepository(Repository):
         state = self.get(home)
         return state is not None and state.status is BackfillStatus.COMPLETE
 
-    def try_claim(
-        self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta
-    ) -> Claimed[BackfillLease] | Skipped:
+    def try_claim(self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta) -> Claimed[BackfillLease] | Skipped:
         """Claim the home's backfill, unless it is complete (``UP_TO_DATE``) or somebody works on it (``RUNNING``).
 
         Args:

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Executable, FromClause, Row, Select, case, select, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Executable,
+    Row,
+    Select,
+    Table,
+    case,
+    select,
+    type_coerce,
+)
 from sqlmodel import Session
 
 from codex_state.models import StateModel
@@ -43,9 +54,9 @@ class Repository:
         return rows[0] if rows else None
 
 
-def table_of(model: type[StateModel]) -> FromClause:
+def table_of(model: type[StateModel]) -> Table:
     """The table of an entity."""
-    table: FromClause = model.__table__  # type: ignore[attr-defined]
+    table: Table = model.__table__  # type: ignore[attr-defined]
     return table
 
 
@@ -71,9 +82,7 @@ def seconds_of(column: ColumnElement[Any]) -> ColumnElement[int]:
 
 def later_than(stored: ColumnElement[Any], proposed: ColumnElement[Any]) -> ColumnElement[int]:
     """``proposed``, or one second after ``stored`` if that isn't later: a time that strictly increases (law L4)."""
-    return case(
-        (seconds_of(proposed) <= seconds_of(stored), seconds_of(stored) + 1), else_=seconds_of(proposed)
-    )
+    return case((seconds_of(proposed) <= seconds_of(stored), seconds_of(stored) + 1), else_=seconds_of(proposed))
 
 
 def whole_seconds(duration: timedelta) -> int:

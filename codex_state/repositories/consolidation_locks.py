@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import BigInteger, and_, bindparam, delete, or_, select, update
+from sqlalchemy import BigInteger, and_, bindparam, delete, or_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from codex_state.clock import server_now
-from codex_state.models import Claimed, ConsolidationLock, HolderWrite, LockLease, SkipReason, Skipped
+from codex_state.models import Claimed, ConsolidationLock, HolderWrite, LockLease, Skipped, SkipReason
 from codex_state.models.columns import PathText, UuidText, text
 from codex_state.repositories.base import Repository, seconds_of, select_entity, table_of, to_entity, whole_seconds
 
 _locks = table_of(ConsolidationLock)
-_insert = insert(_locks)  # type: ignore[arg-type]
+_insert = insert(_locks)
 
 _KEY = _locks.c.cwd == bindparam("of_cwd", type_=PathText())
 _HELD = and_(_KEY, _locks.c.ownership_token == bindparam("token", type_=text))
@@ -43,10 +43,8 @@ _ACQUIRE = (
     )
     .returning(_locks.c.updated_at)
 )
-_RENEW = (
-    update(_locks).where(_HELD).values(updated_at=server_now()).returning(_locks.c.updated_at)  # type: ignore[arg-type]
-)
-_RELEASE = delete(_locks).where(_HELD).returning(_locks.c.cwd)  # type: ignore[arg-type]
+_RENEW = update(_locks).where(_HELD).values(updated_at=server_now()).returning(_locks.c.updated_at)
+_RELEASE = delete(_locks).where(_HELD).returning(_locks.c.cwd)
 _GET = select_entity(ConsolidationLock).where(_KEY)
 _LIST = select_entity(ConsolidationLock).order_by(_locks.c.updated_at.desc(), _locks.c.cwd)
 
@@ -60,7 +58,8 @@ class ConsolidationLockRepository(Repository):
         Args:
             cwd: the memory root to be locked.
             owner: who consolidates. The same owner gets the lock again at any time, with a fresh token.
-            lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes over
+            lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes
+                over
                 at once.
         """
         token = uuid4().hex

@@ -19,7 +19,7 @@ _GET = (
     .where(_tools.c.thread_id == bindparam("of_thread", type_=UuidText()))
     .order_by(_tools.c.position)
 )
-_PERSIST = insert(_tools).on_conflict_do_nothing(index_elements=["thread_id", "position"])  # type: ignore[arg-type]
+_PERSIST = insert(_tools).on_conflict_do_nothing(index_elements=["thread_id", "position"])
 
 
 class DynamicToolRepository(Repository):
@@ -33,8 +33,8 @@ class DynamicToolRepository(Repository):
     def persist(self, tools: Iterable[DynamicTool]) -> None:
         """Store tools, of one thread or of many. A position that is stored already stays as it is.
 
-        Tools are defined when a thread starts, so what was stored first is right. Call it in a transaction when there is
-        more than one tool: it isn't one statement.
+        Tools are defined when a thread starts, so what was stored first is right. Call it in a transaction when there
+        is more than one tool: it isn't one statement.
 
         Raises:
             IntegrityViolationError: a tool's thread has no row.

@@ -19,7 +19,7 @@ from codex_state.sql import contains
 _logs = table_of(LogEntry)
 
 _FIELDS = tuple(column.key for column in _logs.columns if column.key != "id")
-_INSERT = insert(_logs).values({field: bindparam(field) for field in _FIELDS})  # type: ignore[arg-type]
+_INSERT = insert(_logs).values({field: bindparam(field) for field in _FIELDS})
 
 _size = sum(
     (
@@ -28,15 +28,11 @@ _size = sum(
     ),
     literal_column("64", BigInteger()),  # the integers, the row's header and its index entries, roughly
 )
-_running_size = select(
-    _logs.c.id, func.sum(_size).over(order_by=_logs.c.id.desc()).label("newest_bytes")
-).subquery()
+_running_size = select(_logs.c.id, func.sum(_size).over(order_by=_logs.c.id.desc()).label("newest_bytes")).subquery()
 
-_DELETE_BEFORE = delete(_logs).where(_logs.c.ts < bindparam("cutoff", type_=BigInteger())).returning(_logs.c.id)  # type: ignore[arg-type]
+_DELETE_BEFORE = delete(_logs).where(_logs.c.ts < bindparam("cutoff", type_=BigInteger())).returning(_logs.c.id)
 _DELETE_OLDER_THAN = (
-    delete(_logs)  # type: ignore[arg-type]
-    .where(_logs.c.ts < server_now() - bindparam("age_seconds", type_=BigInteger()))
-    .returning(_logs.c.id)
+    delete(_logs).where(_logs.c.ts < server_now() - bindparam("age_seconds", type_=BigInteger())).returning(_logs.c.id)
 )
 _nth_newest = (
     select(_logs.c.id)
@@ -45,7 +41,7 @@ _nth_newest = (
     .offset(bindparam("max_rows", type_=BigInteger()))
     .scalar_subquery()
 )
-_DELETE_BEYOND_ROWS = delete(_logs).where(_logs.c.id <= _nth_newest).returning(_logs.c.id)  # type: ignore[arg-type]
+_DELETE_BEYOND_ROWS = delete(_logs).where(_logs.c.id <= _nth_newest).returning(_logs.c.id)
 _first_beyond_bytes = (
     select(_running_size.c.id)
     .where(_running_size.c.newest_bytes > bindparam("max_bytes", type_=BigInteger()))
@@ -53,7 +49,7 @@ _first_beyond_bytes = (
     .limit(1)
     .scalar_subquery()
 )
-_DELETE_BEYOND_BYTES = delete(_logs).where(_logs.c.id <= _first_beyond_bytes).returning(_logs.c.id)  # type: ignore[arg-type]
+_DELETE_BEYOND_BYTES = delete(_logs).where(_logs.c.id <= _first_beyond_bytes).returning(_logs.c.id)
 
 
 class LogRepository(Repository):
@@ -94,7 +90,8 @@ class LogRepository(Repository):
         Args:
             max_age: by the database's clock.
             max_rows: how many lines stay.
-            max_bytes: how much text stays, with about 64 bytes a line for the rest of a row. A single newer line over the
+            max_bytes: how much text stays, with about 64 bytes a line for the rest of a row. A single newer line over
+                the
                 bound goes as well.
         """
         deleted = 0

@@ -14,7 +14,7 @@ from codex_state.models.columns import EpochSeconds, text
 from codex_state.repositories.base import Repository, later_than, select_entity, table_of, to_entity
 
 _scopes = table_of(MemoryScopeDirty)
-_insert = insert(_scopes)  # type: ignore[arg-type]
+_insert = insert(_scopes)
 
 _KEY = and_(
     _scopes.c.scope_kind == bindparam("of_kind", type_=text), _scopes.c.scope_key == bindparam("of_key", type_=text)
@@ -29,12 +29,15 @@ _MARK_DIRTY = (
     )
     .on_conflict_do_update(
         index_elements=["scope_kind", "scope_key"],
-        set_={"dirty": literal_column("1"), "updated_at": later_than(_scopes.c.updated_at, _insert.excluded.updated_at)},
+        set_={
+            "dirty": literal_column("1"),
+            "updated_at": later_than(_scopes.c.updated_at, _insert.excluded.updated_at),
+        },
     )
     .returning(_scopes.c.updated_at)
 )
 _MARK_CLEAN = (
-    update(_scopes)  # type: ignore[arg-type]
+    update(_scopes)
     .where(
         _KEY,
         _scopes.c.dirty == literal_column("1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -20,6 +20,7 @@ from sqlalchemy import (
     select,
     union_all,
 )
+from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.clock import server_now
 from codex_state.errors import InvalidInputError
@@ -34,6 +35,15 @@ _threads = table_of(Thread)
 _RUNNING = literal_column(f"'{Phase1Status.RUNNING.value}'", text)
 
 
+class _Shape(NamedTuple):
+    """Everything about a batch claim that changes its SQL; the rest are parameters."""
+
+    scope_kinds: tuple[str, ...]
+    excluding: bool
+    capped: bool
+    of_home: bool
+
+
 def statement_of(
     *,
     owner: UUID,
@@ -45,7 +55,7 @@ def statement_of(
     exclude: UUID | None,
     max_running: int | None,
     home: str | None,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[ReturningInsert[Any], dict[str, Any]]:
     """The batch claim and its parameters.
 
     Raises:
@@ -66,15 +76,15 @@ def statement_of(
         parameters["max_running"] = max_running
     if home is not None:
         parameters["of_home"] = home
-    shape = (tuple(sorted(set(scope_kinds))), exclude is not None, max_running is not None, home is not None)
-    return _claim(*shape), parameters
+    shape = _Shape(tuple(sorted(set(scope_kinds))), exclude is not None, max_running is not None, home is not None)
+    return _claim(shape), parameters
 
 
 @lru_cache(maxsize=64)
-def _claim(scope_kinds: tuple[str, ...], excluding: bool, capped: bool, of_home: bool) -> Any:  # noqa: FBT001
-    candidates = _candidates(scope_kinds, excluding, capped, of_home).cte("candidates")
+def _claim(shape: _Shape) -> ReturningInsert[Any]:
+    candidates = _candidates(shape).cte("candidates")
     branches = []
-    for kind in scope_kinds:
+    for kind in shape.scope_kinds:
         key = _key_of(kind, candidates.c.cwd)
         job = _job_of(candidates.c.id, kind, key)
         branches.append(
@@ -104,12 +114,12 @@ def _claim(scope_kinds: tuple[str, ...], excluding: bool, capped: bool, of_home:
         .where(literal_column("1") == literal_column("1"))
         .order_by(wanted.c.updated_at.desc(), wanted.c.id.desc(), wanted.c.scope_kind)
     )
-    return claim_from(claims.limit(_room()) if capped else claims)
+    return claim_from(claims.limit(_room()) if shape.capped else claims)
 
 
-def _candidates(scope_kinds: tuple[str, ...], excluding: bool, capped: bool, of_home: bool) -> Select[Any]:  # noqa: FBT001
+def _candidates(shape: _Shape) -> Select[Any]:
     limit: ColumnElement[int] = bindparam("row_limit", type_=BigInteger())
-    if capped:
+    if shape.capped:
         room = _room()
         limit = case((room < limit, room), else_=limit)
     statement = (
@@ -119,16 +129,16 @@ def _candidates(scope_kinds: tuple[str, ...], excluding: bool, capped: bool, of_
             _threads.c.memory_mode == literal_column(f"'{MemoryMode.ENABLED.value}'", text),
             _threads.c.source.in_(bindparam("of_sources", expanding=True)),
             seconds_of(_threads.c.updated_at) >= server_now() - bindparam("max_age_seconds", type_=BigInteger()),
-            or_(*(_can_be_claimed(kind) for kind in scope_kinds)),
+            or_(*(_can_be_claimed(kind) for kind in shape.scope_kinds)),
         )
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
         .limit(limit)
         # Two workers that claim at once take different threads and don't wait for each other.
         .with_for_update(of=_threads, skip_locked=True)
     )
-    if excluding:
+    if shape.excluding:
         statement = statement.where(_threads.c.id != bindparam("excluded_thread", type_=UuidText()))
-    if of_home:
+    if shape.of_home:
         statement = statement.where(_threads.c.home == bindparam("of_home"))
     return statement
 
@@ -166,7 +176,10 @@ def _has_scope(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[bool]:
 
 
 def _room() -> ColumnElement[int]:
-    """How many more leases the cap allows. Stale ones don't count, so a cap full of them never blocks their take-over."""
+    """How many more leases the cap allows.
+
+    Stale ones don't count, so a cap full of them never blocks their take-over.
+    """
     lease = bindparam("lease_seconds", type_=BigInteger())
     live = (
         select(func.count())

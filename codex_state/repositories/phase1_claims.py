@@ -12,8 +12,8 @@ running, renewed less than ``lease`` ago                ``RUNNING``, whatever th
 running, not renewed for ``lease`` or longer            granted: the holder is taken over
 ======================================================  =============================================
 
-A grant is one statement whose guard is this table (law L1). It resets the results of earlier attempts, counts the attempt
-and installs a fresh token, after which no write of an earlier holder matches any more (law L2).
+A grant is one statement whose guard is this table (law L1). It resets the results of earlier attempts, counts the
+attempt and installs a fresh token, after which no write of an earlier holder matches any more (law L2).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from codex_state.models.columns import text
 from codex_state.repositories.base import seconds_of, table_of
 
 _jobs = table_of(Phase1Job)
-_insert = insert(_jobs)  # type: ignore[arg-type]
+_insert = insert(_jobs)
 
 RUNNING, SUCCEEDED, FAILED = (literal_column(f"'{status.value}'", text) for status in Phase1Status)
 

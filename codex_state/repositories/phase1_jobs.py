@@ -13,7 +13,6 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Row,
     and_,
     bindparam,
@@ -21,11 +20,9 @@ from sqlalchemy import (
     func,
     literal_column,
     null,
-    or_,
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
 
 from codex_state.clock import server_now
 from codex_state.errors import ThreadNotFoundError
@@ -38,8 +35,8 @@ from codex_state.models import (
     Phase1Lease,
     Phase1Status,
     Requeue,
-    SkipReason,
     Skipped,
+    SkipReason,
     Thread,
 )
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
@@ -90,11 +87,9 @@ _REFUSAL = (
     .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
 )
 
-_RENEW = (
-    update(_jobs).where(_HELD).values(started_at=server_now()).returning(_jobs.c.started_at)  # type: ignore[arg-type]
-)
+_RENEW = update(_jobs).where(_HELD).values(started_at=server_now()).returning(_jobs.c.started_at)
 _SUCCEED = (
-    update(_jobs)  # type: ignore[arg-type]
+    update(_jobs)
     .where(_HELD)
     .values(
         status=SUCCEEDED,
@@ -107,7 +102,7 @@ _SUCCEED = (
 )
 _retry_seconds = bindparam("retry_seconds", type_=BigInteger())
 _FAIL = (
-    update(_jobs)  # type: ignore[arg-type]
+    update(_jobs)
     .where(_HELD)
     .values(
         status=FAILED,
@@ -117,12 +112,7 @@ _FAIL = (
     )
     .returning(_jobs.c.attempt)
 )
-_REQUEUE = (
-    update(_jobs)  # type: ignore[arg-type]
-    .where(_KEY, _jobs.c.status == FAILED)
-    .values(retry_at=server_now())
-    .returning(_jobs.c.attempt)
-)
+_REQUEUE = update(_jobs).where(_KEY, _jobs.c.status == FAILED).values(retry_at=server_now()).returning(_jobs.c.attempt)
 _GET = select_entity(Phase1Job).where(_KEY)
 
 _order = (_jobs.c.started_at.desc(), _jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key)
@@ -146,7 +136,8 @@ class Phase1JobRepository(Repository):
             key: which thread and scope.
             owner: the session that will do the work, for people to see. The token, not the owner, is what guards.
             source_updated_at: which version of the thread will be extracted.
-            lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes over
+            lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes
+                over
                 a running job at once. Seconds are whole, so a lease may end up to one second early: trust
                 ``lease`` minus one second minus a margin, counted from *before* this call.
 
@@ -183,8 +174,9 @@ class Phase1JobRepository(Repository):
     ) -> list[Phase1Lease]:
         """Claim the jobs of the most recently updated threads that have something to extract, in one statement.
 
-        A thread is a candidate when it isn't archived, its source is interactive, its memory mode is ``enabled`` and one of
-        its jobs can be claimed. Threads are never waited for: what another worker claims meanwhile is left to it.
+        A thread is a candidate when it isn't archived, its source is interactive, its memory mode is ``enabled`` and
+        one of its jobs can be claimed. Threads are never waited for: what another worker claims meanwhile is left to
+        it.
 
         Args:
             owner: the session that will do the work.
@@ -194,7 +186,8 @@ class Phase1JobRepository(Repository):
             sources: which sources count as interactive.
             scope_kinds: ``cwd``, ``user`` or both. A thread without a known directory has no ``cwd`` scope.
             exclude: the caller's own thread.
-            max_running: how many live leases there may be at once, over all workers; stale ones don't count, so they can
+            max_running: how many live leases there may be at once, over all workers; stale ones don't count, so they
+                can
                 always be taken over. ``None`` for no bound.
             home: only threads of this home; ``None`` means all.
 

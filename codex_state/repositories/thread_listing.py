@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Select, bindparam, literal_column, select, tuple_, union_all
 from sqlalchemy.sql import Executable
@@ -30,14 +30,26 @@ def anchor_of(thread: Thread, sort_key: SortKey) -> Anchor:
     return Anchor(getattr(thread, sort_key.value), thread.id)
 
 
+class _Shape(NamedTuple):
+    """Everything about a listing that changes its SQL; the rest are parameters."""
+
+    sort_key: SortKey
+    archived: bool
+    anchored: bool
+    of_home: bool
+    ids_only: bool
+    sources: int
+    providers: int
+
+
 def statement_of(
     sort_key: SortKey,
-    archived: bool,  # noqa: FBT001
+    *,
+    archived: bool,
     sources: Collection[str],
     providers: Collection[str],
     anchor: Anchor | None,
     home: str | None,
-    *,
     limit: int,
     ids_only: bool = False,
 ) -> tuple[Executable, dict[str, Any]]:
@@ -49,53 +61,41 @@ def statement_of(
         parameters |= {"anchor_ts": anchor.ts, "anchor_id": anchor.id}
     if home is not None:
         parameters["home"] = home
-    shape = (sort_key, archived, anchor is not None, home is not None, ids_only)
-    if max(len(wanted_sources), 1) * max(len(wanted_providers), 1) > _MAX_BRANCHES:
+    shape = _Shape(
+        sort_key, archived, anchor is not None, home is not None, ids_only, len(wanted_sources), len(wanted_providers)
+    )
+    if max(shape.sources, 1) * max(shape.providers, 1) > _MAX_BRANCHES:
         parameters |= {"sources": wanted_sources, "providers": wanted_providers}
-        return _one_query(*shape, bool(wanted_sources), bool(wanted_providers)), parameters
+        return _one_query(shape), parameters
     parameters |= {f"source_{index}": value for index, value in enumerate(wanted_sources)}
     parameters |= {f"provider_{index}": value for index, value in enumerate(wanted_providers)}
-    return _branches(*shape, len(wanted_sources), len(wanted_providers)), parameters
+    return _branches(shape), parameters
 
 
-def _unfiltered(
-    sort_key: SortKey,
-    archived: bool,  # noqa: FBT001
-    anchored: bool,  # noqa: FBT001
-    of_home: bool,  # noqa: FBT001
-    ids_only: bool,  # noqa: FBT001
-) -> Select[Any]:
-    time = _threads.c[sort_key.value]
-    columns = (_threads.c.id, time) if ids_only else tuple(_threads.columns)
+def _unfiltered(shape: _Shape) -> Select[Any]:
+    time = _threads.c[shape.sort_key.value]
+    columns = (_threads.c.id, time) if shape.ids_only else tuple(_threads.columns)
     statement = (
         select(*columns)
         # Literals, not parameters, so that the planner sees them when it picks an index.
-        .where(_threads.c.archived == literal_column(str(int(archived))))
+        .where(_threads.c.archived == literal_column(str(int(shape.archived))))
         .where(_threads.c.first_user_message != literal_column("''"))
         .order_by(time.desc(), _threads.c.id.desc())
         .limit(bindparam("row_limit", type_=BigInteger()))
     )
-    if anchored:
+    if shape.anchored:
         anchor = tuple_(bindparam("anchor_ts", type_=EpochSeconds()), bindparam("anchor_id", type_=UuidText()))
         statement = statement.where(tuple_(time, _threads.c.id) < anchor)
-    if of_home:
+    if shape.of_home:
         statement = statement.where(_threads.c.home == bindparam("home"))
     return statement
 
 
 @lru_cache(maxsize=512)
-def _branches(
-    sort_key: SortKey,
-    archived: bool,  # noqa: FBT001
-    anchored: bool,  # noqa: FBT001
-    of_home: bool,  # noqa: FBT001
-    ids_only: bool,  # noqa: FBT001
-    sources: int,
-    providers: int,
-) -> Executable:
-    base = _unfiltered(sort_key, archived, anchored, of_home, ids_only)
+def _branches(shape: _Shape) -> Executable:
+    base = _unfiltered(shape)
     branches = []
-    for source, provider in product(range(sources) or [None], range(providers) or [None]):
+    for source, provider in product(range(shape.sources) or [None], range(shape.providers) or [None]):
         branch = base
         if source is not None:
             branch = branch.where(_threads.c.source == bindparam(f"source_{source}"))
@@ -107,24 +107,16 @@ def _branches(
     merged = union_all(*(select(branch.subquery()) for branch in branches)).subquery()
     return (
         select(merged)
-        .order_by(merged.c[sort_key.value].desc(), merged.c.id.desc())
+        .order_by(merged.c[shape.sort_key.value].desc(), merged.c.id.desc())
         .limit(bindparam("row_limit", type_=BigInteger()))
     )
 
 
-@lru_cache(maxsize=256)
-def _one_query(
-    sort_key: SortKey,
-    archived: bool,  # noqa: FBT001
-    anchored: bool,  # noqa: FBT001
-    of_home: bool,  # noqa: FBT001
-    ids_only: bool,  # noqa: FBT001
-    by_source: bool,  # noqa: FBT001
-    by_provider: bool,  # noqa: FBT001
-) -> Executable:
-    statement = _unfiltered(sort_key, archived, anchored, of_home, ids_only)
-    if by_source:
+@lru_cache(maxsize=64)
+def _one_query(shape: _Shape) -> Executable:
+    statement = _unfiltered(shape)
+    if shape.sources:
         statement = statement.where(_threads.c.source.in_(bindparam("sources", expanding=True)))
-    if by_provider:
+    if shape.providers:
         statement = statement.where(_threads.c.model_provider.in_(bindparam("providers", expanding=True)))
     return statement

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import BigInteger, ColumnElement, Row, Select, and_, bindparam, literal_column, null, select, update
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.clock import server_now
 from codex_state.errors import ThreadNotFoundError
@@ -19,7 +20,7 @@ from codex_state.repositories.base import Repository, later_than, select_entity,
 _memories = table_of(ThreadMemory)
 _threads = table_of(Thread)
 _jobs = table_of(Phase1Job)
-_insert = insert(_memories)  # type: ignore[arg-type]
+_insert = insert(_memories)
 
 _thread_id = bindparam("of_thread", type_=UuidText())
 _scope_kind = bindparam("of_kind", type_=text)
@@ -31,7 +32,7 @@ _KEY = and_(
 )
 
 
-def _upsert_from(source: Select[Any]) -> Insert:
+def _upsert_from(source: Select[Any]) -> ReturningInsert[Any]:
     """Insert one memory for the row of ``source``, or nothing if it has none. A new text revives an invalidated row."""
     excluded = _insert.excluded
     return (
@@ -62,9 +63,7 @@ def _new_memory(kind: ColumnElement[Any], key: ColumnElement[Any]) -> tuple[Colu
     )
 
 
-_UPSERT = _upsert_from(
-    select(_threads.c.id, *_new_memory(_scope_kind, _scope_key)).where(_threads.c.id == _thread_id)
-)
+_UPSERT = _upsert_from(select(_threads.c.id, *_new_memory(_scope_kind, _scope_key)).where(_threads.c.id == _thread_id))
 _UPSERT_CWD = _upsert_from(
     select(_threads.c.id, *_new_memory(literal_column("'cwd'"), _threads.c.cwd)).where(_threads.c.id == _thread_id)
 )
@@ -98,13 +97,13 @@ _LAST_N = (
     .limit(bindparam("row_limit", type_=BigInteger()))
 )
 _RECORD_USE = (
-    update(_memories)  # type: ignore[arg-type]
+    update(_memories)
     .where(_KEY)
     .values(last_used_at=server_now(), used_count=_memories.c.used_count + 1)
     .returning(_memories.c.used_count)
 )
 _INVALIDATE = (
-    update(_memories)  # type: ignore[arg-type]
+    update(_memories)
     .where(_KEY, _memories.c.invalidated_at.is_(None))
     .values(invalidated_at=server_now(), invalid_reason=bindparam("reason", type_=text))
     .returning(_memories.c.thread_id)

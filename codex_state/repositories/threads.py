@@ -18,15 +18,13 @@ from codex_state.repositories.base import Repository, select_entity, table_of, t
 
 # One insert construct serves both databases: what PostgreSQL's ON CONFLICT renders, SQLite's dialect renders as well.
 _threads = table_of(Thread)
-_insert = insert(_threads)  # type: ignore[arg-type]
+_insert = insert(_threads)
 _BY_ID = _threads.c.id == bindparam("thread_id", type_=UuidText())
 
 
 def _overwrite(*kept: str, **instead: Any) -> Insert:
     updates = {
-        column.key: _insert.excluded[column.key]
-        for column in _threads.columns
-        if column.key not in {"id", *kept}
+        column.key: _insert.excluded[column.key] for column in _threads.columns if column.key not in {"id", *kept}
     }
     return _insert.on_conflict_do_update(index_elements=["id"], set_=updates | instead)
 
@@ -51,7 +49,7 @@ _PATH = select(_threads.c.rollout_path).where(_BY_ID)
 _PATH_ARCHIVED = {flag: _PATH.where(_threads.c.archived == flag) for flag in (True, False)}
 
 _SET_ARCHIVED = (
-    update(_threads)  # type: ignore[arg-type]
+    update(_threads)
     .where(_BY_ID)
     .values(
         archived=bindparam("new_archived"),
@@ -62,10 +60,10 @@ _SET_ARCHIVED = (
     .returning(_threads.c.id)
 )
 _SET_MEMORY_MODE = (
-    update(_threads).where(_BY_ID).values(memory_mode=bindparam("new_memory_mode")).returning(_threads.c.id)  # type: ignore[arg-type]
+    update(_threads).where(_BY_ID).values(memory_mode=bindparam("new_memory_mode")).returning(_threads.c.id)
 )
-_SET_TITLE = update(_threads).where(_BY_ID).values(title=bindparam("new_title")).returning(_threads.c.id)  # type: ignore[arg-type]
-_DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)  # type: ignore[arg-type]
+_SET_TITLE = update(_threads).where(_BY_ID).values(title=bindparam("new_title")).returning(_threads.c.id)
+_DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
 
 class ThreadRepository(Repository):
@@ -92,8 +90,8 @@ class ThreadRepository(Repository):
     def upsert_from_rollouts(self, threads: Iterable[Thread]) -> None:
         """Write what rollouts say, keeping what they can't know. Call it in a transaction: it isn't one statement.
 
-        Each git field that the row already has stays. So does a title that was given by the user, which shows by differing
-        from the first message. Everything else, ``memory_mode`` included, is taken from the rollout.
+        Each git field that the row already has stays. So does a title that was given by the user, which shows by
+        differing from the first message. Everything else, ``memory_mode`` included, is taken from the rollout.
         """
         if rows := [_row_of(thread) for thread in threads]:
             self._connection.execute(_UPSERT_FROM_ROLLOUT, rows)
@@ -127,7 +125,13 @@ class ThreadRepository(Repository):
         if page_size <= 0:
             return ThreadsPage([], None, 0)
         statement, parameters = thread_listing.statement_of(
-            sort_key, archived, sources, providers, anchor, home, limit=page_size + 1
+            sort_key,
+            archived=archived,
+            sources=sources,
+            providers=providers,
+            anchor=anchor,
+            home=home,
+            limit=page_size + 1,
         )
         rows = self._all(statement, parameters)
         items = [to_entity(Thread, row) for row in rows[:page_size]]
@@ -149,7 +153,14 @@ class ThreadRepository(Repository):
         if limit <= 0:
             return []
         statement, parameters = thread_listing.statement_of(
-            sort_key, archived, sources, providers, anchor, home, limit=limit, ids_only=True
+            sort_key,
+            archived=archived,
+            sources=sources,
+            providers=providers,
+            anchor=anchor,
+            home=home,
+            limit=limit,
+            ids_only=True,
         )
         return [row.id for row in self._all(statement, parameters)]
 
@@ -177,9 +188,7 @@ class ThreadRepository(Repository):
         """
         return self._set_archived(thread_id, rollout_path, archived_at, updated_at)
 
-    def mark_unarchived(
-        self, thread_id: UUID, rollout_path: Path, *, updated_at: datetime | None = None
-    ) -> bool:
+    def mark_unarchived(self, thread_id: UUID, rollout_path: Path, *, updated_at: datetime | None = None) -> bool:
         """Mark the thread not archived, its rollout now at ``rollout_path``. Tells whether the thread has a row."""
         return self._set_archived(thread_id, rollout_path, None, updated_at)
 
