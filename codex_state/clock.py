@@ -31,7 +31,7 @@ class server_now(FunctionElement[int]):  # noqa: N801 - reads as the SQL functio
 def use_manual_clock(engine: Engine, sql: str) -> None:
     """Make ``server_now()`` compile to ``sql`` on this engine. For tests: see ``codex_state.testing``.
 
-    Must be called before the engine's first statement, because compiled texts are cached.
+    Call it before the engine's first statement that tells the time: compiled texts are cached.
     """
     setattr(engine.dialect, _MANUAL_CLOCK_ATTRIBUTE, sql)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -11,7 +12,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
-    Row,
     Select,
     Table,
     case,
@@ -21,6 +21,9 @@ from sqlalchemy import (
 from sqlmodel import Session
 
 from codex_state.models import StateModel
+from codex_state.repositories.prepared import execute, execute_many
+
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 
 EntityT = TypeVar("EntityT", bound=StateModel)
 
@@ -42,11 +45,16 @@ class Repository:
         self._session.flush()
         return self._session.connection()
 
-    def _all(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+    def _all(self, statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS) -> Sequence[Any]:
         """Run a statement and read every row, which on SQLite is also what ends an autocommitted statement."""
-        return self._connection.execute(statement, parameters).all()
+        return execute(self._connection, statement, parameters)
 
-    def _one(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Row[Any] | None:
+    def _many(self, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Run a statement for each row of parameters, in one transaction whatever the session's mode."""
+        if rows:
+            execute_many(self._connection, statement, rows)
+
+    def _one(self, statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS) -> Any | None:
         """Run a statement that concerns at most one row. Whether one came back is the outcome (law L1)."""
         rows = self._all(statement, parameters)
         if len(rows) > 1:
@@ -65,7 +73,7 @@ def select_entity(model: type[StateModel]) -> Select[Any]:
     return select(*table_of(model).columns)
 
 
-def to_entity(model: type[EntityT], row: Row[Any]) -> EntityT:
+def to_entity(model: type[EntityT], row: Any) -> EntityT:
     """The snapshot of a row that holds all columns of an entity."""
     return model.snapshot(row._asdict())
 

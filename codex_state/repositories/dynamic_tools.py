@@ -19,7 +19,11 @@ _GET = (
     .where(_tools.c.thread_id == bindparam("of_thread", type_=UuidText()))
     .order_by(_tools.c.position)
 )
-_PERSIST = insert(_tools).on_conflict_do_nothing(index_elements=["thread_id", "position"])
+_PERSIST = (
+    insert(_tools)
+    .values({column.key: bindparam(column.key, type_=column.type) for column in _tools.columns})
+    .on_conflict_do_nothing(index_elements=["thread_id", "position"])
+)
 
 
 class DynamicToolRepository(Repository):
@@ -39,5 +43,4 @@ class DynamicToolRepository(Repository):
         Raises:
             IntegrityViolationError: a tool's thread has no row.
         """
-        if rows := [values_of(tool) for tool in tools]:
-            self._connection.execute(_PERSIST, rows)
+        self._many(_PERSIST, [values_of(tool) for tool in tools])

@@ -19,7 +19,7 @@ from codex_state.sql import contains
 _logs = table_of(LogEntry)
 
 _FIELDS = tuple(column.key for column in _logs.columns if column.key != "id")
-_INSERT = insert(_logs).values({field: bindparam(field) for field in _FIELDS})
+_INSERT = insert(_logs).values({field: bindparam(field, type_=_logs.c[field].type) for field in _FIELDS})
 
 _size = sum(
     (
@@ -60,9 +60,8 @@ class LogRepository(Repository):
         self.insert_many((entry,))
 
     def insert_many(self, entries: Iterable[LogEntry]) -> None:
-        """Store lines in their order. Call it in a transaction: it isn't one statement."""
-        if rows := [{field: getattr(entry, field) for field in _FIELDS} for entry in entries]:
-            self._connection.execute(_INSERT, rows)
+        """Store lines in their order: all or none."""
+        self._many(_INSERT, [{field: getattr(entry, field) for field in _FIELDS} for entry in entries])
 
     def query(self, query: LogQuery) -> Sequence[LogEntry]:
         """The lines that match, in the order they were written (or backwards)."""

@@ -18,7 +18,7 @@ from codex_state.repositories.base import Repository, select_entity, table_of, t
 
 # One insert construct serves both databases: what PostgreSQL's ON CONFLICT renders, SQLite's dialect renders as well.
 _threads = table_of(Thread)
-_insert = insert(_threads)
+_insert = insert(_threads).values({column.key: bindparam(column.key, type_=column.type) for column in _threads.columns})
 _BY_ID = _threads.c.id == bindparam("thread_id", type_=UuidText())
 
 
@@ -80,21 +80,19 @@ class ThreadRepository(Repository):
 
     def upsert(self, thread: Thread) -> None:
         """Insert the thread, or replace every column of its row but ``memory_mode``, which belongs to its creation."""
-        self._connection.execute(_UPSERT, _row_of(thread))
+        self._all(_UPSERT, _row_of(thread))
 
     def upsert_many(self, threads: Iterable[Thread]) -> None:
-        """``upsert`` for many threads in one round. Call it in a transaction: it isn't one statement."""
-        if rows := [_row_of(thread) for thread in threads]:
-            self._connection.execute(_UPSERT, rows)
+        """``upsert`` for many threads: all or none."""
+        self._many(_UPSERT, [_row_of(thread) for thread in threads])
 
     def upsert_from_rollouts(self, threads: Iterable[Thread]) -> None:
-        """Write what rollouts say, keeping what they can't know. Call it in a transaction: it isn't one statement.
+        """Write what rollouts say, keeping what they can't know: all threads or none.
 
         Each git field that the row already has stays. So does a title that was given by the user, which shows by
         differing from the first message. Everything else, ``memory_mode`` included, is taken from the rollout.
         """
-        if rows := [_row_of(thread) for thread in threads]:
-            self._connection.execute(_UPSERT_FROM_ROLLOUT, rows)
+        self._many(_UPSERT_FROM_ROLLOUT, [_row_of(thread) for thread in threads])
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""
