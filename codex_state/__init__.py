@@ -1,1 +1,273 @@
-"""The state layer of Codex-style agent services."""
+"""The state layer of Codex-style agent services.
+
+Everything public is here. Names are imported when they are first used, so that a command line that only prints its help
+doesn't wait for SQLAlchemy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codex_state.errors import (
+        BackfillError as BackfillError,
+    )
+    from codex_state.errors import (
+        BackfillTimeoutError as BackfillTimeoutError,
+    )
+    from codex_state.errors import (
+        ConfigurationError as ConfigurationError,
+    )
+    from codex_state.errors import (
+        ConnectionLostError as ConnectionLostError,
+    )
+    from codex_state.errors import (
+        DatabaseBusyError as DatabaseBusyError,
+    )
+    from codex_state.errors import (
+        DatabaseCorruptError as DatabaseCorruptError,
+    )
+    from codex_state.errors import (
+        DatabaseError as DatabaseError,
+    )
+    from codex_state.errors import (
+        DatabaseFullError as DatabaseFullError,
+    )
+    from codex_state.errors import (
+        DatabaseReadOnlyError as DatabaseReadOnlyError,
+    )
+    from codex_state.errors import (
+        DatabaseUnavailableError as DatabaseUnavailableError,
+    )
+    from codex_state.errors import (
+        ForeignSchemaError as ForeignSchemaError,
+    )
+    from codex_state.errors import (
+        IntegrityViolationError as IntegrityViolationError,
+    )
+    from codex_state.errors import (
+        InvalidInputError as InvalidInputError,
+    )
+    from codex_state.errors import (
+        InvalidRowError as InvalidRowError,
+    )
+    from codex_state.errors import (
+        NotADatabaseError as NotADatabaseError,
+    )
+    from codex_state.errors import (
+        RolloutError as RolloutError,
+    )
+    from codex_state.errors import (
+        SchemaError as SchemaError,
+    )
+    from codex_state.errors import (
+        SchemaOutdatedError as SchemaOutdatedError,
+    )
+    from codex_state.errors import (
+        SchemaTooNewError as SchemaTooNewError,
+    )
+    from codex_state.errors import (
+        StateError as StateError,
+    )
+    from codex_state.errors import (
+        ThreadNotFoundError as ThreadNotFoundError,
+    )
+    from codex_state.errors import (
+        TransactionConflictError as TransactionConflictError,
+    )
+    from codex_state.errors import (
+        UnknownCommitOutcomeError as UnknownCommitOutcomeError,
+    )
+    from codex_state.models import (
+        Anchor as Anchor,
+    )
+    from codex_state.models import (
+        BackfillLease as BackfillLease,
+    )
+    from codex_state.models import (
+        BackfillState as BackfillState,
+    )
+    from codex_state.models import (
+        BackfillStatus as BackfillStatus,
+    )
+    from codex_state.models import (
+        Claimed as Claimed,
+    )
+    from codex_state.models import (
+        ConsolidationLock as ConsolidationLock,
+    )
+    from codex_state.models import (
+        DynamicTool as DynamicTool,
+    )
+    from codex_state.models import (
+        HolderWrite as HolderWrite,
+    )
+    from codex_state.models import (
+        LockLease as LockLease,
+    )
+    from codex_state.models import (
+        LogEntry as LogEntry,
+    )
+    from codex_state.models import (
+        LogQuery as LogQuery,
+    )
+    from codex_state.models import (
+        MemoryMode as MemoryMode,
+    )
+    from codex_state.models import (
+        MemoryScope as MemoryScope,
+    )
+    from codex_state.models import (
+        MemoryScopeDirty as MemoryScopeDirty,
+    )
+    from codex_state.models import (
+        Phase1Job as Phase1Job,
+    )
+    from codex_state.models import (
+        Phase1Key as Phase1Key,
+    )
+    from codex_state.models import (
+        Phase1Lease as Phase1Lease,
+    )
+    from codex_state.models import (
+        Phase1Status as Phase1Status,
+    )
+    from codex_state.models import (
+        Requeue as Requeue,
+    )
+    from codex_state.models import (
+        Skipped as Skipped,
+    )
+    from codex_state.models import (
+        SkipReason as SkipReason,
+    )
+    from codex_state.models import (
+        SortKey as SortKey,
+    )
+    from codex_state.models import (
+        Thread as Thread,
+    )
+    from codex_state.models import (
+        ThreadMemory as ThreadMemory,
+    )
+    from codex_state.models import (
+        ThreadsPage as ThreadsPage,
+    )
+    from codex_state.repositories import (
+        BackfillRepository as BackfillRepository,
+    )
+    from codex_state.repositories import (
+        ConsolidationLockRepository as ConsolidationLockRepository,
+    )
+    from codex_state.repositories import (
+        DynamicToolRepository as DynamicToolRepository,
+    )
+    from codex_state.repositories import (
+        LogRepository as LogRepository,
+    )
+    from codex_state.repositories import (
+        MemoryScopeRepository as MemoryScopeRepository,
+    )
+    from codex_state.repositories import (
+        Phase1JobRepository as Phase1JobRepository,
+    )
+    from codex_state.repositories import (
+        ThreadMemoryRepository as ThreadMemoryRepository,
+    )
+    from codex_state.repositories import (
+        ThreadRepository as ThreadRepository,
+    )
+    from codex_state.runtime import (
+        State as State,
+    )
+    from codex_state.runtime import (
+        StateRuntime as StateRuntime,
+    )
+    from codex_state.settings import (
+        StateSettings as StateSettings,
+    )
+
+_HOMES = {
+    "codex_state.errors": (
+        "BackfillError",
+        "BackfillTimeoutError",
+        "ConfigurationError",
+        "ConnectionLostError",
+        "DatabaseBusyError",
+        "DatabaseCorruptError",
+        "DatabaseError",
+        "DatabaseFullError",
+        "DatabaseReadOnlyError",
+        "DatabaseUnavailableError",
+        "ForeignSchemaError",
+        "IntegrityViolationError",
+        "InvalidInputError",
+        "InvalidRowError",
+        "NotADatabaseError",
+        "RolloutError",
+        "SchemaError",
+        "SchemaOutdatedError",
+        "SchemaTooNewError",
+        "StateError",
+        "ThreadNotFoundError",
+        "TransactionConflictError",
+        "UnknownCommitOutcomeError",
+    ),
+    "codex_state.models": (
+        "Anchor",
+        "BackfillLease",
+        "BackfillState",
+        "BackfillStatus",
+        "Claimed",
+        "ConsolidationLock",
+        "DynamicTool",
+        "HolderWrite",
+        "LockLease",
+        "LogEntry",
+        "LogQuery",
+        "MemoryMode",
+        "MemoryScope",
+        "MemoryScopeDirty",
+        "Phase1Job",
+        "Phase1Key",
+        "Phase1Lease",
+        "Phase1Status",
+        "Requeue",
+        "SkipReason",
+        "Skipped",
+        "SortKey",
+        "Thread",
+        "ThreadMemory",
+        "ThreadsPage",
+    ),
+    "codex_state.repositories": (
+        "BackfillRepository",
+        "ConsolidationLockRepository",
+        "DynamicToolRepository",
+        "LogRepository",
+        "MemoryScopeRepository",
+        "Phase1JobRepository",
+        "ThreadMemoryRepository",
+        "ThreadRepository",
+    ),
+    "codex_state.runtime": (
+        "State",
+        "StateRuntime",
+    ),
+    "codex_state.settings": ("StateSettings",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = tuple(sorted(_HOME_OF))
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _HOME_OF[name]
+    except KeyError:
+        raise AttributeError(f"module 'codex_state' has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,58 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help
+help:  ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+
+.venv/.run: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[cli]'
+	@touch $@
+
+.venv/.dev: .venv/.run
+	$(BIN)/python -m pip install --quiet --editable '.[cli,postgres,otel]' --group dev
+	@touch $@
+
+.PHONY: run
+run: .venv/.run  ## Set up, then index the example home (or CODEX_HOME=…), list its threads, finish a memory job
+	$(BIN)/python examples/run.py
+
+.PHONY: test
+test: .venv/.dev  ## Set up, then run every test that gates, on SQLite and PostgreSQL
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+.PHONY: check
+check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on both databases
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/python -m tests.migrations.check_both
+
+.PHONY: format
+format: .venv/.dev  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: .venv/.dev  ## Measure against floors taken in the same run
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: chaos
+chaos: .venv/.dev  ## Kill, pause and race workers for MINUTES (default 2) with SEED
+	$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
+
+.PHONY: dist
+dist: .venv/.dev  ## Build the wheel and the sdist
+	$(BIN)/python -m build
+
+.PHONY: clean
+clean:  ## Remove everything that was made here
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
