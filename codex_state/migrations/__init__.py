@@ -1,0 +1,21 @@
+"""Migrations: which schema a database holds, and bringing it to the one this version speaks.
+
+Opening a database that is current costs two small reads and doesn't import Alembic. Anything else happens in one
+exclusive transaction: of many processes and threads that open a fresh database at once, one migrates and the others
+find it done; and a crash leaves the schema as it was.
+"""
+
+from codex_state.migrations.drift import check
+from codex_state.migrations.running import Migrated, downgrade, ensure_current, upgrade
+from codex_state.migrations.stored import HEAD, current_revision, verified_revision
+
+__all__ = [
+    "HEAD",
+    "Migrated",
+    "check",
+    "current_revision",
+    "downgrade",
+    "ensure_current",
+    "upgrade",
+    "verified_revision",
+]

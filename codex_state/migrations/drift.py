@@ -1,0 +1,93 @@
+"""Whether a database has exactly the schema of the entities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, DefaultClause, Index, text
+from sqlalchemy.schema import CreateIndex
+
+from codex_state.migrations.stored import HEAD, current_revision, our_tables
+from codex_state.models import metadata
+
+
+def comparison_options(connection: Connection | None = None) -> dict[str, Any]:
+    """How Alembic compares: all it can, but only tables of ours, as others may share the database.
+
+    Args:
+        connection: where the database is; none is needed to write SQL instead of running it.
+    """
+
+    def is_different(item: Any, _name: str, kind: str, _reflected: bool, found: Any) -> bool:  # noqa: FBT001
+        # Reflection doesn't see the directions of an SQLite index, so Alembic takes all of ours for changed.
+        if kind == "index" and found is not None and connection is not None and connection.dialect.name == "sqlite":
+            return not _is_sqlite_index(connection, item)
+        return True
+
+    return {
+        "target_metadata": metadata,
+        "compare_type": True,
+        "compare_server_default": _default_differs,
+        "include_name": _is_ours,
+        "include_object": is_different,
+        "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
+    }
+
+
+def check(connection: Connection) -> list[str]:
+    """How the database's schema differs from the entities', in a sentence each. Empty when it doesn't.
+
+    Raises:
+        DatabaseError: the database can't be read.
+    """
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    differences = []
+    revision = current_revision(connection)
+    if revision != HEAD:
+        differences.append(f"the revision is {revision!r} instead of {HEAD!r}")
+    context = MigrationContext.configure(connection, opts=comparison_options(connection))
+    for difference in compare_metadata(context, metadata):
+        # Differences of one column come as a list.
+        differences += map(_sentence, difference if isinstance(difference, list) else [difference])
+    return differences
+
+
+def _is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    return kind != "table" or name in our_tables()
+
+
+def _default_differs(
+    _context: object, _found_column: object, _column: object, found: str | None, _default: object, expected: str | None
+) -> bool | None:
+    # On SQLite, Alembic reads an empty default as ('') and doesn't know it again. It judges the others itself.
+    return False if found in {"''", "('')"} and expected == "" else None
+
+
+def _is_sqlite_index(connection: Connection, index: Index) -> bool:
+    definition = connection.execute(
+        text("SELECT sql FROM sqlite_master WHERE type = 'index' AND name = :name"), {"name": index.name}
+    ).scalar_one()
+    return " ".join(definition.split()) == str(CreateIndex(index).compile(dialect=connection.dialect))
+
+
+def _sentence(difference: tuple[Any, ...]) -> str:
+    match difference:
+        case ("add_column", _, table, column):
+            return f"column {table}.{column.name} is missing"
+        case ("remove_column", _, table, column):
+            return f"column {table}.{column.name} is not ours"
+        case (str(modified), _, table, column, _, found, expected) if modified.startswith("modify_"):
+            what = modified.removeprefix("modify_")
+            return f"{what} of column {table}.{column} is {_spelled(found)} instead of {_spelled(expected)}"
+        case (str(change), item):
+            verb, _, kind = change.partition("_")
+            of_table = "" if kind == "table" else f" of table {item.table.name}"
+            return f"{kind} {item.name}{of_table} is {'missing' if verb == 'add' else 'not ours'}"
+        case _:
+            return str(difference)
+
+
+def _spelled(value: Any) -> str:
+    return str(value.arg if isinstance(value, DefaultClause) else value)

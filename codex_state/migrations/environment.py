@@ -1,0 +1,90 @@
+"""What ``env.py`` does: run Alembic's command on the connection that it was given, or on the configured database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from alembic.runtime.environment import EnvironmentContext
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, make_url
+
+from codex_state.database import Database, prepare_sqlite_file
+from codex_state.errors import StateError
+from codex_state.migrations.drift import comparison_options
+from codex_state.migrations.exclusive import exclusive_transaction, refuse_enforced_foreign_keys
+from codex_state.migrations.stored import verified_revision
+from codex_state.settings import StateSettings
+from codex_state.state_files import make_directory
+
+
+def run(context: EnvironmentContext) -> None:
+    """Run the current command, with the same locks whether it came from ``alembic`` or from this package."""
+    if context.is_offline_mode():
+        _write_sql(context)
+        return
+    connection: Connection | None = context.config.attributes.get("connection")
+    if connection is None:
+        with _errors_for_the_command_line(), _configured_database() as database, database.engine.connect() as opened:
+            _prepare(database, opened)
+            _run_on(context, opened)
+    else:
+        _run_on(context, connection)
+
+
+def _run_on(context: EnvironmentContext, connection: Connection) -> None:
+    if connection.in_transaction():
+        refuse_enforced_foreign_keys(connection)
+        _run_in_transaction(context, connection)
+    else:
+        with exclusive_transaction(connection):
+            _run_in_transaction(context, connection)
+
+
+def _run_in_transaction(context: EnvironmentContext, connection: Connection) -> None:
+    verified_revision(connection)
+    context.configure(connection=connection, render_as_batch=True, **comparison_options(connection))
+    context.run_migrations()
+
+
+def _write_sql(context: EnvironmentContext) -> None:
+    context.configure(
+        url=_configured_url(),
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},
+        **comparison_options(),
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _configured_url() -> URL:
+    settings = StateSettings()
+    if settings.database_url is not None:
+        return make_url(settings.database_url.get_secret_value())
+    return URL.create("sqlite", database=str(settings.database_path))
+
+
+@contextmanager
+def _configured_database() -> Iterator[Database]:
+    database = Database.open(_configured_url())
+    if database.path is not None:
+        make_directory(database.path.parent)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _prepare(database: Database, connection: Connection) -> None:
+    verified_revision(connection)  # first: a file that isn't ours stays as it is
+    if database.path is not None:
+        prepare_sqlite_file(database)
+
+
+@contextmanager
+def _errors_for_the_command_line() -> Iterator[None]:
+    try:
+        yield
+    except StateError as error:
+        raise CommandError(str(error)) from error

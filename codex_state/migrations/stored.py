@@ -1,0 +1,138 @@
+"""Which schema a database holds, read without changing anything and without Alembic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from codex_state.errors import ForeignSchemaError, SchemaTooNewError, classify
+from codex_state.models import metadata
+
+HEAD = "0011_listing_indexes"
+"""The revision that this version speaks."""
+
+VERSION_TABLE = "alembic_version"
+
+_REVISIONS = "SELECT version_num FROM alembic_version"
+
+ORIGINALS_VERSION_TABLE = "_sqlx_migrations"
+"""Where the original Codex runtime notes its own migrations."""
+
+RETIRED_TABLES = frozenset({"memory_phase2_jobs"})
+"""Tables that only older revisions have."""
+
+_TABLES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table'",
+    "postgresql": "SELECT tablename FROM pg_catalog.pg_tables WHERE schemaname = current_schema()",
+}
+
+
+def our_tables() -> frozenset[str]:
+    """The names of the tables that belong to this package, at any revision."""
+    return RETIRED_TABLES | frozenset(metadata.tables)
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision that the database says it is at; ``None`` for one without our schema.
+
+    Raises:
+        DatabaseError: the database can't be read.
+    """
+    return _recorded_revision(connection, _tables(connection))
+
+
+def verified_revision(connection: Connection) -> str | None:
+    """The revision of a database that this version may use; ``None`` for one that has no tables of ours yet.
+
+    Raises:
+        SchemaTooNewError: a newer version of this package migrated it.
+        ForeignSchemaError: another program's tables are where ours would be.
+        DatabaseError: the database can't be read.
+    """
+    tables = _tables(connection)
+    revision = _recorded_revision(connection, tables)
+    if revision == HEAD:
+        return revision
+    ours = tables & our_tables()
+    if revision is None:
+        if ours:
+            raise ForeignSchemaError(_foreign(connection, tables, ours))
+        return None
+    if _is_known(revision):
+        return revision
+    if not ours:
+        raise ForeignSchemaError(
+            f"{where(connection)} is at revision {revision!r} of another program's migrations; "
+            "set CODEX_STATE_DATABASE_URL to a database of its own"
+        )
+    raise SchemaTooNewError(
+        f"{where(connection)} is at revision {revision!r}, and this version of codex-state knows those up to {HEAD!r}; "
+        "upgrade codex-state, or set CODEX_SQLITE_HOME or CODEX_STATE_DATABASE_URL to another place. "
+        "Nothing was changed"
+    )
+
+
+def where(connection: Connection) -> str:
+    """The database as people know it, without its password."""
+    return f"the database {connection.engine.url.render_as_string(hide_password=True)}"
+
+
+@contextmanager
+def connected(bind: Engine | Connection) -> Iterator[Connection]:
+    """A connection of ``bind``, or the given one, which stays open."""
+    if isinstance(bind, Connection):
+        yield bind
+        return
+    try:
+        connection = bind.connect()
+    except DBAPIError as error:
+        raise classify(error.orig or error) or error from error
+    with connection:
+        yield connection
+
+
+def _foreign(connection: Connection, tables: frozenset[str], ours: frozenset[str]) -> str:
+    if ORIGINALS_VERSION_TABLE in tables:
+        owner = "belongs to the original Codex runtime"
+    else:
+        owner = f"has tables that codex-state did not create ({', '.join(sorted(ours))})"
+    return (
+        f"{where(connection)} {owner}; set CODEX_SQLITE_HOME to a directory of its own, or CODEX_STATE_DATABASE_URL "
+        "to another database. Nothing was changed"
+    )
+
+
+def _is_known(revision: str) -> bool:
+    from codex_state.migrations.location import known_revisions
+
+    return revision in known_revisions()
+
+
+def _tables(connection: Connection) -> frozenset[str]:
+    return frozenset(name for (name,) in _rows(connection, _TABLES[connection.dialect.name]))
+
+
+def _recorded_revision(connection: Connection, tables: frozenset[str]) -> str | None:
+    if VERSION_TABLE not in tables:
+        return None
+    # Our history has no branches. Several rows are somebody else's, and won't be known.
+    revisions = sorted(revision for (revision,) in _rows(connection, _REVISIONS))
+    return " ".join(revisions) or None
+
+
+def _rows(connection: Connection, statement: str) -> list[Any]:
+    """Read by the driver itself: SQLAlchemy would begin a transaction, for a writing engine with the write lock."""
+    driver = connection.connection
+    try:
+        with closing(driver.cursor()) as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall())
+    except Exception as error:
+        raise classify(error) or error from error
+    finally:
+        if not connection.in_transaction():
+            driver.rollback()
