@@ -153,6 +153,12 @@ _POSTGRESQL_BY_CLASS: dict[str, type[StateError]] = {
     "28": DatabaseUnavailableError,
 }
 
+_PSYCOPG_BY_NAME: dict[str, type[StateError]] = {
+    # Errors of the driver itself, which have no state.
+    "OperationalError": ConnectionLostError,
+    "DataError": InvalidInputError,  # a NUL in a text
+}
+
 _ADVICE: dict[type[StateError], str] = {
     DatabaseBusyError: "another process held the database for the whole busy timeout; try again",
     DatabaseReadOnlyError: "check the permissions of the file and of its directory",
@@ -193,6 +199,6 @@ def _kind_of(error: BaseException) -> type[StateError] | None:
     state = getattr(error, "sqlstate", None)
     if type(error).__module__.startswith("psycopg"):
         if state is None:
-            return ConnectionLostError if type(error).__name__ == "OperationalError" else DatabaseError
+            return _PSYCOPG_BY_NAME.get(type(error).__name__, DatabaseError)
         return _POSTGRESQL_BY_STATE.get(state) or _POSTGRESQL_BY_CLASS.get(state[:2], DatabaseError)
     return None

@@ -31,6 +31,8 @@ big_integer = BigInteger().with_variant(Integer, "sqlite")
 
 def to_epoch_seconds(moment: datetime) -> int:
     """Whole epoch seconds of an aware time, rounded down (also before 1970)."""
+    if not isinstance(moment, datetime):
+        raise InvalidInputError(f"not a datetime: {moment!r}")
     if moment.tzinfo is None:
         raise InvalidInputError(f"time without a zone: {moment.isoformat()}; give an aware datetime")
     return (moment - _EPOCH) // timedelta(seconds=1)
@@ -50,6 +52,13 @@ def path_to_text(path: Path) -> str:
     return "" if spelled == "." else spelled
 
 
+def _uuid_of(spelling: object) -> UUID:
+    try:
+        return UUID(spelling)  # type: ignore[arg-type]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidInputError(f"not a UUID: {spelling!r}") from error
+
+
 class UuidText(TypeDecorator[UUID]):
     """``uuid.UUID``: lower-case hyphenated text on SQLite, the native type on PostgreSQL. Both order alike."""
 
@@ -60,9 +69,11 @@ class UuidText(TypeDecorator[UUID]):
         return dialect.type_descriptor(Uuid() if dialect.name == "postgresql" else Text())
 
     def process_bind_param(self, value: UUID | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name == "postgresql":
-            return value
-        return str(value)
+        if value is None:
+            return None
+        # Entities don't validate what their constructor is given, and a second spelling would be a second id.
+        value = value if isinstance(value, UUID) else _uuid_of(value)
+        return value if dialect.name == "postgresql" else str(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
         if value is None or isinstance(value, UUID):
@@ -122,7 +133,11 @@ class IntegerFlag(TypeDecorator[bool]):
     cache_ok = True
 
     def process_bind_param(self, value: bool | None, dialect: Dialect) -> int | None:  # noqa: FBT001
-        return None if value is None else int(value)
+        if value is None:
+            return None
+        if value not in (True, False):
+            raise InvalidInputError(f"not a flag: {value!r}")
+        return int(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> bool | None:
         return None if value is None else bool(value)

@@ -1,0 +1,80 @@
+"""Databases for tests: fresh ones, cheaply.
+
+SQLite files are copies of one file with the schema in it. A PostgreSQL database with the schema is made once for each
+test process and emptied before every test.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import postgres
+
+from codex_state.database import Database, prepare_sqlite_file
+from codex_state.models import metadata
+
+BUSY_TIMEOUT = timedelta(seconds=30)
+"""Longer than the default, because many tests share the machine's cores."""
+
+
+def create_schema(database: Database) -> None:
+    """Make the tables of the models in an empty database."""
+    if database.path is not None:
+        prepare_sqlite_file(database)
+    with database.begin() as session:
+        metadata.create_all(session.connection())
+
+
+def sqlite_template(directory: Path) -> Path:
+    """An SQLite file with the schema and nothing else in it, to be copied."""
+    path = directory / "template.sqlite"
+    database = Database.open(f"sqlite:///{path}")
+    create_schema(database)
+    database.close()
+    return path
+
+
+def copy_of(template: Path, directory: Path) -> str:
+    """The URL of a fresh copy of an SQLite template."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "state.sqlite"
+    shutil.copy(template, path)
+    return f"sqlite:///{path}"
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Database]:
+    """The database behind a URL, closed at the end."""
+    database = Database.open(url, busy_timeout=BUSY_TIMEOUT)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def in_memory() -> Iterator[Database]:
+    """A database in memory, with the schema."""
+    with opened("sqlite://") as database:
+        create_schema(database)
+        yield database
+
+
+@contextmanager
+def postgres_with_schema(server: postgres.TestServer) -> Iterator[str]:
+    """The URL of a new PostgreSQL database with the schema."""
+    with server.database() as url:
+        with opened(url) as database:
+            create_schema(database)
+        yield url
+
+
+def empty(database: Database) -> None:
+    """Delete all rows of all tables."""
+    with database.begin() as session:
+        for table in reversed(metadata.sorted_tables):
+            session.connection().execute(table.delete())
