@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Self
 
 from sqlalchemy import MetaData
@@ -31,12 +33,30 @@ class StateModel(SQLModel, registry=registry(metadata=metadata)):
     """
 
     @classmethod
-    def snapshot(cls, values: dict[str, Any]) -> Self:
-        """An entity made from a row's values without validating them again. It belongs to no session.
+    def snapshot(cls, values: Sequence[Any]) -> Self:
+        """An entity made from a row's converted values, one for each column in order, without validating them again.
 
-        Args:
-            values: one converted value for every column.
+        It belongs to no session.
         """
         entity: Self = cls.__mapper__.class_manager.new_instance()  # type: ignore[attr-defined]
-        entity.__dict__.update(values)
+        entity.__dict__.update(zip(cls.column_names(), values, strict=True))
         return entity
+
+    @classmethod
+    @cache
+    def column_names(cls) -> tuple[str, ...]:
+        """The names of the columns, which are those of the attributes, in order."""
+        return tuple(column.key for column in cls.__table__.columns)  # type: ignore[attr-defined]
+
+    def column_values(self) -> Mapping[str, Any]:
+        """The value of every column, by name. A view: don't keep it."""
+        values = self.__dict__
+        if values.keys() >= self._column_set():
+            return values
+        # Something isn't loaded: an entity of a session of the caller's own, or one that was built by hand.
+        return {name: getattr(self, name) for name in self.column_names()}
+
+    @classmethod
+    @cache
+    def _column_set(cls) -> frozenset[str]:
+        return frozenset(cls.column_names())

@@ -35,7 +35,7 @@ from codex_state.models import (
     SkipReason,
 )
 from codex_state.models.columns import text
-from codex_state.repositories.base import Repository, seconds_of, select_entity, table_of, to_entity, whole_seconds
+from codex_state.repositories.base import Repository, seconds_of, select_entity, table_of, whole_seconds
 
 _states = table_of(BackfillState)
 _insert = insert(_states)
@@ -117,12 +117,11 @@ class BackfillRepository(Repository):
 
     def get(self, home: str = LOCAL_HOME) -> BackfillState | None:
         """The state of the home's backfill; ``None`` when it never started and nothing noted it as pending."""
-        row = self._one(_GET, {"of_home": home})
-        return None if row is None else to_entity(BackfillState, row)
+        return self._entity(BackfillState, _GET, {"of_home": home})
 
     def list(self) -> list[BackfillState]:
         """The state of every home that has one."""
-        return [to_entity(BackfillState, row) for row in self._all(_LIST)]
+        return self._entities(BackfillState, _LIST)
 
     def is_complete(self, home: str = LOCAL_HOME) -> bool:
         """Whether the home's rollouts have all been handled once."""

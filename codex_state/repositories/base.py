@@ -49,6 +49,19 @@ class Repository:
         """Run a statement and read every row, which on SQLite is also what ends an autocommitted statement."""
         return execute(self._connection, statement, parameters)
 
+    def _entities(
+        self, model: type[EntityT], statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS
+    ) -> list[EntityT]:
+        """Run a query made by ``select_entity`` and return its rows as snapshots."""
+        return list(execute(self._connection, statement, parameters, model.snapshot))
+
+    def _entity(
+        self, model: type[EntityT], statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS
+    ) -> EntityT | None:
+        """Run a statement that returns all columns of at most one row, as a snapshot."""
+        entities = self._entities(model, statement, parameters)
+        return entities[0] if entities else None
+
     def _many(self, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> None:
         """Run a statement for each row of parameters, in one transaction whatever the session's mode."""
         if rows:
@@ -69,18 +82,8 @@ def table_of(model: type[StateModel]) -> Table:
 
 
 def select_entity(model: type[StateModel]) -> Select[Any]:
-    """A query of all columns of an entity, in the order that ``to_entity`` expects."""
+    """A query of all columns of an entity, in the order of a snapshot."""
     return select(*table_of(model).columns)
-
-
-def to_entity(model: type[EntityT], row: Any) -> EntityT:
-    """The snapshot of a row that holds all columns of an entity."""
-    return model.snapshot(row._asdict())
-
-
-def values_of(entity: StateModel) -> dict[str, Any]:
-    """The values of an entity, by column name."""
-    return {column.key: getattr(entity, column.key) for column in table_of(type(entity)).columns}
 
 
 def seconds_of(column: ColumnElement[Any]) -> ColumnElement[int]:

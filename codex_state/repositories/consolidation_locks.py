@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from codex_state.clock import server_now
 from codex_state.models import Claimed, ConsolidationLock, HolderWrite, LockLease, Skipped, SkipReason
 from codex_state.models.columns import PathText, UuidText, text
-from codex_state.repositories.base import Repository, seconds_of, select_entity, table_of, to_entity, whole_seconds
+from codex_state.repositories.base import Repository, seconds_of, select_entity, table_of, whole_seconds
 
 _locks = table_of(ConsolidationLock)
 _insert = insert(_locks)
@@ -85,12 +85,11 @@ class ConsolidationLockRepository(Repository):
 
     def get(self, cwd: Path) -> ConsolidationLock | None:
         """The lock, or ``None`` when nobody holds it."""
-        row = self._one(_GET, {"of_cwd": cwd})
-        return None if row is None else to_entity(ConsolidationLock, row)
+        return self._entity(ConsolidationLock, _GET, {"of_cwd": cwd})
 
     def list(self) -> Sequence[ConsolidationLock]:
         """Every lock that is held or was left behind, the most recently renewed first."""
-        return [to_entity(ConsolidationLock, row) for row in self._all(_LIST)]
+        return self._entities(ConsolidationLock, _LIST)
 
 
 def _held(lease: LockLease) -> dict[str, Any]:

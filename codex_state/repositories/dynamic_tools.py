@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from codex_state.models import DynamicTool
 from codex_state.models.columns import UuidText
-from codex_state.repositories.base import Repository, select_entity, table_of, to_entity, values_of
+from codex_state.repositories.base import Repository, select_entity, table_of
 
 _tools = table_of(DynamicTool)
 
@@ -31,8 +31,7 @@ class DynamicToolRepository(Repository):
 
     def get(self, thread_id: UUID) -> list[DynamicTool] | None:
         """The thread's tools in their order, or ``None`` when it has none."""
-        rows = self._all(_GET, {"of_thread": thread_id})
-        return [to_entity(DynamicTool, row) for row in rows] or None
+        return self._entities(DynamicTool, _GET, {"of_thread": thread_id}) or None
 
     def persist(self, tools: Iterable[DynamicTool]) -> None:
         """Store tools, of one thread or of many. A position that is stored already stays as it is.
@@ -43,4 +42,4 @@ class DynamicToolRepository(Repository):
         Raises:
             IntegrityViolationError: a tool's thread has no row.
         """
-        self._many(_PERSIST, [values_of(tool) for tool in tools])
+        self._many(_PERSIST, [tool.column_values() for tool in tools])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, delete, func, literal_column, or_, select
@@ -13,12 +14,13 @@ from sqlalchemy.dialects.postgresql import insert
 from codex_state.clock import server_now
 from codex_state.models import LogEntry, LogQuery
 from codex_state.models.columns import text
-from codex_state.repositories.base import Repository, select_entity, table_of, to_entity, whole_seconds
+from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.sql import contains
 
 _logs = table_of(LogEntry)
 
 _FIELDS = tuple(column.key for column in _logs.columns if column.key != "id")
+_values = itemgetter(*_FIELDS)
 _INSERT = insert(_logs).values({field: bindparam(field, type_=_logs.c[field].type) for field in _FIELDS})
 
 _size = sum(
@@ -61,7 +63,7 @@ class LogRepository(Repository):
 
     def insert_many(self, entries: Iterable[LogEntry]) -> None:
         """Store lines in their order: all or none."""
-        self._many(_INSERT, [{field: getattr(entry, field) for field in _FIELDS} for entry in entries])
+        self._many(_INSERT, [dict(zip(_FIELDS, _values(entry.column_values()), strict=True)) for entry in entries])
 
     def query(self, query: LogQuery) -> Sequence[LogEntry]:
         """The lines that match, in the order they were written (or backwards)."""
@@ -69,7 +71,7 @@ class LogRepository(Repository):
         statement = _query_of(shape, query.descending, query.limit is not None)
         if query.limit is not None:
             parameters["row_limit"] = query.limit
-        return [to_entity(LogEntry, row) for row in self._all(statement, parameters)]
+        return self._entities(LogEntry, statement, parameters)
 
     def max_id(self, query: LogQuery | None = None) -> int:
         """The id of the newest line that matches, 0 when none does: where following starts."""

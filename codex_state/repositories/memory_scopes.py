@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from codex_state.clock import server_now
 from codex_state.models import MemoryScope, MemoryScopeDirty
 from codex_state.models.columns import EpochSeconds, text
-from codex_state.repositories.base import Repository, later_than, select_entity, table_of, to_entity
+from codex_state.repositories.base import Repository, later_than, select_entity, table_of
 
 _scopes = table_of(MemoryScopeDirty)
 _insert = insert(_scopes)
@@ -80,9 +80,8 @@ class MemoryScopeRepository(Repository):
 
     def get(self, scope: MemoryScope) -> MemoryScopeDirty | None:
         """The scope's mark, or ``None`` when it was never dirty."""
-        row = self._one(_GET, {"of_kind": scope.kind, "of_key": scope.key})
-        return None if row is None else to_entity(MemoryScopeDirty, row)
+        return self._entity(MemoryScopeDirty, _GET, {"of_kind": scope.kind, "of_key": scope.key})
 
     def list_dirty(self, *, limit: int = 1000) -> Sequence[MemoryScopeDirty]:
         """The dirty scopes, those that wait longest first."""
-        return [to_entity(MemoryScopeDirty, row) for row in self._all(_LIST_DIRTY, {"row_limit": limit})]
+        return self._entities(MemoryScopeDirty, _LIST_DIRTY, {"row_limit": limit})

@@ -41,7 +41,7 @@ from codex_state.models import (
 )
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
 from codex_state.repositories import phase1_candidates
-from codex_state.repositories.base import Repository, select_entity, table_of, to_entity, whole_seconds
+from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from
 
 _jobs = table_of(Phase1Job)
@@ -245,16 +245,13 @@ class Phase1JobRepository(Repository):
 
     def get(self, key: Phase1Key) -> Phase1Job | None:
         """The job, or ``None`` when it was never claimed."""
-        row = self._one(_GET, _key_of(key))
-        return None if row is None else to_entity(Phase1Job, row)
+        return self._entity(Phase1Job, _GET, _key_of(key))
 
     def list(self, *, status: Phase1Status | None = None, limit: int = 100) -> Sequence[Phase1Job]:
         """Jobs, the most recently started first."""
         if status is None:
-            rows = self._all(_LIST, {"row_limit": limit})
-        else:
-            rows = self._all(_LIST_BY_STATUS, {"of_status": status.value, "row_limit": limit})
-        return [to_entity(Phase1Job, row) for row in rows]
+            return self._entities(Phase1Job, _LIST, {"row_limit": limit})
+        return self._entities(Phase1Job, _LIST_BY_STATUS, {"of_status": status.value, "row_limit": limit})
 
     def count_by_status(self) -> dict[Phase1Status, int]:
         """How many jobs there are in each state."""

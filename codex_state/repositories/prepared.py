@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Executable
@@ -30,28 +31,32 @@ _IDLE = 0
 """The driver's word for "no transaction is open" (libpq's PQTRANS_IDLE)."""
 
 _Convert = Callable[[Any], Any] | None
+_Make = Callable[[Sequence[Any]], Any]
 
 
 class _Prepared:
     """One statement, compiled for one dialect."""
 
-    __slots__ = ("_binds", "_make", "_results", "_text")
+    __slots__ = ("_bind_converts", "_constants", "_make_row", "_pick", "_result_converts", "_text")
 
     def __init__(self, compiled: SQLCompiler, dialect: Dialect) -> None:
         self._text = str(compiled)
-        processors: Mapping[str, Any] = compiled._bind_processors  # noqa: SLF001 - what SQLAlchemy's own execution reads
-        self._binds: tuple[tuple[str, Any, _Convert], ...] = tuple(
-            (name, compiled.binds[name].effective_value, processors.get(name)) for name in compiled.positiontup or ()
-        )
+        names = tuple(compiled.positiontup or ())
+        processors: Mapping[str, Any] = compiled._bind_processors  # noqa: SLF001 - what SQLAlchemy's execution reads
+        self._bind_converts = _converts(processors.get(name) for name in names)
+        self._constants = {
+            name: bind.effective_value for name in names if (bind := compiled.binds[name]).unique or not bind.required
+        }
+        self._pick = _picker(names)
         columns = compiled._result_columns  # noqa: SLF001
-        self._results: tuple[_Convert, ...] = tuple(
+        self._result_converts = _converts(
             column.type._cached_result_processor(dialect, None)  # noqa: SLF001
             for column in columns
         )
         row: Any = namedtuple("Row", [column.keyname for column in columns])  # type: ignore[misc]
-        self._make = row._make
+        self._make_row = row._make
 
-    def run(self, connection: sqlite3.Connection, parameters: Mapping[str, Any]) -> Sequence[Any]:
+    def run(self, connection: sqlite3.Connection, parameters: Mapping[str, Any], make: _Make | None) -> list[Any]:
         cursor = connection.cursor()
         try:
             rows = cursor.execute(self._text, self._values_of(parameters)).fetchall()
@@ -59,13 +64,8 @@ class _Prepared:
             raise classify(error) or error from error
         finally:
             cursor.close()
-        if not rows:
-            return rows
-        make, converts = self._make, self._results
-        return [
-            make([value if convert is None else convert(value) for value, convert in zip(row, converts, strict=True)])
-            for row in rows
-        ]
+        make = make or self._make_row
+        return [make(_converted(row, self._result_converts)) for row in rows]
 
     def run_many(self, connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         cursor = connection.cursor()
@@ -76,26 +76,54 @@ class _Prepared:
         finally:
             cursor.close()
 
-    def _values_of(self, parameters: Mapping[str, Any]) -> list[Any]:
-        values = []
-        for name, default, convert in self._binds:
-            value = parameters.get(name, default)
-            values.append(value if convert is None else convert(value))
+    def _values_of(self, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        if self._constants:
+            parameters = self._constants | dict(parameters)
+        return _converted(self._pick(parameters), self._bind_converts)
+
+
+def _converts(all_converts: Iterable[_Convert]) -> tuple[tuple[int, Callable[[Any], Any]], ...]:
+    """Which positions need a conversion: most columns are text and numbers, which need none."""
+    return tuple((index, convert) for index, convert in enumerate(all_converts) if convert is not None)
+
+
+def _converted(values: Sequence[Any], converts: tuple[tuple[int, Callable[[Any], Any]], ...]) -> Sequence[Any]:
+    if not converts:
         return values
+    converted = list(values)
+    for index, convert in converts:
+        converted[index] = convert(converted[index])
+    return converted
 
 
-def execute(connection: Connection, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
-    """Run ``statement`` and return all its rows, whose columns are attributes.
+def _picker(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """The values of ``names`` in their order. ``itemgetter`` gives a bare value for one name and refuses none."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda parameters: [parameters[name] for name in names]
+
+
+def execute(
+    connection: Connection, statement: Executable, parameters: Mapping[str, Any], make: _Make | None = None
+) -> Sequence[Any]:
+    """Run ``statement`` and return all its rows.
+
+    Args:
+        connection: where to run it.
+        statement: a constant, or one of a bounded number of shapes.
+        parameters: a value for each of its named parameters.
+        make: makes what is returned from a row's values; otherwise rows have their columns as attributes.
 
     Raises:
         StateError: what the driver's error or a refused value means.
     """
     prepared = _prepared_for(connection, statement)
     if prepared is not None:
-        return prepared.run(_driver_of(connection), parameters)
+        return prepared.run(_driver_of(connection), parameters, make)
     with _classified():
         result = connection.execute(statement, parameters)
-        return result.all() if result.returns_rows else ()
+        rows = result.all() if result.returns_rows else ()
+    return rows if make is None else [make(row) for row in rows]
 
 
 def execute_many(connection: Connection, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> None:

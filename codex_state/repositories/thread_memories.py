@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, and_, bindparam, literal_column, null, select, update
+from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, literal_column, null, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -15,7 +15,7 @@ from codex_state.clock import server_now
 from codex_state.errors import ThreadNotFoundError
 from codex_state.models import HolderWrite, MemoryScope, Phase1Job, Phase1Lease, Phase1Status, Thread, ThreadMemory
 from codex_state.models.columns import UuidText, text
-from codex_state.repositories.base import Repository, later_than, select_entity, table_of, to_entity
+from codex_state.repositories.base import Repository, later_than, select_entity, table_of
 
 _memories = table_of(ThreadMemory)
 _threads = table_of(Thread)
@@ -120,8 +120,7 @@ class ThreadMemoryRepository(Repository):
 
     def get(self, thread_id: UUID) -> ThreadMemory | None:
         """The thread's newest memory of any scope, invalidated or not; ``None`` when it has none."""
-        row = self._one(_GET, {"of_thread": thread_id})
-        return None if row is None else to_entity(ThreadMemory, row)
+        return self._entity(ThreadMemory, _GET, {"of_thread": thread_id})
 
     def upsert(self, thread_id: UUID, raw_memory: str, memory_summary: str) -> ThreadMemory:
         """Store a memory for the scope of the thread's own working directory, whoever holds the job.
@@ -129,11 +128,12 @@ class ThreadMemoryRepository(Repository):
         Raises:
             ThreadNotFoundError: the thread has no row.
         """
-        row = self._one(
+        memory = self._entity(
+            ThreadMemory,
             _UPSERT_CWD,
             {"of_thread": thread_id, "new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
         )
-        return self._stored(row, thread_id)
+        return _stored(memory, thread_id)
 
     def upsert_for_scope(
         self, thread_id: UUID, scope: MemoryScope, raw_memory: str, memory_summary: str
@@ -143,11 +143,12 @@ class ThreadMemoryRepository(Repository):
         Raises:
             ThreadNotFoundError: the thread has no row.
         """
-        row = self._one(
+        memory = self._entity(
+            ThreadMemory,
             _UPSERT,
             _key_of(thread_id, scope) | {"new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
         )
-        return self._stored(row, thread_id)
+        return _stored(memory, thread_id)
 
     def upsert_if_owner(
         self, lease: Phase1Lease, raw_memory: str, memory_summary: str
@@ -157,13 +158,14 @@ class ThreadMemoryRepository(Repository):
         Raises:
             ThreadNotFoundError: the thread has no row.
         """
-        row = self._one(
+        memory = self._entity(
+            ThreadMemory,
             _UPSERT_IF_OWNER,
             _key_of(lease.key.thread_id, lease.key.scope)
             | {"token": lease.ownership_token, "new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
         )
-        if row is not None:
-            return to_entity(ThreadMemory, row)
+        if memory is not None:
+            return memory
         if self._one(_THREAD_EXISTS, {"of_thread": lease.key.thread_id}) is None:
             raise ThreadNotFoundError(lease.key.thread_id)
         return HolderWrite.LEASE_LOST
@@ -176,8 +178,7 @@ class ThreadMemoryRepository(Repository):
         """The ``n`` newest valid memories of exactly this scope, newest first; equal times by thread id, descending."""
         if n <= 0:
             return []
-        rows = self._all(_LAST_N, {"of_kind": scope.kind, "of_key": scope.key, "row_limit": n})
-        return [to_entity(ThreadMemory, row) for row in rows]
+        return self._entities(ThreadMemory, _LAST_N, {"of_kind": scope.kind, "of_key": scope.key, "row_limit": n})
 
     def record_use(self, thread_id: UUID, scope: MemoryScope) -> bool:
         """Count one use of a memory, now. Tells whether there is such a memory."""
@@ -190,8 +191,8 @@ class ThreadMemoryRepository(Repository):
         """
         return self._one(_INVALIDATE, _key_of(thread_id, scope) | {"reason": reason}) is not None
 
-    @staticmethod
-    def _stored(row: Row[Any] | None, thread_id: UUID) -> ThreadMemory:
-        if row is None:
-            raise ThreadNotFoundError(thread_id)
-        return to_entity(ThreadMemory, row)
+
+def _stored(memory: ThreadMemory | None, thread_id: UUID) -> ThreadMemory:
+    if memory is None:
+        raise ThreadNotFoundError(thread_id)
+    return memory

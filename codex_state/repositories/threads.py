@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from codex_state.models import Anchor, SortKey, Thread, ThreadsPage
 from codex_state.models.columns import EpochSeconds, PathText, UuidText
 from codex_state.repositories import thread_listing
-from codex_state.repositories.base import Repository, select_entity, table_of, to_entity, values_of
+from codex_state.repositories.base import Repository, select_entity, table_of
 
 # One insert construct serves both databases: what PostgreSQL's ON CONFLICT renders, SQLite's dialect renders as well.
 _threads = table_of(Thread)
@@ -75,8 +75,7 @@ class ThreadRepository(Repository):
         Raises:
             InvalidRowError: the row holds a value that no version writes.
         """
-        row = self._one(_GET, {"thread_id": thread_id})
-        return None if row is None else to_entity(Thread, row)
+        return self._entity(Thread, _GET, {"thread_id": thread_id})
 
     def upsert(self, thread: Thread) -> None:
         """Insert the thread, or replace every column of its row but ``memory_mode``, which belongs to its creation."""
@@ -131,10 +130,10 @@ class ThreadRepository(Repository):
             home=home,
             limit=page_size + 1,
         )
-        rows = self._all(statement, parameters)
-        items = [to_entity(Thread, row) for row in rows[:page_size]]
-        following = thread_listing.anchor_of(items[-1], sort_key) if len(rows) > page_size else None
-        return ThreadsPage(items, following, len(rows))
+        found = self._entities(Thread, statement, parameters)
+        items = found[:page_size]
+        following = thread_listing.anchor_of(items[-1], sort_key) if len(found) > page_size else None
+        return ThreadsPage(items, following, len(found))
 
     def list_ids(
         self,
@@ -217,4 +216,4 @@ class ThreadRepository(Repository):
 
 
 def _row_of(thread: Thread) -> dict[str, Any]:
-    return values_of(thread) | {"archived": thread.archived_at is not None}
+    return {**thread.column_values(), "archived": thread.archived_at is not None}
