@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -57,6 +58,12 @@ def _uuid_of(spelling: object) -> UUID:
         return UUID(spelling)  # type: ignore[arg-type]
     except (ValueError, AttributeError, TypeError) as error:
         raise InvalidInputError(f"not a UUID: {spelling!r}") from error
+
+
+@lru_cache(maxsize=4096)
+def _path_of(spelled: str) -> Path:
+    """A path from its text. Working directories repeat, and parsing one costs more than all else in reading its row."""
+    return Path(spelled)
 
 
 class UuidText(TypeDecorator[UUID]):
@@ -110,7 +117,7 @@ class PathText(TypeDecorator[Path]):
         return None if value is None else path_to_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Path | None:
-        return None if value is None else Path(value)
+        return None if value is None else _path_of(value)
 
 
 class OptionalText(TypeDecorator[str]):
