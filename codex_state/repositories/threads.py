@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, case, delete, func, select, update
+from sqlalchemy import and_, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from codex_state.models import Anchor, SortKey, Thread, ThreadsPage
-from codex_state.models.columns import EpochSeconds, PathText, UuidText
+from codex_state.models import Anchor, Phase1Job, SortKey, Thread, ThreadMemory, ThreadsPage
+from codex_state.models.columns import EpochSeconds, IntegerFlag, PathText, UuidText, text
 from codex_state.repositories import thread_listing
 from codex_state.repositories.base import Repository, select_entity, table_of
 
 # One insert construct serves both databases: what PostgreSQL's ON CONFLICT renders, SQLite's dialect renders as well.
 _threads = table_of(Thread)
+_memories = table_of(ThreadMemory)
+_jobs = table_of(Phase1Job)
 _insert = insert(_threads).values({column.key: bindparam(column.key, type_=column.type) for column in _threads.columns})
 _BY_ID = _threads.c.id == bindparam("thread_id", type_=UuidText())
 
@@ -52,10 +54,21 @@ _SET_ARCHIVED = (
     update(_threads)
     .where(_BY_ID)
     .values(
-        archived=bindparam("new_archived"),
+        archived=bindparam("new_archived", type_=IntegerFlag()),
         archived_at=bindparam("new_archived_at", type_=EpochSeconds()),
         rollout_path=bindparam("new_rollout_path", type_=PathText()),
         updated_at=func.coalesce(bindparam("new_updated_at", type_=EpochSeconds()), _threads.c.updated_at),
+    )
+    .returning(_threads.c.id)
+)
+_RELOCATE = (
+    update(_threads)
+    .where(_BY_ID)
+    .values(
+        rollout_path=bindparam("new_rollout_path", type_=PathText()),
+        cwd=bindparam("new_cwd", type_=PathText()),
+        archived=bindparam("new_archived", type_=IntegerFlag()),
+        archived_at=bindparam("new_archived_at", type_=EpochSeconds()),
     )
     .returning(_threads.c.id)
 )
@@ -63,6 +76,21 @@ _SET_MEMORY_MODE = (
     update(_threads).where(_BY_ID).values(memory_mode=bindparam("new_memory_mode")).returning(_threads.c.id)
 )
 _SET_TITLE = update(_threads).where(_BY_ID).values(title=bindparam("new_title")).returning(_threads.c.id)
+_has_primary_data = or_(
+    select(_memories.c.thread_id).where(_memories.c.thread_id == _threads.c.id).exists(),
+    select(_jobs.c.thread_id).where(_jobs.c.thread_id == _threads.c.id).exists(),
+    _has_explicit_title,
+)
+_DELETE_VANISHED = (
+    delete(_threads)
+    .where(
+        _BY_ID,
+        _threads.c.home == bindparam("of_home", type_=text),
+        _threads.c.rollout_path == bindparam("missing_path", type_=PathText()),
+        ~_has_primary_data,
+    )
+    .returning(_threads.c.id)
+)
 _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
 
@@ -201,6 +229,20 @@ class ThreadRepository(Repository):
         }
         return self._one(_SET_ARCHIVED, parameters) is not None
 
+    def relocate(self, thread_id: UUID, rollout_path: Path, *, cwd: Path, archived_at: datetime | None) -> bool:
+        """Repair where the thread's rollout lies, its directory, and since when it is archived (``None``: it isn't).
+
+        Tells whether the thread has a row.
+        """
+        parameters = {
+            "thread_id": thread_id,
+            "new_rollout_path": rollout_path,
+            "new_cwd": cwd,
+            "new_archived": archived_at is not None,
+            "new_archived_at": archived_at,
+        }
+        return self._one(_RELOCATE, parameters) is not None
+
     def set_memory_mode(self, thread_id: UUID, memory_mode: str) -> bool:
         """Say what may be remembered of the thread. Tells whether the thread has a row."""
         parameters = {"thread_id": thread_id, "new_memory_mode": memory_mode}
@@ -213,6 +255,18 @@ class ThreadRepository(Repository):
     def delete(self, thread_id: UUID) -> bool:
         """Delete the thread with its tools, memories and jobs. Tells whether it had a row."""
         return self._one(_DELETE, {"thread_id": thread_id}) is not None
+
+    def delete_vanished(self, thread_id: UUID, rollout_path: Path, home: str) -> bool:
+        """Delete the row of a thread whose rollout is gone, unless something would be lost with it (law L7).
+
+        A row with memories, extraction jobs or a title of the user's stays: those are not in any rollout. So does a
+        row that meanwhile points elsewhere, or that belongs to another home, which alone may judge its files.
+
+        Returns:
+            Whether the row was deleted.
+        """
+        parameters = {"thread_id": thread_id, "missing_path": rollout_path, "of_home": home}
+        return self._one(_DELETE_VANISHED, parameters) is not None
 
 
 def _row_of(thread: Thread) -> dict[str, Any]:
