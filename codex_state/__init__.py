@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codex_state.async_runtime import (
+        AsyncStateRuntime as AsyncStateRuntime,
+    )
     from codex_state.errors import (
         BackfillError as BackfillError,
     )
@@ -187,6 +190,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "codex_state.async_runtime": ("AsyncStateRuntime",),
     "codex_state.errors": (
         "BackfillError",
         "BackfillTimeoutError",
