@@ -177,6 +177,7 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
 
 
 def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
+    cursor = connection.cursor()  # a queueing one: some of these meet the lock of whoever is making the file
     for pragma in (
         "foreign_keys = ON",
         # Safe against a crash of the process in WAL mode; a power cut may lose the last commits but corrupts nothing.
@@ -184,7 +185,8 @@ def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -
         f"wal_autocheckpoint = {_WAL_AUTOCHECKPOINT_PAGES}",
         f"journal_size_limit = {_JOURNAL_SIZE_LIMIT}",
     ):
-        connection.execute(f"PRAGMA {pragma}")
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
 
 
 def _run_in_begin(connection: Connection, *statements: str) -> None:

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, DefaultClause, Index, text
-from sqlalchemy.schema import CreateIndex
+from sqlalchemy import Connection, DefaultClause
 
 from codex_state.migrations.stored import HEAD, current_revision, our_tables
 from codex_state.models import metadata
 
 
-def comparison_options(connection: Connection | None = None) -> dict[str, Any]:
-    """How Alembic compares: all it can, but only tables of ours, as others may share the database.
-
-    Args:
-        connection: where the database is; none is needed to write SQL instead of running it.
-    """
-
-    def is_different(item: Any, _name: str, kind: str, _reflected: bool, found: Any) -> bool:  # noqa: FBT001
-        # Reflection doesn't see the directions of an SQLite index, so Alembic takes all of ours for changed.
-        if kind == "index" and found is not None and connection is not None and connection.dialect.name == "sqlite":
-            return not _is_sqlite_index(connection, item)
-        return True
+def comparison_options() -> dict[str, Any]:
+    """How Alembic compares: all it can, but only tables of ours, as others may share the database."""
+    from codex_state.migrations import sqlite_indexes
 
     return {
         "target_metadata": metadata,
         "compare_type": True,
         "compare_server_default": _default_differs,
         "include_name": _is_ours,
-        "include_object": is_different,
-        "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
+        "autogenerate_plugins": [
+            "alembic.autogenerate.*",
+            "alembic.ext.checkconstraint_byname",
+            sqlite_indexes.NAME,
+        ],
     }
 
 
@@ -47,7 +40,7 @@ def check(connection: Connection) -> list[str]:
     revision = current_revision(connection)
     if revision != HEAD:
         differences.append(f"the revision is {revision!r} instead of {HEAD!r}")
-    context = MigrationContext.configure(connection, opts=comparison_options(connection))
+    context = MigrationContext.configure(connection, opts=comparison_options())
     for difference in compare_metadata(context, metadata):
         # Differences of one column come as a list.
         differences += map(_sentence, difference if isinstance(difference, list) else [difference])
@@ -63,13 +56,6 @@ def _default_differs(
 ) -> bool | None:
     # On SQLite, Alembic reads an empty default as ('') and doesn't know it again. It judges the others itself.
     return False if found in {"''", "('')"} and expected == "" else None
-
-
-def _is_sqlite_index(connection: Connection, index: Index) -> bool:
-    definition = connection.execute(
-        text("SELECT sql FROM sqlite_master WHERE type = 'index' AND name = :name"), {"name": index.name}
-    ).scalar_one()
-    return " ".join(definition.split()) == str(CreateIndex(index).compile(dialect=connection.dialect))
 
 
 def _sentence(difference: tuple[Any, ...]) -> str:

@@ -43,7 +43,7 @@ def _run_on(context: EnvironmentContext, connection: Connection) -> None:
 
 def _run_in_transaction(context: EnvironmentContext, connection: Connection) -> None:
     verified_revision(connection)
-    context.configure(connection=connection, render_as_batch=True, **comparison_options(connection))
+    context.configure(connection=connection, render_as_batch=True, **comparison_options())
     context.run_migrations()
 
 

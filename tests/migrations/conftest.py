@@ -1,0 +1,29 @@
+"""Fresh databases without a schema, of both kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import stores
+
+from codex_state.database import Database, prepare_sqlite_file
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new, empty database."""
+    if request.param == "postgresql":
+        postgres_url: str = request.getfixturevalue("postgres_url")
+        return postgres_url
+    return f"sqlite:///{tmp_path / 'state.sqlite'}"
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    """A new, empty database."""
+    with stores.opened(url) as opened:
+        if opened.path is not None:
+            prepare_sqlite_file(opened)
+        yield opened

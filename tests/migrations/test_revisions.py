@@ -1,0 +1,323 @@
+"""Every revision, up and down, with rows in the tables."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from alembic.script import ScriptDirectory
+from migrations.described import Schema, describe
+from migrations.rows import (
+    FIRST,
+    SAMPLES,
+    SECOND,
+    SESSION,
+    Rows,
+    in_common,
+    insert,
+    insert_samples,
+    read,
+    read_all,
+    update,
+)
+
+from codex_state import migrations
+from codex_state.database import Database
+from codex_state.errors import DatabaseError, SchemaError
+from codex_state.migrations.location import configuration
+
+SCRIPTS = ScriptDirectory.from_config(configuration())
+REVISIONS = [script.revision for script in reversed(list(SCRIPTS.walk_revisions()))]
+STEPS = list(pairwise(REVISIONS))
+
+
+def contents(database: Database) -> Rows:
+    with database.engine.connect() as connection:
+        return read_all(connection)
+
+
+def schema(database: Database) -> Schema:
+    with database.engine.connect() as connection:
+        return describe(connection)
+
+
+def row_of(database: Database, table: str, **key: Any) -> dict[str, Any]:
+    with database.engine.connect() as connection:
+        (row,) = [row for row in read(connection, table) if key.items() <= row.items()]
+        return row
+
+
+def at(database: Database, revision: str) -> None:
+    migrations.upgrade(database.engine, revision)
+    with database.engine.begin() as connection:
+        insert_samples(connection)
+
+
+def changed(database: Database, statement: str) -> None:
+    with database.engine.begin() as connection:
+        update(connection, statement)
+
+
+def test_the_history_is_one_line_that_ends_at_the_head_we_name() -> None:
+    assert SCRIPTS.get_heads() == [migrations.HEAD]
+    assert SCRIPTS.get_bases() == ["0001_baseline"]
+    assert not [script for script in SCRIPTS.walk_revisions() if script.is_branch_point or script.is_merge_point]
+
+
+def test_revisions_are_numbered_in_their_order_and_fit_the_version_table() -> None:
+    assert [int(revision[:4]) for revision in REVISIONS] == list(range(1, len(REVISIONS) + 1))
+    assert max(map(len, REVISIONS)) <= 32
+
+
+@pytest.mark.parametrize(("before", "after"), STEPS, ids=[after for _, after in STEPS])
+def test_rows_survive_each_revision_up_and_down_and_the_schema_comes_back(
+    database: Database, before: str, after: str
+) -> None:
+    at(database, before)
+    rows, tables = contents(database), schema(database)
+
+    assert migrations.upgrade(database.engine, after) == migrations.Migrated(before, after)
+    upgraded = contents(database)
+    assert {table: len(rows[table]) for table in upgraded} == {table: len(found) for table, found in upgraded.items()}
+    assert in_common(upgraded, rows) == in_common(rows, upgraded)
+
+    assert migrations.downgrade(database.engine, before) == migrations.Migrated(after, before)
+    assert in_common(contents(database), upgraded) == in_common(rows, upgraded)
+    assert schema(database) == tables
+
+
+@pytest.mark.parametrize(("before", "after"), STEPS, ids=[after for _, after in STEPS])
+def test_rows_written_at_a_revision_survive_its_downgrade(database: Database, before: str, after: str) -> None:
+    at(database, after)
+    rows = contents(database)
+    migrations.downgrade(database.engine, before)
+    older = contents(database)
+    assert {table: len(older[table]) for table in rows} == {table: len(found) for table, found in rows.items()}
+    assert in_common(older, rows) == in_common(rows, older)
+
+
+def test_rows_survive_all_the_way_up_and_down(database: Database) -> None:
+    at(database, REVISIONS[0])
+    rows = contents(database)
+    migrations.upgrade(database.engine)
+    migrations.downgrade(database.engine, REVISIONS[0])
+    assert in_common(contents(database), rows) == rows
+
+
+def test_deleting_a_thread_still_deletes_what_belongs_to_it_after_all_revisions(database: Database) -> None:
+    at(database, REVISIONS[0])
+    migrations.upgrade(database.engine)
+    changed(database, f"DELETE FROM threads WHERE id = '{FIRST}'")
+    left = contents(database)
+    for table in ("thread_dynamic_tools", "thread_memory", "memory_phase1_jobs"):
+        assert FIRST not in {row["thread_id"] for row in left[table]}
+    assert len(left["thread_memory"]) == 2
+    assert len(left["logs"]) == 1, "logs outlive threads"
+
+
+def test_0001_brings_the_backfills_row(database: Database) -> None:
+    migrations.upgrade(database.engine, "0001_baseline")
+    row = row_of(database, "backfill_state", id=1)
+    assert row["updated_at"] > 1_700_000_000
+    assert row | {"updated_at": 0} == {
+        "id": 1,
+        "status": "pending",
+        "last_watermark": None,
+        "last_success_at": None,
+        "updated_at": 0,
+    }
+
+
+def test_0001_has_the_originals_columns_in_their_order(database: Database) -> None:
+    migrations.upgrade(database.engine, "0001_baseline")
+    columns = {table: " ".join(description["columns"]) for table, description in schema(database).items()}
+    assert columns == {
+        "threads": "id rollout_path created_at updated_at source model_provider cwd title sandbox_policy approval_mode "
+        "tokens_used has_user_event archived archived_at git_sha git_branch git_origin_url cli_version "
+        "first_user_message",
+        "logs": "id ts ts_nanos level target message module_path file line thread_id",
+        "thread_dynamic_tools": "thread_id position name description input_schema",
+        "thread_memory": "thread_id scope_kind scope_key raw_memory memory_summary updated_at last_used_at used_count "
+        "invalidated_at invalid_reason",
+        "memory_phase1_jobs": "thread_id scope_kind scope_key status owner_session_id started_at finished_at "
+        "failure_reason source_updated_at raw_memory_path summary_hash ownership_token",
+        "memory_scope_dirty": "scope_kind scope_key dirty updated_at",
+        "memory_phase2_jobs": "scope_kind scope_key status owner_session_id agent_thread_id started_at "
+        "last_heartbeat_at finished_at attempt failure_reason ownership_token",
+        "memory_consolidation_locks": "cwd working_thread_id updated_at",
+        "backfill_state": "id status last_watermark last_success_at updated_at",
+    }
+
+
+@pytest.mark.parametrize("table", ["threads", "logs", "memory_scope_dirty", "memory_consolidation_locks"])
+def test_downgrading_past_the_baseline_is_refused_while_there_are_rows(database: Database, table: str) -> None:
+    migrations.upgrade(database.engine)
+    with database.engine.begin() as connection:
+        insert(connection, table, SAMPLES[table][0])
+    rows = contents(database)
+    with pytest.raises(SchemaError, match=f"{table} has rows"):
+        migrations.downgrade(database.engine, "base")
+    assert contents(database) == rows
+    assert migrations.ensure_current(database.engine).changed is False
+
+
+def test_an_empty_database_can_be_downgraded_to_nothing_and_upgraded_again(database: Database) -> None:
+    migrations.upgrade(database.engine)
+    assert migrations.downgrade(database.engine, "base") == migrations.Migrated(migrations.HEAD, None)
+    assert schema(database) == {}
+    assert migrations.ensure_current(database.engine) == migrations.Migrated(None, migrations.HEAD)
+
+
+def test_0002_drops_the_dead_parts_and_its_downgrade_brings_them_back_empty(database: Database) -> None:
+    at(database, "0002_drop_dead_parts")
+    assert "memory_phase2_jobs" not in schema(database)
+    assert "has_user_event" not in schema(database)["threads"]["columns"]
+    migrations.downgrade(database.engine, "0001_baseline")
+    assert contents(database)["memory_phase2_jobs"] == []
+    assert row_of(database, "threads", id=FIRST)["has_user_event"] == 0
+
+
+def test_0003_remembers_every_thread_that_was_there(database: Database) -> None:
+    at(database, "0002_drop_dead_parts")
+    migrations.upgrade(database.engine, "0003_thread_agents")
+    row = row_of(database, "threads", id=SECOND)
+    assert row["memory_mode"] == "enabled"
+    assert (row["agent_nickname"], row["agent_role"], row["agent_path"]) == (None, None, None)
+
+
+def test_0004_knows_no_model_of_a_thread_that_was_there(database: Database) -> None:
+    at(database, "0003_thread_agents")
+    migrations.upgrade(database.engine, "0004_thread_model")
+    row = row_of(database, "threads", id=FIRST)
+    assert (row["model"], row["reasoning_effort"]) == (None, None)
+
+
+def test_0005_loads_at_once_the_tools_that_were_there(database: Database) -> None:
+    at(database, "0004_thread_model")
+    migrations.upgrade(database.engine, "0005_tool_namespaces")
+    row = row_of(database, "thread_dynamic_tools", position=1)
+    assert (row["defer_loading"], row["namespace"]) == (0, None)
+
+
+def test_0006_starts_counting_attempts_and_keeps_failures_terminal(database: Database) -> None:
+    at(database, "0005_tool_namespaces")
+    migrations.upgrade(database.engine, "0006_phase1_retries")
+    row = row_of(database, "memory_phase1_jobs", status="failed")
+    assert (row["attempt"], row["retry_at"]) == (0, None)
+
+
+def test_0007_gives_every_held_lock_a_token_of_its_own(database: Database) -> None:
+    at(database, "0006_phase1_retries")
+    migrations.upgrade(database.engine, "0007_lock_tokens")
+    tokens = {row["ownership_token"] for row in contents(database)["memory_consolidation_locks"]}
+    assert len(tokens) == 2
+    assert {len(token) for token in tokens} == {32}
+
+
+def test_0007_refuses_locks_without_a_token_from_then_on(database: Database) -> None:
+    migrations.upgrade(database.engine, "0007_lock_tokens")
+    with pytest.raises(DatabaseError):
+        changed(
+            database,
+            "INSERT INTO memory_consolidation_locks (cwd, working_thread_id, updated_at) "
+            f"VALUES ('/c', '{SESSION}', 1)",
+        )
+
+
+def test_0008_leaves_a_running_backfill_to_be_taken_over(database: Database) -> None:
+    at(database, "0007_lock_tokens")
+    migrations.upgrade(database.engine, "0008_backfill_owner")
+    row = row_of(database, "backfill_state", id=1)
+    assert (row["status"], row["last_watermark"]) == ("running", "sessions/x.jsonl")
+    assert (row["ownership_token"], row["owner"], row["claimed_at"]) == (None, None, None)
+
+
+def test_0009_puts_all_there_is_into_the_local_home(database: Database) -> None:
+    at(database, "0008_backfill_owner")
+    migrations.upgrade(database.engine, "0009_homes")
+    rows = contents(database)
+    assert {row["home"] for table in ("threads", "backfill_state") for row in rows[table]} == {"local"}
+
+
+def test_0009_gives_each_home_one_backfill(database: Database) -> None:
+    migrations.upgrade(database.engine, "0009_homes")
+    other = "INSERT INTO backfill_state (home, status, updated_at) VALUES ('other', 'complete', 5)"
+    changed(database, other)
+    with pytest.raises(DatabaseError):
+        changed(database, other)
+
+
+def test_0009_downgraded_with_several_homes_starts_the_backfill_over(database: Database) -> None:
+    migrations.upgrade(database.engine, "0009_homes")
+    changed(database, "UPDATE backfill_state SET status = 'complete', last_watermark = 'x', last_success_at = 4")
+    changed(
+        database,
+        "INSERT INTO backfill_state (home, status, last_watermark, updated_at) VALUES ('other', 'running', 'y', 5)",
+    )
+    migrations.downgrade(database.engine, "0008_backfill_owner")
+    row = row_of(database, "backfill_state", id=1)
+    assert (row["status"], row["last_watermark"], row["last_success_at"]) == ("pending", None, None)
+
+
+def test_0010_mends_what_the_checks_would_refuse(database: Database) -> None:
+    at(database, "0009_homes")
+    changed(database, f"UPDATE threads SET tokens_used = -5, archived = 1 WHERE id = '{FIRST}'")
+    changed(database, f"UPDATE threads SET archived = 0 WHERE id = '{SECOND}'")
+    changed(database, f"UPDATE thread_memory SET used_count = -1 WHERE thread_id = '{FIRST}'")
+    changed(database, "UPDATE memory_phase1_jobs SET attempt = -2 WHERE status = 'running'")
+    changed(database, "UPDATE memory_phase1_jobs SET status = 'paused', retry_at = NULL WHERE status = 'failed'")
+    changed(database, "UPDATE memory_scope_dirty SET dirty = 7")
+    changed(database, "UPDATE backfill_state SET status = 'resting'")
+    count = {table: len(found) for table, found in contents(database).items()}
+
+    migrations.upgrade(database.engine, "0010_checks")
+
+    rows = contents(database)
+    assert {table: len(found) for table, found in rows.items()} == count
+    first, second = row_of(database, "threads", id=FIRST), row_of(database, "threads", id=SECOND)
+    assert (first["tokens_used"], first["archived"], first["archived_at"]) == (0, 0, None)
+    assert (second["archived"], second["archived_at"]) == (1, 1770000070)
+    assert {row["used_count"] for row in rows["thread_memory"] if row["thread_id"] == FIRST} == {0}
+    assert row_of(database, "memory_phase1_jobs", status="running")["attempt"] == 0
+    failed = row_of(database, "memory_phase1_jobs", status="failed")
+    assert failed["failure_reason"] == "no model; unknown status: paused"
+    assert failed["retry_at"] == failed["finished_at"]
+    assert [row["dirty"] for row in rows["memory_scope_dirty"]] == [1]
+    backfill = row_of(database, "backfill_state", id=1)
+    assert (backfill["status"], backfill["last_watermark"]) == ("pending", "sessions/x.jsonl")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE threads SET archived = 2",
+        "UPDATE threads SET tokens_used = -1",
+        "UPDATE thread_memory SET used_count = -1",
+        "UPDATE memory_phase1_jobs SET status = 'paused'",
+        "UPDATE memory_phase1_jobs SET attempt = -1",
+        "UPDATE memory_scope_dirty SET dirty = 2",
+        "UPDATE backfill_state SET status = 'resting'",
+        "UPDATE backfill_state SET id = 2",
+    ],
+)
+def test_0010_refuses_such_rows_from_then_on(database: Database, statement: str) -> None:
+    at(database, "0010_checks")
+    with pytest.raises(DatabaseError):
+        changed(database, statement)
+
+
+@pytest.mark.parametrize("condition", ["archived = 0", "source = 'cli'", "model_provider = 'openai'"])
+def test_0011_lets_filtered_listings_read_their_order_from_an_index(database: Database, condition: str) -> None:
+    migrations.upgrade(database.engine)
+    query = f"SELECT id FROM threads WHERE {condition} ORDER BY updated_at DESC, id DESC LIMIT 50"
+    with database.engine.connect() as connection:
+        if database.dialect == "sqlite":
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
+        else:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
+    told = str(plan)
+    assert "idx_threads_" in told
+    assert "TEMP B-TREE" not in told, "SQLite would sort"
+    assert "Sort" not in told, "PostgreSQL would sort"
