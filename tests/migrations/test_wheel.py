@@ -1,0 +1,72 @@
+"""The migration scripts of an installed wheel, far from any checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import codex_state
+from codex_state import migrations
+from codex_state.database import Database
+from codex_state.migrations.location import known_revisions, scripts_directory
+
+environment, url = Path(sys.argv[1]), sys.argv[2]
+assert Path(codex_state.__file__).is_relative_to(environment), codex_state.__file__
+assert scripts_directory().is_relative_to(environment), scripts_directory()
+assert len(known_revisions()) == 11, known_revisions()
+database = Database.open(url)
+for revision in sorted(known_revisions()):
+    migrations.upgrade(database.engine, revision)
+    outcome = migrations.ensure_current(database.engine)
+    assert outcome == migrations.Migrated(revision, migrations.HEAD), outcome
+    with database.engine.connect() as connection:
+        assert migrations.check(connection) == []
+    migrations.downgrade(database.engine, "base")
+assert migrations.ensure_current(database.engine) == migrations.Migrated(None, migrations.HEAD)
+database.close()
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CODEX_"))}
+    answer = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=240, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", directory, ROOT, cwd=directory)
+    (built,) = directory.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel of its own, and with the dependencies of the one that runs the tests."""
+    directory = tmp_path_factory.mktemp("environment")
+    venv.create(directory, with_pip=True, symlinks=True)
+    run(directory / "bin" / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=directory)
+    (packages,) = directory.glob("lib/python*/site-packages")
+    # A path in a .pth file is searched after the environment's own packages, and its own .pth files are ignored: so the
+    # checkout, which may be installed in editable mode there, isn't seen.
+    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    return directory
+
+
+@pytest.mark.wheel
+def test_an_installed_wheel_migrates_from_nothing_and_from_every_revision(
+    environment: Path, url: str, tmp_path: Path
+) -> None:
+    run(environment / "bin" / "python", "-c", PROGRAM, environment, url, cwd=tmp_path)
