@@ -1,0 +1,76 @@
+"""The README's Python runs as it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fastapi.testclient import TestClient
+
+from codex_state import MemoryScope, Phase1Key, Phase1Status, StateRuntime, StateSettings, Thread
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> dict[str, Any]:
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    thread = Thread(
+        id=uuid4(),
+        rollout_path=tmp_path / "rollout.jsonl",
+        created_at=moment,
+        updated_at=moment,
+        source="cli",
+        model_provider="openai",
+        cwd=Path("/projects/one"),
+        sandbox_policy='{"type":"read-only"}',
+        approval_mode="on-request",
+        first_user_message="hello",
+        title="hello",
+    )
+    with StateRuntime.open(StateSettings(codex_home=tmp_path)) as runtime, runtime.begin() as state:
+        state.threads.upsert(thread)
+    return {"home": tmp_path, "thread": thread, "__name__": "readme"}
+
+
+def run(block: str, names: dict[str, Any]) -> None:
+    exec(compile(block, str(README), "exec"), names)
+
+
+def test_the_readme_has_three_python_examples() -> None:
+    assert len(BLOCKS) == 3
+
+
+def test_the_library_example_claims_a_job_and_finishes_it(names: dict[str, Any]) -> None:
+    run(BLOCKS[0], names)
+
+    assert [thread.id for thread in names["page"].items] == [names["thread"].id]
+    with StateRuntime.open(StateSettings(codex_home=names["home"])) as runtime, runtime.read() as state:
+        job = state.phase1_jobs.get(Phase1Key(names["thread"].id, MemoryScope.cwd(Path("/projects/one"))))
+        assert job is not None
+        assert job.status is Phase1Status.SUCCEEDED
+        assert state.threads.get(names["thread"].id).title == "renamed"
+
+
+def test_the_fastapi_example_renames_a_thread_in_the_services_own_session(names: dict[str, Any]) -> None:
+    run(BLOCKS[1], names)
+    try:
+        with TestClient(names["app"]) as client:
+            renamed = client.put(f"/threads/{names['thread'].id}/title", params={"title": "from the service"})
+            unknown = client.put(f"/threads/{uuid4()}/title", params={"title": "nobody"})
+        assert (renamed.status_code, unknown.status_code) == (200, 404)
+        with names["runtime"].read() as state:
+            assert state.threads.get(names["thread"].id).title == "from the service"
+    finally:
+        names["runtime"].close()
+
+
+def test_the_async_example_lists_threads(names: dict[str, Any]) -> None:
+    run(BLOCKS[2], names)
+    assert asyncio.run(names["main"]()) == 1
