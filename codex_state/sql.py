@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, String
+from sqlalchemy import BigInteger, Boolean, ColumnElement, String
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -26,6 +26,22 @@ class contains(FunctionElement[bool]):  # noqa: N801 - reads as the SQL function
     name = "contains"
 
 
+class matches(FunctionElement[bool]):  # noqa: N801 - reads as the SQL function it is
+    """``matches(text, pattern)``: LIKE with the wildcards ``%`` and ``_``, ASCII case ignored, and no escape."""
+
+    inherit_cache = True
+    type = Boolean()
+    name = "matches"
+
+
+class byte_length(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
+    """How many bytes of UTF-8 a text has."""
+
+    inherit_cache = True
+    type = BigInteger()
+    name = "byte_length"
+
+
 @compiles(fresh_token, "sqlite")
 def _fresh_token_sqlite(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
     return "lower(hex(randomblob(16)))"
@@ -44,3 +60,27 @@ def _contains_sqlite(element: contains, compiler: SQLCompiler, **kw: Any) -> str
 @compiles(contains, "postgresql")
 def _contains_postgresql(element: contains, compiler: SQLCompiler, **kw: Any) -> str:
     return f"strpos({compiler.process(element.clauses, **kw)}) > 0"
+
+
+@compiles(matches, "sqlite")
+def _matches_sqlite(element: matches, compiler: SQLCompiler, **kw: Any) -> str:
+    text, pattern = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{text} LIKE ({pattern})"
+
+
+@compiles(matches, "postgresql")
+def _matches_postgresql(element: matches, compiler: SQLCompiler, **kw: Any) -> str:
+    # Its default escape is the backslash, which paths of Windows are full of.
+    text, pattern = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{text} ILIKE ({pattern}) ESCAPE ''"
+
+
+@compiles(byte_length, "sqlite")
+def _byte_length_sqlite(element: byte_length, compiler: SQLCompiler, **kw: Any) -> str:
+    # octet_length() needs SQLite 3.43.
+    return f"length(CAST({compiler.process(element.clauses, **kw)} AS BLOB))"
+
+
+@compiles(byte_length, "postgresql")
+def _byte_length_postgresql(element: byte_length, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **kw)})"

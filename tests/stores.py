@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import postgres
 
 from codex_state.database import Database, prepare_sqlite_file
 from codex_state.models import metadata
+from codex_state.testing.clock import ManualClock
+from codex_state.testing.samples import NOON
 
 BUSY_TIMEOUT = timedelta(seconds=30)
 """Longer than the default, because many tests share the machine's cores."""
@@ -78,3 +81,18 @@ def empty(database: Database) -> None:
     with database.begin() as session:
         for table in reversed(metadata.sorted_tables):
             session.connection().execute(table.delete())
+
+
+class Clocked(NamedTuple):
+    """A database and the clock that was installed in it."""
+
+    database: Database
+    clock: ManualClock
+
+
+@contextmanager
+def clocked(database: Database, directory: Path) -> Iterator[Clocked]:
+    """The database on a clock of its own that shows noon."""
+    with ManualClock(directory / "clock", NOON) as clock:
+        clock.install(database)
+        yield Clocked(database, clock)

@@ -15,7 +15,7 @@ from codex_state.clock import server_now
 from codex_state.models import LogEntry, LogQuery
 from codex_state.models.columns import text
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
-from codex_state.sql import contains
+from codex_state.sql import byte_length, contains, matches
 
 _logs = table_of(LogEntry)
 
@@ -25,7 +25,7 @@ _INSERT = insert(_logs).values({field: bindparam(field, type_=_logs.c[field].typ
 
 _size = sum(
     (
-        func.length(func.coalesce(_logs.c[field], literal_column("''")))
+        byte_length(func.coalesce(_logs.c[field], literal_column("''")))
         for field in ("message", "level", "target", "module_path", "file")
     ),
     literal_column("64", BigInteger()),  # the integers, the row's header and its index entries, roughly
@@ -70,7 +70,7 @@ class LogRepository(Repository):
         shape, parameters = _shape_of(query)
         statement = _query_of(shape, query.descending, query.limit is not None)
         if query.limit is not None:
-            parameters["row_limit"] = query.limit
+            parameters["row_limit"] = max(query.limit, 0)
         return self._entities(LogEntry, statement, parameters)
 
     def max_id(self, query: LogQuery | None = None) -> int:
@@ -142,7 +142,7 @@ def _filters(shape: _Shape) -> list[ColumnElement[bool]]:
     for column, name, count in ((_logs.c.module_path, "module", modules), (_logs.c.file, "file", files)):
         if count:
             part = (bindparam(f"{name}_{index}", type_=text) for index in range(count))
-            filters.append(or_(*(column.ilike(literal_column("'%'") + p + literal_column("'%'")) for p in part)))
+            filters.append(or_(*(matches(column, literal_column("'%'") + p + literal_column("'%'")) for p in part)))
     if threads or threadless:
         wanted = [_logs.c.thread_id == bindparam(f"thread_{index}", type_=text) for index in range(threads)]
         filters.append(or_(*wanted, *([_logs.c.thread_id.is_(None)] if threadless else [])))

@@ -84,4 +84,4 @@ class MemoryScopeRepository(Repository):
 
     def list_dirty(self, *, limit: int = 1000) -> Sequence[MemoryScopeDirty]:
         """The dirty scopes, those that wait longest first."""
-        return self._entities(MemoryScopeDirty, _LIST_DIRTY, {"row_limit": limit})
+        return self._entities(MemoryScopeDirty, _LIST_DIRTY, {"row_limit": max(limit, 0)})

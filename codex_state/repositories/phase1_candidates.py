@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -10,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Connection,
     Select,
     and_,
     bindparam,
@@ -28,10 +30,12 @@ from codex_state.models import SCOPE_CWD, SCOPE_USER, MemoryMode, Phase1Job, Pha
 from codex_state.models.columns import UuidText, text
 from codex_state.repositories.base import seconds_of, table_of
 from codex_state.repositories.phase1_claims import claim_from, claimable
+from codex_state.repositories.prepared import atomically
 from codex_state.sql import fresh_token
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
+_LOCK_THE_CAP = select(func.pg_advisory_xact_lock(literal_column("5070246951133876512")))
 _RUNNING = literal_column(f"'{Phase1Status.RUNNING.value}'", text)
 
 
@@ -78,6 +82,20 @@ def statement_of(
         parameters["of_home"] = home
     shape = _Shape(tuple(sorted(set(scope_kinds))), exclude is not None, max_running is not None, home is not None)
     return _claim(shape), parameters
+
+
+@contextmanager
+def counting_alone(connection: Connection) -> Iterator[None]:
+    """Keep other capped claims away while the block counts the live leases and adds some.
+
+    PostgreSQL's workers would otherwise all count before any of them has committed; SQLite has one writer anyway.
+    """
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    with atomically(connection):
+        connection.execute(_LOCK_THE_CAP)
+        yield
 
 
 @lru_cache(maxsize=64)
@@ -133,8 +151,9 @@ def _candidates(shape: _Shape) -> Select[Any]:
         )
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
         .limit(limit)
-        # Two workers that claim at once take different threads and don't wait for each other.
-        .with_for_update(of=_threads, skip_locked=True)
+        # Two workers that claim at once take different threads and don't wait for each other. The key stays shared, or
+        # whoever inserts a row that refers to such a thread would wait for the end of this transaction.
+        .with_for_update(of=_threads, skip_locked=True, key_share=True)
     )
     if shape.excluding:
         statement = statement.where(_threads.c.id != bindparam("excluded_thread", type_=UuidText()))

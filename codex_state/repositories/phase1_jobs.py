@@ -6,6 +6,7 @@ The rules of a claim stand with its statement, in ``phase1_claims``.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,8 @@ class Phase1JobRepository(Repository):
         Returns:
             The leases, most recently updated thread first.
         """
+        if not scope_kinds:
+            return []
         statement, parameters = phase1_candidates.statement_of(
             owner=owner,
             lease_seconds=whole_seconds(lease),
@@ -205,7 +208,8 @@ class Phase1JobRepository(Repository):
             max_running=max_running,
             home=home,
         )
-        leases = [lease_of(row, owner, lease) for row in self._all(statement, parameters)]
+        with nullcontext() if max_running is None else phase1_candidates.counting_alone(self._connection):
+            leases = [lease_of(row, owner, lease) for row in self._all(statement, parameters)]
         # RETURNING has no order.
         leases.sort(key=lambda lease: (lease.source_updated_at, lease.key.thread_id), reverse=True)
         return leases
@@ -250,8 +254,8 @@ class Phase1JobRepository(Repository):
     def list(self, *, status: Phase1Status | None = None, limit: int = 100) -> Sequence[Phase1Job]:
         """Jobs, the most recently started first."""
         if status is None:
-            return self._entities(Phase1Job, _LIST, {"row_limit": limit})
-        return self._entities(Phase1Job, _LIST_BY_STATUS, {"of_status": status.value, "row_limit": limit})
+            return self._entities(Phase1Job, _LIST, {"row_limit": max(limit, 0)})
+        return self._entities(Phase1Job, _LIST_BY_STATUS, {"of_status": status.value, "row_limit": max(limit, 0)})
 
     def count_by_status(self) -> dict[Phase1Status, int]:
         """How many jobs there are in each state."""

@@ -132,7 +132,7 @@ def execute_many(connection: Connection, statement: Executable, rows: Sequence[M
     Raises:
         StateError: what the driver's error or a refused value means.
     """
-    with _atomically(connection):
+    with atomically(connection):
         prepared = _prepared_for(connection, statement)
         if prepared is not None:
             prepared.run_many(_driver_of(connection), rows)
@@ -142,7 +142,7 @@ def execute_many(connection: Connection, statement: Executable, rows: Sequence[M
 
 
 @contextmanager
-def _atomically(connection: Connection) -> Iterator[None]:
+def atomically(connection: Connection) -> Iterator[None]:
     """One transaction for the block, also on a connection that commits every statement by itself."""
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite":
@@ -156,7 +156,9 @@ def _atomically(connection: Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
+        # A full disk or a broken connection has ended the transaction already.
+        if driver.in_transaction if connection.dialect.name == "sqlite" else not driver.closed:
+            connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
 

@@ -1,0 +1,198 @@
+"""What holders of jobs write, and what operators see and do."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from codex_state.models import (
+    Claimed,
+    HolderWrite,
+    MemoryScope,
+    Phase1Job,
+    Phase1Key,
+    Phase1Lease,
+    Phase1Status,
+    Requeue,
+    Skipped,
+    SkipReason,
+)
+from codex_state.runtime import State
+from codex_state.testing.clock import ManualClock
+from codex_state.testing.samples import NOON, a_thread
+
+_HOUR = timedelta(hours=1)
+_USER = MemoryScope.user()
+
+
+class TestJobs:
+    """``Phase1JobRepository``, but for its claims."""
+
+    def test_success_stores_what_was_produced(self, state: State, clock: ManualClock) -> None:
+        lease = _claim(state, _a_key(state))
+        before = _stored(state, lease.key)
+        clock.advance(_HOUR)
+        assert state.phase1_jobs.succeed(lease, raw_memory_path=Path("/m/ä"), summary_hash="h") is HolderWrite.APPLIED
+        assert _stored(state, lease.key) == _changed(
+            before,
+            status=Phase1Status.SUCCEEDED,
+            finished_at=NOON + _HOUR,
+            raw_memory_path=Path("/m/ä"),
+            summary_hash="h",
+        )
+
+    def test_failure_stores_its_reason_and_no_retry(self, state: State, clock: ManualClock) -> None:
+        lease = _claim(state, _a_key(state))
+        before = _stored(state, lease.key)
+        clock.advance(_HOUR)
+        assert state.phase1_jobs.fail(lease, "no model") is HolderWrite.APPLIED
+        assert _stored(state, lease.key) == _changed(
+            before, status=Phase1Status.FAILED, finished_at=NOON + _HOUR, failure_reason="no model"
+        )
+
+    def test_a_failure_with_a_retry_time_is_claimable_from_that_second_on(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        lease = _claim(state, _a_key(state))
+        assert state.phase1_jobs.fail(lease, "busy", retry_after=_HOUR) is HolderWrite.APPLIED
+        assert _stored(state, lease.key).retry_at == NOON + _HOUR
+        clock.advance(_HOUR - timedelta(seconds=1))
+        assert _try_claim(state, lease.key) == Skipped(SkipReason.RETRY_LATER)
+        clock.advance(timedelta(seconds=1))
+        again = _claim(state, lease.key)
+        assert again.attempt == 2
+        assert _stored(state, lease.key).retry_at is None
+        assert _stored(state, lease.key).failure_reason is None
+
+    @pytest.mark.parametrize("finish", ["succeed", "fail", "fail with retry"])
+    @pytest.mark.parametrize("write", ["renew", "succeed", "fail"])
+    def test_a_finished_job_is_not_touched_again_by_its_holder(self, state: State, finish: str, write: str) -> None:
+        """L4: it is never un-finished except by a new claim."""
+        lease = _claim(state, _a_key(state))
+        assert _write(state, lease, finish) is HolderWrite.APPLIED
+        finished = _stored(state, lease.key)
+        assert _write(state, lease, write) is HolderWrite.LEASE_LOST
+        assert _stored(state, lease.key) == finished
+
+    @pytest.mark.parametrize("write", ["renew", "succeed", "fail", "fail with retry"])
+    def test_a_holder_that_was_taken_over_changes_nothing(self, state: State, clock: ManualClock, write: str) -> None:
+        """L2."""
+        stale = _claim(state, _a_key(state))
+        clock.advance(_HOUR)
+        _claim(state, stale.key)
+        before = _stored(state, stale.key)
+        assert _write(state, stale, write) is HolderWrite.LEASE_LOST
+        assert _stored(state, stale.key) == before
+
+    @pytest.mark.parametrize("write", ["renew", "succeed", "fail"])
+    def test_a_deleted_thread_leaves_its_holder_without_a_lease(self, state: State, write: str) -> None:
+        lease = _claim(state, _a_key(state))
+        state.threads.delete(lease.key.thread_id)
+        assert _write(state, lease, write) is HolderWrite.LEASE_LOST
+        assert state.phase1_jobs.get(lease.key) is None
+
+    def test_the_token_of_a_thread_that_was_deleted_and_came_back_is_void(self, state: State) -> None:
+        lease = _claim(state, _a_key(state))
+        state.threads.delete(lease.key.thread_id)
+        state.threads.upsert(a_thread(id=lease.key.thread_id))
+        _claim(state, lease.key)
+        assert state.phase1_jobs.renew(lease) is None
+
+    def test_a_terminal_failure_comes_back_by_a_requeue_only(self, state: State) -> None:
+        lease = _claim(state, _a_key(state))
+        state.phase1_jobs.fail(lease, "broken")
+        assert _try_claim(state, lease.key) == Skipped(SkipReason.TERMINAL_FAILURE)
+        assert state.phase1_jobs.requeue(lease.key) is Requeue.REQUEUED
+        assert _claim(state, lease.key).attempt == 2
+
+    def test_a_requeue_brings_a_retry_forward(self, state: State) -> None:
+        lease = _claim(state, _a_key(state))
+        state.phase1_jobs.fail(lease, "busy", retry_after=_HOUR)
+        assert state.phase1_jobs.requeue(lease.key) is Requeue.REQUEUED
+        assert _claim(state, lease.key).attempt == 2
+
+    @pytest.mark.parametrize("finish", ["nothing", "succeed"])
+    def test_only_a_failed_job_is_requeued(self, state: State, finish: str) -> None:
+        lease = _claim(state, _a_key(state))
+        if finish != "nothing":
+            _write(state, lease, finish)
+        before = _stored(state, lease.key)
+        assert state.phase1_jobs.requeue(lease.key) is Requeue.NOT_FAILED
+        assert _stored(state, lease.key) == before
+        assert state.phase1_jobs.requeue(Phase1Key(uuid4(), _USER)) is Requeue.NOT_FOUND
+
+    def test_jobs_are_listed_by_their_start_and_counted_by_status(self, state: State, clock: ManualClock) -> None:
+        keys = []
+        for finish in ("succeed", "fail", "fail", None):
+            key = _a_key(state)
+            lease = _claim(state, key)
+            if finish is not None:
+                _write(state, lease, finish)
+            keys.append(key)
+            clock.advance(timedelta(minutes=1))
+        newest_first = [key.thread_id for key in reversed(keys)]
+        assert [job.thread_id for job in state.phase1_jobs.list()] == newest_first
+        assert [job.thread_id for job in state.phase1_jobs.list(limit=2)] == newest_first[:2]
+        failed = state.phase1_jobs.list(status=Phase1Status.FAILED)
+        assert [job.thread_id for job in failed] == newest_first[1:3]
+        assert state.phase1_jobs.count_by_status() == {
+            Phase1Status.RUNNING: 1,
+            Phase1Status.SUCCEEDED: 1,
+            Phase1Status.FAILED: 2,
+        }
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    def test_a_limit_of_nothing_lists_nothing(self, state: State, limit: int) -> None:
+        _claim(state, _a_key(state))
+        assert state.phase1_jobs.list(limit=limit) == []
+        assert state.phase1_jobs.list(status=Phase1Status.RUNNING, limit=limit) == []
+
+    def test_without_jobs_every_status_counts_zero(self, state: State) -> None:
+        assert state.phase1_jobs.count_by_status() == dict.fromkeys(Phase1Status, 0)
+        assert state.phase1_jobs.list() == []
+        assert state.phase1_jobs.get(Phase1Key(uuid4(), _USER)) is None
+
+
+def _a_key(state: State) -> Phase1Key:
+    thread = a_thread()
+    state.threads.upsert(thread)
+    return Phase1Key(thread.id, _USER)
+
+
+def _try_claim(state: State, key: Phase1Key, source: datetime = NOON) -> Claimed[Phase1Lease] | Skipped:
+    return state.phase1_jobs.try_claim(key, owner=UUID(int=1), source_updated_at=source, lease=_HOUR)
+
+
+def _claim(state: State, key: Phase1Key) -> Phase1Lease:
+    outcome = _try_claim(state, key)
+    assert isinstance(outcome, Claimed)
+    return outcome.lease
+
+
+def _stored(state: State, key: Phase1Key) -> Phase1Job:
+    job = state.phase1_jobs.get(key)
+    assert job is not None
+    return job
+
+
+def _changed(job: Phase1Job, **values: Any) -> Phase1Job:
+    return Phase1Job(**(job.model_dump() | values))
+
+
+def _write(state: State, lease: Phase1Lease, verb: str) -> HolderWrite:
+    match verb:
+        case "renew":
+            renewed = state.phase1_jobs.renew(lease)
+            return HolderWrite.LEASE_LOST if renewed is None else HolderWrite.APPLIED
+        case "succeed":
+            return state.phase1_jobs.succeed(lease, raw_memory_path=Path("/m"), summary_hash="h")
+        case "fail":
+            return state.phase1_jobs.fail(lease, "broken")
+        case "fail with retry":
+            return state.phase1_jobs.fail(lease, "broken", retry_after=_HOUR)
+        case _:
+            raise AssertionError(verb)

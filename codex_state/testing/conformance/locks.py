@@ -1,0 +1,110 @@
+"""Consolidation locks: one holder at a time, fenced when it was taken over."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from codex_state.models import Claimed, ConsolidationLock, HolderWrite, LockLease, Skipped, SkipReason
+from codex_state.runtime import State
+from codex_state.testing.clock import ManualClock
+from codex_state.testing.samples import NOON
+
+_ROOT = Path("/home/memories/user/memory")
+_LEASE = timedelta(seconds=600)
+_SECOND = timedelta(seconds=1)
+_MINE, _OTHERS = UUID(int=1), UUID(int=2)
+_RUNNING = Skipped(SkipReason.RUNNING)
+
+
+def _acquire(state: State, owner: UUID = _MINE, lease: timedelta = _LEASE, root: Path = _ROOT) -> LockLease:
+    outcome = state.consolidation_locks.try_acquire(root, owner=owner, lease=lease)
+    assert isinstance(outcome, Claimed)
+    return outcome.lease
+
+
+def _row(lease: LockLease) -> ConsolidationLock:
+    return ConsolidationLock(
+        cwd=lease.cwd,
+        working_thread_id=lease.owner,
+        updated_at=lease.updated_at,
+        ownership_token=lease.ownership_token,
+    )
+
+
+class TestConsolidationLocks:
+    """``ConsolidationLockRepository``."""
+
+    def test_a_free_lock_is_taken_by_the_databases_clock(self, state: State) -> None:
+        assert state.consolidation_locks.get(_ROOT) is None
+        lease = _acquire(state)
+        assert lease == LockLease(_ROOT, _MINE, lease.ownership_token, NOON, _LEASE)
+        assert state.consolidation_locks.get(_ROOT) == _row(lease)
+
+    def test_a_held_lock_is_refused_until_its_lease_is_over(self, state: State, clock: ManualClock) -> None:
+        _acquire(state)
+        clock.advance(_LEASE - _SECOND)
+        assert state.consolidation_locks.try_acquire(_ROOT, owner=_OTHERS, lease=_LEASE) == _RUNNING
+        clock.advance(_SECOND)
+        taken_over = _acquire(state, _OTHERS)
+        assert state.consolidation_locks.get(_ROOT) == _row(taken_over)
+
+    @pytest.mark.parametrize("lease", [timedelta(0), -_LEASE, timedelta(milliseconds=999)])
+    def test_a_lease_below_one_second_takes_over_at_once(self, state: State, lease: timedelta) -> None:
+        _acquire(state)
+        assert _acquire(state, _OTHERS, lease).owner == _OTHERS
+
+    def test_its_owner_gets_the_lock_again_and_the_earlier_lease_is_void(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        first = _acquire(state)
+        clock.advance(_SECOND)
+        second = _acquire(state)
+        assert second.ownership_token != first.ownership_token
+        assert second.updated_at == NOON + _SECOND
+        assert state.consolidation_locks.renew(first) is None
+        assert state.consolidation_locks.release(first) is HolderWrite.LEASE_LOST
+        assert state.consolidation_locks.get(_ROOT) == _row(second)
+
+    def test_a_renewal_counts_from_now(self, state: State, clock: ManualClock) -> None:
+        lease = _acquire(state)
+        clock.advance(_LEASE - _SECOND)
+        renewed = state.consolidation_locks.renew(lease)
+        assert renewed == lease.renewed(NOON + _LEASE - _SECOND)
+        clock.advance(_LEASE - _SECOND)
+        assert state.consolidation_locks.try_acquire(_ROOT, owner=_OTHERS, lease=_LEASE) == _RUNNING
+
+    def test_a_released_lock_is_free(self, state: State) -> None:
+        lease = _acquire(state)
+        assert state.consolidation_locks.release(lease) is HolderWrite.APPLIED
+        assert state.consolidation_locks.get(_ROOT) is None
+        assert state.consolidation_locks.release(lease) is HolderWrite.LEASE_LOST
+        assert state.consolidation_locks.renew(lease) is None
+        assert _acquire(state, _OTHERS).owner == _OTHERS
+
+    def test_a_holder_that_was_taken_over_changes_nothing(self, state: State, clock: ManualClock) -> None:
+        """L2."""
+        stale = _acquire(state)
+        clock.advance(_LEASE)
+        current = _acquire(state, _OTHERS)
+        assert state.consolidation_locks.renew(stale) is None
+        assert state.consolidation_locks.release(stale) is HolderWrite.LEASE_LOST
+        assert state.consolidation_locks.get(_ROOT) == _row(current)
+
+    def test_a_lease_that_is_over_but_not_taken_is_still_the_holders(self, state: State, clock: ManualClock) -> None:
+        lease = _acquire(state)
+        clock.advance(timedelta(days=1))
+        assert state.consolidation_locks.renew(lease) is not None
+        assert state.consolidation_locks.release(lease) is HolderWrite.APPLIED
+
+    def test_locks_are_told_apart_by_their_exact_path(self, state: State, clock: ManualClock) -> None:
+        leases = []
+        for root in (_ROOT, _ROOT / "sub", _ROOT.parent):
+            leases.append(_acquire(state, root=root))
+            clock.advance(_SECOND)
+        assert state.consolidation_locks.list() == [_row(lease) for lease in reversed(leases)]
+        assert state.consolidation_locks.release(leases[0]) is HolderWrite.APPLIED
+        assert len(state.consolidation_locks.list()) == 2

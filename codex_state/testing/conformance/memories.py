@@ -1,0 +1,199 @@
+"""Memories: what was remembered, and the time that only grows (law L4)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from codex_state.errors import ThreadNotFoundError
+from codex_state.models import Claimed, HolderWrite, MemoryScope, Phase1Key, Phase1Lease, ThreadMemory
+from codex_state.runtime import State
+from codex_state.testing.clock import ManualClock
+from codex_state.testing.samples import NOON, a_thread
+
+_SECOND = timedelta(seconds=1)
+_USER = MemoryScope.user()
+
+
+def _a_stored_thread(state: State, cwd: str = "/work", thread_id: UUID | None = None) -> UUID:
+    thread = a_thread(cwd=Path(cwd), id=thread_id or uuid4())
+    state.threads.upsert(thread)
+    return thread.id
+
+
+def _claimed(state: State, thread_id: UUID, scope: MemoryScope = _USER) -> Phase1Lease:
+    outcome = state.phase1_jobs.try_claim(
+        Phase1Key(thread_id, scope), owner=uuid4(), source_updated_at=NOON, lease=timedelta(0)
+    )
+    assert isinstance(outcome, Claimed)
+    return outcome.lease
+
+
+class TestThreadMemories:
+    """``ThreadMemoryRepository``."""
+
+    def test_a_thread_without_memories_has_none(self, state: State) -> None:
+        assert state.thread_memories.get(_a_stored_thread(state)) is None
+        assert state.thread_memories.get(uuid4()) is None
+
+    def test_a_memory_is_stored_for_the_threads_directory(self, state: State) -> None:
+        thread_id = _a_stored_thread(state, "/work/ä")
+        memory = state.thread_memories.upsert(thread_id, "raw", "summary")
+        assert memory == ThreadMemory(
+            thread_id=thread_id,
+            scope_kind="cwd",
+            scope_key="/work/ä",
+            raw_memory="raw",
+            memory_summary="summary",
+            updated_at=NOON,
+        )
+        assert state.thread_memories.get(thread_id) == memory
+
+    def test_both_texts_are_replaced_and_the_time_never_goes_back(self, state: State, clock: ManualClock) -> None:
+        thread_id = _a_stored_thread(state)
+        state.thread_memories.upsert(thread_id, "raw 1", "summary 1")
+        clock.advance(timedelta(hours=-1))
+        replaced = state.thread_memories.upsert(thread_id, "raw 2", "summary 2")
+        assert (replaced.raw_memory, replaced.memory_summary) == ("raw 2", "summary 2")
+        assert replaced.updated_at == NOON + _SECOND
+
+    def test_the_time_strictly_increases_within_one_second_and_follows_the_clock_after_it(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        thread_id = _a_stored_thread(state)
+        lease = _claimed(state, thread_id)
+        times = [state.thread_memories.upsert_for_scope(thread_id, _USER, "r", "s").updated_at for _ in range(3)]
+        guarded = state.thread_memories.upsert_if_owner(lease, "r", "s")
+        assert isinstance(guarded, ThreadMemory)
+        assert [*times, guarded.updated_at] == [NOON + number * _SECOND for number in range(4)]
+        clock.advance(timedelta(minutes=1))
+        memory = state.thread_memories.upsert_for_scope(thread_id, _USER, "r", "s")
+        assert memory.updated_at == NOON + timedelta(minutes=1)
+
+    def test_a_memory_of_a_thread_without_a_row_is_refused(self, state: State) -> None:
+        nobody = uuid4()
+        lease = Phase1Lease(Phase1Key(nobody, _USER), uuid4(), "token", 1, NOON, NOON, timedelta(hours=1))
+        with pytest.raises(ThreadNotFoundError, match=f"thread not found: {nobody}"):
+            state.thread_memories.upsert(nobody, "raw", "summary")
+        with pytest.raises(ThreadNotFoundError, match="thread not found"):
+            state.thread_memories.upsert_for_scope(nobody, _USER, "raw", "summary")
+        with pytest.raises(ThreadNotFoundError, match="thread not found"):
+            state.thread_memories.upsert_if_owner(lease, "raw", "summary")
+
+    def test_the_holder_of_the_job_stores_for_its_own_key(self, state: State) -> None:
+        thread_id = _a_stored_thread(state)
+        memory = state.thread_memories.upsert_if_owner(_claimed(state, thread_id), "raw", "summary")
+        assert isinstance(memory, ThreadMemory)
+        assert (memory.thread_id, memory.scope_kind, memory.scope_key) == (thread_id, "user", "user")
+        assert state.thread_memories.get(thread_id) == memory
+
+    def test_a_holder_that_was_taken_over_changes_nothing(self, state: State) -> None:
+        """L2."""
+        thread_id = _a_stored_thread(state)
+        stale = _claimed(state, thread_id)
+        current = _claimed(state, thread_id)
+        stored = state.thread_memories.upsert_if_owner(current, "raw", "summary")
+        assert state.thread_memories.upsert_if_owner(stale, "stale", "stale") is HolderWrite.LEASE_LOST
+        assert state.thread_memories.get(thread_id) == stored
+
+    @pytest.mark.parametrize("finish", ["succeed", "fail"])
+    def test_a_holder_whose_job_is_finished_changes_nothing(self, state: State, finish: str) -> None:
+        thread_id = _a_stored_thread(state)
+        lease = _claimed(state, thread_id)
+        if finish == "succeed":
+            state.phase1_jobs.succeed(lease, raw_memory_path=Path("/m"), summary_hash="h")
+        else:
+            state.phase1_jobs.fail(lease, "broken")
+        assert state.thread_memories.upsert_if_owner(lease, "late", "late") is HolderWrite.LEASE_LOST
+        assert state.thread_memories.get(thread_id) is None
+
+    def test_the_token_of_one_key_opens_no_other(self, state: State) -> None:
+        thread_id = _a_stored_thread(state)
+        user, cwd = _claimed(state, thread_id), _claimed(state, thread_id, MemoryScope.cwd(Path("/work")))
+        crossed = Phase1Lease(
+            cwd.key, user.owner, user.ownership_token, 1, user.source_updated_at, user.started_at, user.duration
+        )
+        assert state.thread_memories.upsert_if_owner(crossed, "raw", "summary") is HolderWrite.LEASE_LOST
+        assert state.thread_memories.get(thread_id) is None
+
+    def test_the_newest_memory_of_a_thread_is_the_one_it_has(self, state: State, clock: ManualClock) -> None:
+        thread_id = _a_stored_thread(state)
+        scopes = [MemoryScope("cwd", "/a"), MemoryScope("cwd", "/b"), MemoryScope("user", "user")]
+        for scope in reversed(scopes):
+            state.thread_memories.upsert_for_scope(thread_id, scope, scope.key, "s")
+        newest = state.thread_memories.get(thread_id)
+        assert newest is not None
+        assert newest.scope_kind == "user"  # equal times: by kind, then key, descending
+        clock.advance(_SECOND)
+        state.thread_memories.upsert_for_scope(thread_id, scopes[0], "/a", "s")
+        newest = state.thread_memories.get(thread_id)
+        assert newest is not None
+        assert newest.scope_key == "/a"
+
+    def test_the_last_memories_of_a_directory_are_newest_first(self, state: State, clock: ManualClock) -> None:
+        first, second, elsewhere = (_a_stored_thread(state, cwd) for cwd in ("/work", "/work", "/elsewhere"))
+        for thread_id in (first, second, elsewhere):
+            state.thread_memories.upsert(thread_id, "raw", "summary")
+        state.thread_memories.upsert(first, "raw", "summary")  # within the same second: one second later than itself
+        assert [memory.thread_id for memory in state.thread_memories.last_n_for_cwd(Path("/work"), 10)] == [
+            first,
+            second,
+        ]
+        clock.advance(timedelta(minutes=1))
+        state.thread_memories.upsert(second, "raw", "summary")
+        assert [memory.thread_id for memory in state.thread_memories.last_n_for_cwd(Path("/work"), 1)] == [second]
+        assert state.thread_memories.last_n_for_cwd(Path("/unknown"), 10) == []
+
+    def test_memories_of_one_second_are_ordered_by_thread_descending(self, state: State) -> None:
+        ids = [_a_stored_thread(state) for _ in range(5)]
+        for thread_id in ids:
+            state.thread_memories.upsert_for_scope(thread_id, _USER, "raw", "summary")
+        listed = [memory.thread_id for memory in state.thread_memories.last_n_for_scope(_USER, 5)]
+        assert listed == sorted(ids, key=str, reverse=True)
+
+    @pytest.mark.parametrize("n", [0, -1])
+    def test_no_memories_are_no_memories(self, state: State, n: int) -> None:
+        state.thread_memories.upsert(_a_stored_thread(state), "raw", "summary")
+        assert state.thread_memories.last_n_for_cwd(Path("/work"), n) == []
+
+    @pytest.mark.parametrize("asked", ["/wor", "/work/", "/work/sub", "/WORK", "%", "/w_rk"])
+    def test_a_directory_matches_exactly(self, state: State, asked: str) -> None:
+        state.thread_memories.upsert(_a_stored_thread(state, "/work"), "raw", "summary")
+        found = state.thread_memories.last_n_for_scope(MemoryScope("cwd", asked), 10)
+        assert found == []
+
+    def test_an_invalidated_memory_is_kept_but_no_longer_listed(self, state: State, clock: ManualClock) -> None:
+        thread_id = _a_stored_thread(state)
+        state.thread_memories.upsert_for_scope(thread_id, _USER, "raw", "summary")
+        clock.advance(timedelta(hours=1))
+        assert state.thread_memories.invalidate(thread_id, _USER, "wrong") is True
+        assert state.thread_memories.invalidate(thread_id, _USER, "again") is False
+        assert state.thread_memories.last_n_for_scope(_USER, 10) == []
+        kept = state.thread_memories.get(thread_id)
+        assert kept is not None
+        assert (kept.invalidated_at, kept.invalid_reason) == (NOON + timedelta(hours=1), "wrong")
+        assert kept.updated_at == NOON
+
+    def test_a_new_text_makes_an_invalidated_memory_valid_again(self, state: State) -> None:
+        thread_id = _a_stored_thread(state)
+        state.thread_memories.upsert_for_scope(thread_id, _USER, "raw", "summary")
+        state.thread_memories.invalidate(thread_id, _USER, "wrong")
+        memory = state.thread_memories.upsert_for_scope(thread_id, _USER, "better", "summary")
+        assert (memory.invalidated_at, memory.invalid_reason) == (None, None)
+        assert state.thread_memories.last_n_for_scope(_USER, 10) == [memory]
+
+    def test_uses_are_counted_with_their_time_and_survive_a_new_text(self, state: State, clock: ManualClock) -> None:
+        thread_id = _a_stored_thread(state)
+        assert state.thread_memories.record_use(thread_id, _USER) is False
+        state.thread_memories.upsert_for_scope(thread_id, _USER, "raw", "summary")
+        clock.advance(timedelta(hours=1))
+        assert state.thread_memories.record_use(thread_id, _USER) is True
+        assert state.thread_memories.record_use(thread_id, _USER) is True
+        memory = state.thread_memories.upsert_for_scope(thread_id, _USER, "new", "summary")
+        assert (memory.used_count, memory.last_used_at) == (2, NOON + timedelta(hours=1))
+
+    def test_a_memory_of_nobody_cannot_be_invalidated(self, state: State) -> None:
+        assert state.thread_memories.invalidate(uuid4(), _USER, "wrong") is False

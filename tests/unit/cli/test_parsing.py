@@ -1,0 +1,81 @@
+"""Reading what people type."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codex_state.cli.parsing import epoch_seconds_of, source_of, thread_id_of
+from codex_state.errors import InvalidInputError
+
+ID = UUID("019d2e85-9680-78fe-ba6a-0940e85a7a6c")
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [str(ID), str(ID).upper(), ID.hex, f"{{{ID}}}", ID.urn, f" {ID}\n"],
+)
+def test_an_id_may_be_spelled_in_every_form_of_a_uuid(spelling: str) -> None:
+    assert thread_id_of(spelling) == ID
+
+
+@pytest.mark.parametrize("text", ["", "1", "x" * 36, str(ID)[:-1], f"{ID}0"])
+def test_a_malformed_id_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="malformed thread id .*expected a UUID like"):
+        thread_id_of(text)
+
+
+@given(st.integers(-(10**17), 10**17))
+def test_unix_seconds_are_taken_as_they_are(seconds: int) -> None:
+    assert epoch_seconds_of(str(seconds)) == seconds
+
+
+@given(
+    st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29)),  # noqa: DTZ001
+    st.integers(-14 * 60, 14 * 60),
+)
+def test_an_rfc_3339_date_is_the_second_it_lies_in(naive: datetime, offset: int) -> None:
+    moment = naive.replace(tzinfo=timezone(timedelta(minutes=offset)))
+    expected = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
+    assert epoch_seconds_of(moment.isoformat()) == expected
+
+
+def test_small_letters_in_a_date_are_fine() -> None:
+    assert epoch_seconds_of("2026-01-02t03:04:05z") == 1767323045
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-13-01T00:00:00Z", "", "1e5", "٣", "2026-01-02T03:04:05"])
+def test_a_malformed_date_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"malformed date|has no zone"):
+        epoch_seconds_of(text)
+
+
+@given(st.text())
+def test_no_text_breaks_the_readers(text: str) -> None:
+    for read in (thread_id_of, epoch_seconds_of, source_of):
+        try:
+            read(text)
+        except InvalidInputError as refusal:
+            assert repr(text)[1:20] in str(refusal)  # noqa: PT017
+
+
+def test_a_source_is_brought_to_the_form_that_rows_have() -> None:
+    assert source_of(" cli ") == "cli"
+    assert source_of('{ "subagent" : "review" }') == '{"subagent":"review"}'
+    spawned = f'{{"subagent": {{"thread_spawn": {{"depth": 1, "parent_thread_id": "{str(ID).upper()}"}}}}}}'
+    assert source_of(spawned) == (
+        f'{{"subagent":{{"thread_spawn":{{"parent_thread_id":"{ID}","depth":1,'
+        '"agent_path":null,"agent_nickname":null,"agent_role":null}}}'
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["clii", "subagent", "{", "{}", "[]", '"cli"', '{"subagent":"dreamer"}', '{"a":1}', "\udcff"]
+)
+def test_a_source_that_no_row_can_have_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="malformed source .*expected one of cli, vscode"):
+        source_of(text)

@@ -1,0 +1,75 @@
+"""The shipped suite with nothing but a ``database`` fixture, as its documentation says, and the manual clock itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import stores
+
+from codex_state.database import Database
+from codex_state.models import MemoryScope
+from codex_state.repositories import MemoryScopeRepository
+from codex_state.testing.clock import ManualClock
+from codex_state.testing.conformance import TestMemoryScopes, clock, state
+
+__all__ = ["TestMemoryScopes", "clock", "state"]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with stores.opened(f"sqlite:///{stores.sqlite_template(tmp_path)}") as database:
+        yield database
+
+
+def _marked(database: Database) -> datetime:
+    with database.autocommit() as session:
+        return MemoryScopeRepository(session).mark_dirty(MemoryScope.user())
+
+
+def _mark_in_a_process(url: str, clock_file: Path, answers: multiprocessing.Queue[datetime]) -> None:
+    with stores.opened(url) as database, ManualClock(clock_file) as shared:
+        shared.install(database)
+        answers.put(_marked(database))
+        shared.advance(timedelta(hours=1))
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_processes_that_open_the_same_clock_share_its_time(
+    dialect: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{stores.sqlite_template(tmp_path)}"
+    if dialect == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+        with stores.opened(url) as fresh:
+            stores.create_schema(fresh)
+    with stores.opened(url) as database, ManualClock(tmp_path / "clock") as mine:
+        mine.install(database)
+        mine.set(datetime(2030, 1, 1, tzinfo=UTC))
+        spawn = multiprocessing.get_context("spawn")
+        answers = spawn.Queue()
+        process = spawn.Process(target=_mark_in_a_process, args=(url, tmp_path / "clock", answers))
+        process.start()
+        assert answers.get(timeout=60) == mine.now
+        process.join(60)
+        assert process.exitcode == 0
+        assert mine.now == datetime(2030, 1, 1, 1, tzinfo=UTC)
+        assert _marked(database) == mine.now
+        answers.close()
+        answers.join_thread()
+
+
+def test_without_a_manual_clock_the_database_tells_the_real_time(database: Database) -> None:
+    before = int(time.time())
+    assert before <= _marked(database).timestamp() <= time.time()
+
+
+def test_a_clock_may_be_installed_after_the_database_was_used(database: Database, tmp_path: Path) -> None:
+    _marked(database)
+    with ManualClock(tmp_path / "clock", datetime(2100, 1, 1, tzinfo=UTC)) as late:
+        late.install(database)
+        assert _marked(database) == late.now
