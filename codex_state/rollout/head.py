@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from codex_state.errors import RolloutError
-from codex_state.rollout.lines import ResponseItem, SessionMeta, decode_unchecked
-from codex_state.rollout.reading import MAX_LINE_BYTES, open_lines, skip_rest_of_line, stat_rollout
+from codex_state.rollout.lines import ResponseItem, SessionMeta, decode_line
+from codex_state.rollout.reading import Lines, lines_of, open_rollout, unreadable
 
 
 def read_session_meta(path: Path) -> SessionMeta:
@@ -17,18 +17,25 @@ def read_session_meta(path: Path) -> SessionMeta:
     Raises:
         RolloutError: the file can't be read, or doesn't start with a session_meta.
     """
-    stat_rollout(str(path))
-    with open_lines(str(path)) as readline:
-        while line := readline(MAX_LINE_BYTES):
-            try:
-                line.decode()
-                item = decode_unchecked(line).payload
-            except (ValueError, RecursionError):
-                if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
-                    skip_rest_of_line(readline)
-                continue
-            if isinstance(item, SessionMeta):
-                return item
-            if isinstance(item, ResponseItem):
-                raise RolloutError(f"the rollout {path} does not start with session metadata")
-    raise RolloutError(f"the rollout {path} is empty: it holds no session metadata")
+    file, status = open_rollout(str(path))
+    with file:
+        try:
+            head = _head_of(lines_of(file, status))
+        except OSError as error:
+            raise unreadable(str(path), error) from error
+    if isinstance(head, SessionMeta):
+        return head
+    if head is None:
+        raise RolloutError(f"the rollout {path} is empty: it holds no session metadata")
+    raise RolloutError(f"the rollout {path} does not start with session metadata")
+
+
+def _head_of(lines: Lines) -> SessionMeta | ResponseItem | None:
+    for line in lines:
+        try:
+            item = decode_line(line)
+        except RolloutError:
+            continue
+        if isinstance(item, SessionMeta | ResponseItem):
+            return item
+    return None

@@ -1,0 +1,1 @@
+"""The JSONL side: rollouts, the truth about threads."""
