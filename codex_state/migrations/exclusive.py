@@ -35,6 +35,9 @@ _ADVISORY_KEY = int.from_bytes(b"codex_st")
 _POSTGRESQL_LOCK_TIMEOUT = timedelta(seconds=10)
 """Who waits for a table's exclusive lock makes all later readers wait too, so better give up and be run again."""
 
+_POSTGRESQL_STATEMENT_TIMEOUT = timedelta(minutes=10)
+"""Enough to build an index over millions of rows, and an end to what hangs."""
+
 _process_lock = Lock()
 
 
@@ -93,16 +96,20 @@ def refuse_enforced_foreign_keys(connection: Connection) -> None:
 
 
 def _set_up_postgresql_transaction(connection: Connection) -> None:
-    wait = int(WAIT.total_seconds() * 1000)
     for statement in (
         # Whatever the engine's default: what another process did before we got the lock must be seen.
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
-        f"SET LOCAL statement_timeout = {wait}",
-        f"SET LOCAL lock_timeout = {wait}",
+        "SET LOCAL statement_timeout = 0",
+        f"SET LOCAL lock_timeout = {_milliseconds(WAIT)}",
         f"SELECT pg_advisory_xact_lock({_ADVISORY_KEY})",
-        f"SET LOCAL lock_timeout = {int(_POSTGRESQL_LOCK_TIMEOUT.total_seconds() * 1000)}",
+        f"SET LOCAL lock_timeout = {_milliseconds(_POSTGRESQL_LOCK_TIMEOUT)}",
+        f"SET LOCAL statement_timeout = {_milliseconds(_POSTGRESQL_STATEMENT_TIMEOUT)}",
     ):
         connection.exec_driver_sql(statement)
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return duration // timedelta(milliseconds=1)
 
 
 @contextmanager

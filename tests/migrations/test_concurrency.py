@@ -88,19 +88,37 @@ def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(f"*{exclusive.SIDE_FILE_SUFFIX}"))
 
 
-def test_who_waits_too_long_for_anothers_migration_is_told(database: Database, url: str, monkeypatch) -> None:
+def test_a_migration_may_take_longer_than_the_busy_timeout_of_those_who_wait(database: Database, url: str) -> None:
+    def open_impatiently() -> migrations.Migrated:
+        other = Database.open(url, busy_timeout=timedelta(seconds=0.1))
+        try:
+            return migrations.ensure_current(other.engine)
+        finally:
+            other.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.engine.connect() as connection, exclusive.exclusive_transaction(connection):
+            waiting = pool.submit(open_impatiently)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1.5)
+        assert waiting.result(timeout=60).changed
+
+
+def test_who_waits_too_long_for_anothers_migration_is_told(
+    database: Database, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exclusive, "WAIT", timedelta(seconds=0.2))
     with (
         database.engine.connect() as connection,
         exclusive.exclusive_transaction(connection),
         stores.opened(url) as other,
-        pytest.raises(DatabaseBusyError),
+        pytest.raises(DatabaseBusyError, match=r"been migrating|lock timeout"),
     ):
         migrations.ensure_current(other.engine)
     assert migrations.ensure_current(database.engine).changed
 
 
-def test_a_thread_that_waits_too_long_for_another_is_told(database: Database, monkeypatch) -> None:
+def test_a_thread_that_waits_too_long_for_another_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exclusive, "WAIT", timedelta(seconds=0.2))
     with exclusive.one_per_process(), pytest.raises(DatabaseBusyError, match="another thread"):
         migrations.ensure_current(database.engine)
