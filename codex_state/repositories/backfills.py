@@ -76,6 +76,13 @@ _TRY_CLAIM = _claim(
         ),
     )
 )
+_TRY_CLAIM_AGAIN = _claim(
+    or_(
+        _states.c.status != _RUNNING,
+        seconds_of(_states.c.updated_at) <= server_now() - bindparam("lease_seconds", type_=BigInteger()),
+    ),
+    last_watermark=null(),
+)
 _TAKE_OVER = _claim(None)
 _TAKE_OVER_FROM_THE_START = _claim(None, last_watermark=null())
 
@@ -128,16 +135,19 @@ class BackfillRepository(Repository):
         state = self.get(home)
         return state is not None and state.status is BackfillStatus.COMPLETE
 
-    def try_claim(self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta) -> Claimed[BackfillLease] | Skipped:
+    def try_claim(
+        self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta, again: bool = False
+    ) -> Claimed[BackfillLease] | Skipped:
         """Claim the home's backfill, unless it is complete (``UP_TO_DATE``) or somebody works on it (``RUNNING``).
 
         Args:
             home: which home.
             owner: who will work on it, for people: host and process.
             lease: how long the worker may be silent before another takes over, in whole seconds.
+            again: claim a complete one as well, and forget the watermark, so that every rollout is handled again.
         """
         parameters = _claim_parameters(home, owner) | {"lease_seconds": whole_seconds(lease)}
-        row = self._one(_TRY_CLAIM, parameters)
+        row = self._one(_TRY_CLAIM_AGAIN if again else _TRY_CLAIM, parameters)
         if row is not None:
             return Claimed(_lease_of(row, parameters, lease))
         refusal = self._one(_REFUSAL, {"of_home": home})

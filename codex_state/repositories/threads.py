@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import and_, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from codex_state.models import Anchor, Phase1Job, SortKey, Thread, ThreadMemory, ThreadsPage
+from codex_state.models import LOCAL_HOME, Anchor, Phase1Job, SortKey, Thread, ThreadMemory, ThreadsPage
 from codex_state.models.columns import EpochSeconds, IntegerFlag, PathText, UuidText, text
 from codex_state.repositories import thread_listing
 from codex_state.repositories.base import Repository, select_entity, table_of
@@ -48,6 +48,7 @@ _UPSERT_FROM_ROLLOUT = _overwrite(
 )
 
 _PATH = select(_threads.c.rollout_path).where(_BY_ID)
+_ALL_PATHS = select(_threads.c.rollout_path).where(_threads.c.home == bindparam("of_home", type_=text))
 _PATH_ARCHIVED = {flag: _PATH.where(_threads.c.archived == flag) for flag in (True, False)}
 
 _SET_ARCHIVED = (
@@ -199,6 +200,10 @@ class ThreadRepository(Repository):
         statement = _PATH if archived is None else _PATH_ARCHIVED[archived]
         row = self._one(statement, {"thread_id": thread_id})
         return None if row is None else row.rollout_path
+
+    def rollout_paths(self, home: str = LOCAL_HOME) -> Sequence[Path]:
+        """Where all rows of a home say their rollouts lie: about 200 bytes each in memory."""
+        return [row.rollout_path for row in self._all(_ALL_PATHS, {"of_home": home})]
 
     def mark_archived(
         self, thread_id: UUID, rollout_path: Path, archived_at: datetime, *, updated_at: datetime | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import timedelta
 
 from codex_state.errors import BackfillTimeoutError
 from codex_state.models import BackfillState
-from codex_state.rollout.backfill import OnProgress, backfill
+from codex_state.rollout.backfill import backfill
+from codex_state.rollout.progress import OnProgress
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
+
+_log = logging.getLogger("codex_state")
 
 _POLL_SECONDS = 0.25
 
@@ -43,7 +47,13 @@ def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) ->
         with runtime.read() as state:
             if state.backfill.is_complete():
                 return
-        backfill(runtime, on_progress=on_progress)
+        report = backfill(runtime, on_progress=on_progress)
+        if report.failed:
+            _log.warning(
+                "%d of %d rollouts could not be indexed; `codex-state backfill --retry-failed` names them",
+                report.failed,
+                report.scanned,
+            )
         with runtime.read() as state:
             if state.backfill.is_complete():
                 return

@@ -1,0 +1,252 @@
+"""Building the index from the rollouts: resumable, fenced, and fast.
+
+Rollouts are handled in the order of their watermarks, in batches. A batch's rows and its checkpoint are one
+transaction under the lease (law L5), so a crash repeats at most one batch, and a worker that was paused while another
+took over loses its whole batch instead of writing old rows over new ones. A rollout that can't be used is counted and
+named, and stops nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from uuid import UUID
+
+from codex_state import telemetry
+from codex_state.errors import IntegrityViolationError, InvalidInputError
+from codex_state.models import BackfillLease, Claimed, DynamicTool, SkipReason, Thread
+from codex_state.rollout.extractors import Extractor, InProcess, InWorkers, worker_count
+from codex_state.rollout.files import RolloutFile, WalkProblem, walk_rollouts
+from codex_state.rollout.fold import Extraction
+from codex_state.rollout.metadata import normalized_cwd_text, thread_of, tools_of
+from codex_state.rollout.progress import BackfillOutcome, BackfillProgress, BackfillReport, OnProgress
+from codex_state.rollout.worker import Extracted, Result
+from codex_state.runtime import State, StateRuntime
+
+_log = logging.getLogger("codex_state")
+
+
+class _LeaseLostError(Exception):
+    """Rolls the batch back; never leaves this module."""
+
+
+def backfill(
+    runtime: StateRuntime,
+    *,
+    on_progress: OnProgress | None = None,
+    again: bool = False,
+    retry_failed: bool = False,
+    workers: int | None = None,
+) -> BackfillReport:
+    """Bring the index of the runtime's home up to date with its rollouts.
+
+    What an earlier run (of this process or another) has handled isn't handled again, and a complete index is left
+    alone. Interrupting is safe at any moment: the next run goes on after the last committed batch.
+
+    Args:
+        runtime: an open state. Its settings give the home, the lease and the batch size.
+        on_progress: called after each batch.
+        again: handle every rollout again, also when the index is complete.
+        retry_failed: go through all rollouts again, but handle only those that have no row.
+        workers: child processes that decode; 0 for none; ``None`` to decide by the amount of work and the cores.
+
+    Raises:
+        DatabaseError: the database failed. Batches before that stay.
+        ConfigurationError: the default provider can't be read.
+    """
+    started = time.monotonic()
+    lease_time = runtime.settings.backfill_lease
+    with runtime.autocommit() as state:
+        claim = state.backfill.try_claim(owner=_own_name(), lease=lease_time, again=again or retry_failed)
+        found = state.backfill.get()
+    if not isinstance(claim, Claimed):
+        complete = claim.reason is SkipReason.UP_TO_DATE
+        outcome = BackfillOutcome.COMPLETE if complete else BackfillOutcome.RUNNING
+        watermark = None if found is None else found.last_watermark
+        return BackfillReport(outcome, watermark=watermark, seconds=time.monotonic() - started)
+    run = _Run(runtime, claim.lease, on_progress, retry_failed=retry_failed)
+    try:
+        run.all_batches(workers)
+    except _LeaseLostError:
+        _log.warning("another worker took the backfill over; this one's last batch was refused")
+        run.report.status = BackfillOutcome.LEASE_LOST
+    report = run.report
+    report.seconds = time.monotonic() - started
+    _count(report)
+    return report
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()} process {os.getpid()}"
+
+
+def _count(report: BackfillReport) -> None:
+    telemetry.count(telemetry.DB_BACKFILL, report.upserted, status="upserted")
+    telemetry.count(telemetry.DB_BACKFILL, report.failed, status="failed")
+    if report.parse_errors:
+        telemetry.count(telemetry.DB_ERROR, report.parse_errors, stage="backfill_sessions")
+    status = "success" if not report.failed else "partial_failure" if report.upserted else "failed"
+    telemetry.record_milliseconds(telemetry.DB_BACKFILL_DURATION, report.seconds * 1000, status=status)
+
+
+class _Run:
+    """One worker's run under one lease."""
+
+    def __init__(
+        self, runtime: StateRuntime, lease: BackfillLease, on_progress: OnProgress | None, *, retry_failed: bool
+    ) -> None:
+        self._runtime = runtime
+        self._lease = lease
+        self._on_progress = on_progress
+        self._known = _paths_with_a_row(runtime) if retry_failed else frozenset[str]()
+        self._started = time.monotonic()
+        self._renewed = self._started
+        self._bytes_done = 0
+        self.report = BackfillReport(BackfillOutcome.COMPLETE, watermark=lease.last_watermark)
+
+    def all_batches(self, workers: int | None) -> None:
+        """Handle every rollout after the lease's watermark, then note that the index is complete."""
+        settings = self._runtime.settings
+        files_total, bytes_total = self._measure()
+        if workers is None:
+            workers = worker_count(bytes_total)
+        with closing(self._extractor(workers)) as extractor:
+            results = extractor.results(self._files(report=True), self._renew_in_time)
+            while batch := list(islice(results, settings.backfill_batch_size)):
+                self._commit(batch)
+                if self._on_progress is not None:
+                    self._on_progress(self._progress(files_total, bytes_total))
+        with self._runtime.autocommit() as state:
+            if not state.backfill.complete(self._lease, self.report.watermark):
+                raise _LeaseLostError
+
+    def _extractor(self, workers: int) -> Extractor:
+        provider = self._runtime.default_provider
+        if workers == 0:
+            return InProcess(provider)
+        return InWorkers(provider, workers, poll_seconds=self._renewal_interval)
+
+    def _files(self, *, report: bool) -> Iterator[RolloutFile]:
+        problems = self._note_problem if report else None
+        for file in walk_rollouts(self._runtime.codex_home, after=self._lease.last_watermark, on_problem=problems):
+            if file.path not in self._known:
+                yield file
+
+    def _measure(self) -> tuple[int, int]:
+        """How many files and bytes there are to do. A file that vanishes meanwhile counts as empty."""
+        files = size = 0
+        for file in self._files(report=False):
+            files += 1
+            size += _size_of(file)
+        return files, size
+
+    def _note_problem(self, problem: WalkProblem) -> None:
+        _log.info("not looked into: %s: %s", problem.path, problem.error)
+        self.report.add_failure(problem.path, problem.error)
+
+    @property
+    def _renewal_interval(self) -> float:
+        return self._lease.duration.total_seconds() / 3
+
+    def _renew_in_time(self) -> None:
+        """Keep the lease while a batch takes long."""
+        if time.monotonic() - self._renewed < self._renewal_interval:
+            return
+        with self._runtime.autocommit() as state:
+            if not state.backfill.renew(self._lease):
+                raise _LeaseLostError
+        self._renewed = time.monotonic()
+
+    def _commit(self, batch: list[tuple[RolloutFile, Result]]) -> None:
+        """Store a batch and its checkpoint in one transaction (law L5)."""
+        extracted = [(file, result.extraction) for file, result in batch if isinstance(result, Extracted)]
+        try:
+            refused = self._runtime.run(lambda state: self._store(state, extracted, batch[-1][0].watermark))
+        except (InvalidInputError, IntegrityViolationError):
+            # One row can't be stored. The rest of the batch is worth more than the speed of writing it at once.
+            refused = self._runtime.run(lambda state: self._store_singly(state, extracted, batch[-1][0].watermark))
+        self._renewed = time.monotonic()
+        self._account(batch, refused)
+
+    def _store(self, state: State, extracted: list[tuple[RolloutFile, Extraction]], watermark: str) -> dict[str, str]:
+        state.threads.upsert_from_rollouts([_thread_of(file, extraction) for file, extraction in extracted])
+        state.dynamic_tools.persist(_tools_of(state, (extraction for _, extraction in extracted)))
+        self._checkpoint(state, watermark)
+        return {}
+
+    def _store_singly(
+        self, state: State, extracted: list[tuple[RolloutFile, Extraction]], watermark: str
+    ) -> dict[str, str]:
+        refused = {}
+        for file, extraction in extracted:
+            try:
+                with state.session.begin_nested():
+                    state.threads.upsert_from_rollouts([_thread_of(file, extraction)])
+                    state.dynamic_tools.persist(_tools_of(state, [extraction]))
+            except (InvalidInputError, IntegrityViolationError) as error:
+                refused[file.path] = str(error)
+        self._checkpoint(state, watermark)
+        return refused
+
+    def _checkpoint(self, state: State, watermark: str) -> None:
+        if not state.backfill.checkpoint(self._lease, watermark):
+            raise _LeaseLostError
+
+    def _account(self, batch: list[tuple[RolloutFile, Result]], refused: dict[str, str]) -> None:
+        report = self.report
+        for file, result in batch:
+            report.scanned += 1
+            self._bytes_done += _size_of(file)
+            error = refused.get(file.path) if isinstance(result, Extracted) else result.error
+            if error is not None:
+                _log.info("not indexed: %s", error)
+                report.add_failure(file.path, error)
+            elif isinstance(result, Extracted):
+                report.upserted += 1
+                report.parse_errors += result.extraction.parse_errors
+        report.watermark = batch[-1][0].watermark
+
+    def _progress(self, files_total: int, bytes_total: int) -> BackfillProgress:
+        return BackfillProgress(
+            files_done=self.report.scanned,
+            files_total=max(files_total, self.report.scanned),
+            bytes_done=self._bytes_done,
+            bytes_total=max(bytes_total, self._bytes_done),
+            failed=self.report.failed,
+            seconds=time.monotonic() - self._started,
+        )
+
+
+def _size_of(file: RolloutFile) -> int:
+    try:
+        return os.stat(file.path).st_size  # noqa: PTH116 - a Path for each of a hundred thousand files adds up
+    except OSError:
+        return 0
+
+
+def _thread_of(file: RolloutFile, extraction: Extraction) -> Thread:
+    draft = extraction.draft
+    draft.cwd = normalized_cwd_text(draft.cwd)
+    if file.archived and draft.archived_at is None:
+        draft.archived_at = draft.updated_at
+    return thread_of(draft)
+
+
+def _tools_of(state: State, extractions: Iterable[Extraction]) -> Iterator[DynamicTool]:
+    for extraction in extractions:
+        if not extraction.tools:
+            continue
+        owner = UUID(extraction.tools_thread_id)
+        # The head may be another thread's; its tools count only where that thread has a row.
+        if extraction.tools_thread_id == extraction.draft.id or state.threads.get(owner) is not None:
+            yield from tools_of(owner, extraction.tools)
+
+
+def _paths_with_a_row(runtime: StateRuntime) -> frozenset[str]:
+    with runtime.read() as state:
+        return frozenset(str(path) for path in state.threads.rollout_paths())
