@@ -179,6 +179,48 @@ if TYPE_CHECKING:
     from codex_state.repositories import (
         ThreadRepository as ThreadRepository,
     )
+    from codex_state.rollout.archive import (
+        archive_thread as archive_thread,
+    )
+    from codex_state.rollout.archive import (
+        unarchive_thread as unarchive_thread,
+    )
+    from codex_state.rollout.backfill import (
+        backfill as backfill,
+    )
+    from codex_state.rollout.indexing import (
+        index_rollout as index_rollout,
+    )
+    from codex_state.rollout.lookup import (
+        find_thread_path as find_thread_path,
+    )
+    from codex_state.rollout.lookup import (
+        list_threads as list_threads,
+    )
+    from codex_state.rollout.metadata import (
+        ExtractionOutcome as ExtractionOutcome,
+    )
+    from codex_state.rollout.metadata import (
+        ThreadMetadataBuilder as ThreadMetadataBuilder,
+    )
+    from codex_state.rollout.metadata import (
+        extract_metadata as extract_metadata,
+    )
+    from codex_state.rollout.progress import (
+        BackfillFailure as BackfillFailure,
+    )
+    from codex_state.rollout.progress import (
+        BackfillOutcome as BackfillOutcome,
+    )
+    from codex_state.rollout.progress import (
+        BackfillProgress as BackfillProgress,
+    )
+    from codex_state.rollout.progress import (
+        BackfillReport as BackfillReport,
+    )
+    from codex_state.rollout.startup import (
+        open_state as open_state,
+    )
     from codex_state.runtime import (
         State as State,
     )
@@ -253,6 +295,28 @@ _HOMES = {
         "ThreadMemoryRepository",
         "ThreadRepository",
     ),
+    "codex_state.rollout.archive": (
+        "archive_thread",
+        "unarchive_thread",
+    ),
+    "codex_state.rollout.backfill": ("backfill",),
+    "codex_state.rollout.indexing": ("index_rollout",),
+    "codex_state.rollout.lookup": (
+        "find_thread_path",
+        "list_threads",
+    ),
+    "codex_state.rollout.metadata": (
+        "ExtractionOutcome",
+        "ThreadMetadataBuilder",
+        "extract_metadata",
+    ),
+    "codex_state.rollout.progress": (
+        "BackfillFailure",
+        "BackfillOutcome",
+        "BackfillProgress",
+        "BackfillReport",
+    ),
+    "codex_state.rollout.startup": ("open_state",),
     "codex_state.runtime": (
         "State",
         "StateRuntime",
