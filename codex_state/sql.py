@@ -8,6 +8,7 @@ from sqlalchemy import BigInteger, Boolean, ColumnElement, String
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
 
 class fresh_token(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
@@ -40,6 +41,17 @@ class byte_length(FunctionElement[int]):  # noqa: N801 - reads as the SQL functi
     inherit_cache = True
     type = BigInteger()
     name = "byte_length"
+
+
+class unindexed(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+    """The same value, which SQLite won't look up in an index.
+
+    Without statistics its planner prefers an equality to an order, even when almost every row is equal.
+    """
+
+    inherit_cache = True
+    type = NullType()
+    name = "unindexed"
 
 
 @compiles(fresh_token, "sqlite")
@@ -84,3 +96,13 @@ def _byte_length_sqlite(element: byte_length, compiler: SQLCompiler, **kw: Any) 
 @compiles(byte_length, "postgresql")
 def _byte_length_postgresql(element: byte_length, compiler: SQLCompiler, **kw: Any) -> str:
     return f"octet_length({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(unindexed, "sqlite")
+def _unindexed_sqlite(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"+{compiler.process(element.clauses, **kw)}"
+
+
+@compiles(unindexed, "postgresql")
+def _unindexed_postgresql(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)

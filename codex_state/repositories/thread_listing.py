@@ -12,12 +12,13 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Select, bindparam, literal_column, select, tuple_, union_all
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, literal_column, select, tuple_, union_all
 from sqlalchemy.sql import Executable
 
 from codex_state.models import Anchor, SortKey, Thread
 from codex_state.models.columns import EpochSeconds, UuidText
 from codex_state.repositories.base import table_of
+from codex_state.sql import unindexed
 
 _threads = table_of(Thread)
 
@@ -78,7 +79,7 @@ def _unfiltered(shape: _Shape) -> Select[Any]:
     statement = (
         select(*columns)
         # Literals, not parameters, so that the planner sees them when it picks an index.
-        .where(_threads.c.archived == literal_column(str(int(shape.archived))))
+        .where(_archived(shape) == literal_column(str(int(shape.archived))))
         .where(_threads.c.first_user_message != literal_column("''"))
         .order_by(time.desc(), _threads.c.id.desc())
         .limit(bindparam("row_limit", type_=BigInteger()))
@@ -89,6 +90,13 @@ def _unfiltered(shape: _Shape) -> Select[Any]:
     if shape.of_home:
         statement = statement.where(_threads.c.home == bindparam("home"))
     return statement
+
+
+def _archived(shape: _Shape) -> ColumnElement[Any]:
+    # Its index goes on with updated_at. In another order all live threads would have to be sorted for each page. The
+    # archived ones are few, and sorting them is better than walking past all others.
+    archived: ColumnElement[Any] = _threads.c.archived
+    return archived if shape.archived or shape.sort_key is SortKey.UPDATED_AT else unindexed(archived)
 
 
 @lru_cache(maxsize=512)

@@ -1,0 +1,170 @@
+"""How SQLite answers the hot statements: by seeking in an index, in the order that is asked for (law L10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, SortKey
+from codex_state.runtime import State, StateRuntime
+from codex_state.settings import StateSettings
+from codex_state.testing.samples import NOON, a_log_line, a_thread
+
+_OLD = timedelta(days=10_000)
+_HOUR = timedelta(hours=1)
+_ANCHOR = Anchor(NOON - timedelta(seconds=100), uuid4())
+_KEY = Phase1Key(uuid4(), MemoryScope.user())
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    """A store as the migrations make it, with some rows and, like a store in use, without statistics."""
+    with StateRuntime.open(StateSettings(codex_home=tmp_path_factory.mktemp("home"))) as runtime:
+        with runtime.begin() as state:
+            threads = [
+                a_thread(
+                    updated_at=NOON - timedelta(seconds=number),
+                    source=("cli", "vscode", "exec")[number % 3],
+                    model_provider=("openai", "azure")[number % 2],
+                    archived_at=NOON if number % 10 == 0 else None,
+                )
+                for number in range(300)
+            ]
+            state.threads.upsert_many([a_thread(id=_KEY.thread_id), *threads])
+            state.logs.insert_many([a_log_line(str(number)) for number in range(50)])
+            for thread in threads[:50]:
+                state.thread_memories.upsert(thread.id, "raw", "summary")
+        with runtime.autocommit() as state:
+            yield state
+
+
+def _plan_of(state: State, work: Callable[[State], Any]) -> list[str]:
+    """The steps of the one statement that ``work`` runs first."""
+    driver: Any = state.session.connection().connection.driver_connection
+    statements: list[str] = []
+    driver.set_trace_callback(statements.append)
+    try:
+        work(state)
+    finally:
+        driver.set_trace_callback(None)
+    statement = next(each for each in statements if not each.startswith(("BEGIN", "COMMIT", "--")))
+    return [row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}")]
+
+
+def _claim(state: State) -> Any:
+    return state.phase1_jobs.try_claim(_KEY, owner=uuid4(), source_updated_at=NOON, lease=timedelta(0)).lease  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("anchor", [None, _ANCHOR], ids=["first page", "later page"])
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({}, "idx_threads_archived (archived=?"),
+        ({"archived": True}, "idx_threads_archived (archived=?"),
+        ({"home": "local"}, "idx_threads_archived (archived=?"),
+        ({"sources": ["cli"]}, "idx_threads_source (source=?"),
+        ({"providers": ["azure"]}, "idx_threads_provider (model_provider=?"),
+    ],
+)
+def test_a_page_by_updated_at_is_read_from_an_index_in_its_order(
+    state: State, filters: dict[str, Any], index: str, anchor: Anchor | None
+) -> None:
+    (step,) = _plan_of(state, lambda state: state.threads.list(page_size=50, anchor=anchor, **filters))
+    seek = f"SEARCH threads USING INDEX {index}"
+    assert step == f"{seek} AND (updated_at,id)<(?,?))" if anchor else f"{seek})"
+
+
+def test_a_page_by_created_at_is_read_from_an_index_in_its_order(state: State) -> None:
+    first = _plan_of(state, lambda state: state.threads.list(page_size=50, sort_key=SortKey.CREATED_AT))
+    later = _plan_of(state, lambda state: state.threads.list(page_size=50, sort_key=SortKey.CREATED_AT, anchor=_ANCHOR))
+    assert first == ["SCAN threads USING INDEX idx_threads_created_at"]
+    assert later == ["SEARCH threads USING INDEX idx_threads_created_at ((created_at,id)<(?,?))"]
+
+
+def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state: State) -> None:
+    steps = _plan_of(
+        state, lambda state: state.threads.list(page_size=50, sources=["cli", "vscode", "exec"], anchor=_ANCHOR)
+    )
+    seeks = [step for step in steps if "threads" in step]
+    assert seeks == ["SEARCH threads USING INDEX idx_threads_source (source=? AND (updated_at,id)<(?,?))"] * 3
+
+
+@pytest.mark.parametrize(
+    ("work", "seek"),
+    [
+        (
+            lambda state: state.threads.get(_KEY.thread_id),
+            "SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)",
+        ),
+        (_claim, "SEARCH threads USING COVERING INDEX sqlite_autoindex_threads_1 (id=?)"),
+        (
+            lambda state: state.thread_memories.last_n_for_cwd(Path("/work"), 64),
+            "SEARCH thread_memory USING INDEX idx_thread_memory_scope_updated_at (scope_kind=? AND scope_key=?)",
+        ),
+        (
+            lambda state: state.dynamic_tools.get(_KEY.thread_id),
+            "SEARCH thread_dynamic_tools USING INDEX sqlite_autoindex_thread_dynamic_tools_1 (thread_id=?)",
+        ),
+        (lambda state: state.logs.query(LogQuery(after_id=5)), "SEARCH logs USING INTEGER PRIMARY KEY (rowid>?)"),
+        (
+            lambda state: state.logs.query(LogQuery(thread_ids=("a",), descending=True, limit=10)),
+            "SEARCH logs USING INDEX idx_logs_thread_id (thread_id=?)",
+        ),
+        (lambda state: state.logs.max_id(), "SEARCH logs"),
+        (lambda state: state.logs.retain(max_age=_HOUR), "SEARCH logs USING COVERING INDEX idx_logs_ts (ts<?)"),
+    ],
+)
+def test_a_hot_statement_is_one_seek(state: State, work: Callable[[State], Any], seek: str) -> None:
+    assert _plan_of(state, work) == [seek]
+
+
+def test_the_holders_writes_seek_their_job_by_its_key(state: State) -> None:
+    lease = _claim(state)
+    by_key = "sqlite_autoindex_memory_phase1_jobs_1 (thread_id=? AND scope_kind=? AND scope_key=?)"
+    assert _plan_of(state, lambda state: state.phase1_jobs.renew(lease)) == [
+        f"SEARCH memory_phase1_jobs USING INDEX {by_key}"
+    ]
+    assert _plan_of(state, lambda state: state.thread_memories.upsert_if_owner(lease, "r", "s")) == [
+        f"SEARCH memory_phase1_jobs USING INDEX {by_key}"
+    ]
+    assert _plan_of(state, lambda state: state.phase1_jobs.fail(lease, "broken")) == [
+        f"SEARCH memory_phase1_jobs USING INDEX {by_key}"
+    ]
+
+
+@pytest.mark.parametrize("max_running", [None, 64])
+def test_the_batch_claim_walks_the_threads_in_order_and_seeks_their_jobs(state: State, max_running: int | None) -> None:
+    steps = _plan_of(
+        state,
+        lambda state: state.phase1_jobs.claim_candidates(
+            owner=uuid4(), lease=_HOUR, max_age=_OLD, max_running=max_running
+        ),
+    )
+    threads = [step for step in steps if " threads " in step]
+    assert threads == ["SEARCH threads USING INDEX idx_threads_archived (archived=? AND updated_at>?)"]
+    jobs = {step.removesuffix(" LEFT-JOIN") for step in steps if "memory_phase1_jobs " in step}
+    by_key = "sqlite_autoindex_memory_phase1_jobs_1 (thread_id=? AND scope_kind=? AND scope_key=?)"
+    live = "idx_memory_phase1_jobs_status_started_at (status=? AND started_at>?)"
+    expected = {f"SEARCH memory_phase1_jobs USING INDEX {by_key}"}
+    if max_running is not None:
+        expected.add(f"SEARCH memory_phase1_jobs USING COVERING INDEX {live}")
+    assert jobs == expected
+    # Only the leases that the statement returns are sorted.
+    assert steps.count("USE TEMP B-TREE FOR ORDER BY") == 1
+
+
+@pytest.mark.parametrize("status", Phase1Status)
+def test_jobs_of_one_status_are_read_in_the_order_of_their_start(state: State, status: Phase1Status) -> None:
+    steps = _plan_of(state, lambda state: state.phase1_jobs.list(status=status))
+    assert steps[0] == "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_status_started_at (status=?)"
+    assert steps[1:] == ["USE TEMP B-TREE FOR RIGHT PART OF ORDER BY"]
+
+
+def test_dirty_scopes_are_found_without_looking_at_clean_ones(state: State) -> None:
+    steps = _plan_of(state, lambda state: state.memory_scopes.list_dirty())
+    assert steps[0] == "SEARCH memory_scope_dirty USING INDEX idx_memory_scope_dirty_dirty (dirty=?)"
