@@ -1,7 +1,7 @@
 """The entities and the values they speak."""
 
 from codex_state.models.backfill import BackfillState, BackfillStatus
-from codex_state.models.base import StateModel, metadata
+from codex_state.models.base import StateModel, entities, metadata
 from codex_state.models.leases import (
     SCOPE_CWD,
     SCOPE_USER,
@@ -59,3 +59,6 @@ __all__ = [
     "ThreadsPage",
     "metadata",
 ]
+
+# Snapshots are made without the constructor, which is what otherwise makes SQLAlchemy finish its mapping.
+entities.configure()

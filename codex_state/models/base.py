@@ -22,7 +22,10 @@ metadata = MetaData(
 )
 
 
-class StateModel(SQLModel, registry=registry(metadata=metadata)):
+entities = registry(metadata=metadata)
+
+
+class StateModel(SQLModel, registry=entities):
     """Base of the entities, with a registry and metadata of its own.
 
     A service can have its own ``Thread`` class and its own ``SQLModel.metadata`` beside these, and its Alembic

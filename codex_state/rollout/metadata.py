@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from uuid import UUID
 
-from codex_state.models import DynamicTool, Thread
+from codex_state.models import LOCAL_HOME, DynamicTool, Thread
 from codex_state.models.columns import from_epoch_seconds, path_to_text, to_epoch_seconds
 from codex_state.rollout.fold import (
     ThreadDraft,
@@ -65,6 +65,8 @@ COMPARED_FIELDS = (
 """What ``diff_fields`` compares, in its order: everything a rollout tells."""
 
 _TIMES = ("created_at", "updated_at", "archived_at")
+_CONVERTED_FIELDS = ("id", "rollout_path", "cwd", *_TIMES)
+_PLAIN_FIELDS = tuple(name for name in ThreadDraft.__struct_fields__ if name not in _CONVERTED_FIELDS)
 _GIT_FIELDS = ("git_sha", "git_branch", "git_origin_url")
 
 
@@ -244,6 +246,7 @@ def normalize_cwd(cwd: Path) -> Path:
     return Path(normalized_cwd_text(path_to_text(cwd)))
 
 
+@lru_cache(maxsize=4096)
 def normalized_cwd_text(cwd: str) -> str:
     """``normalize_cwd`` for the text of a path."""
     if not cwd:
@@ -257,6 +260,11 @@ def normalized_cwd_text(cwd: str) -> str:
     return real
 
 
+@lru_cache(maxsize=4096)
+def _directory(cwd: str) -> Path:
+    return Path(cwd)
+
+
 @cache
 def _is_wsl() -> bool:
     return "microsoft" in platform.release().lower()
@@ -264,19 +272,19 @@ def _is_wsl() -> bool:
 
 def thread_of(draft: ThreadDraft) -> Thread:
     """The entity of a draft."""
-    values = {name: getattr(draft, name) for name in draft.__struct_fields__}
-    for name in _TIMES:
-        seconds = values[name]
-        values[name] = None if seconds is None else from_epoch_seconds(seconds)
-    return Thread(
-        **values
-        | {
-            "id": UUID(draft.id),
-            "rollout_path": Path(draft.rollout_path),
-            "cwd": Path(draft.cwd),
-            "archived": draft.archived_at is not None,
-        }
-    )
+    archived_at = None if draft.archived_at is None else from_epoch_seconds(draft.archived_at)
+    values = {
+        **{name: getattr(draft, name) for name in _PLAIN_FIELDS},
+        "id": UUID(draft.id),
+        "rollout_path": Path(draft.rollout_path),
+        "created_at": from_epoch_seconds(draft.created_at),
+        "updated_at": from_epoch_seconds(draft.updated_at),
+        "cwd": _directory(draft.cwd),
+        "archived": archived_at is not None,
+        "archived_at": archived_at,
+        "home": LOCAL_HOME,
+    }
+    return Thread.snapshot([values[name] for name in Thread.column_names()])
 
 
 def draft_of(thread: Thread) -> ThreadDraft:
