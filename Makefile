@@ -32,8 +32,8 @@ check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
-	$(BIN)/python -m tests.migrations.check_both
+	$(BIN)/lint-imports
+	$(BIN)/python tests/check_migrations.py
 
 .PHONY: format
 format: .venv/.dev  ## Format the code

@@ -229,7 +229,6 @@ def prepare_sqlite_file(database: Database) -> None:
 
 
 def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
-    milliseconds = int(busy_timeout.total_seconds() * 1000)
     try:
         base = create_engine(
             url.set(drivername="postgresql+psycopg"),
@@ -237,7 +236,7 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Datab
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=busy_timeout.total_seconds(),
-            connect_args={"options": f"-c lock_timeout={milliseconds}"},
+            connect_args={"options": _with_lock_timeout(url, busy_timeout)},
         )
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
@@ -248,6 +247,13 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Datab
         # One snapshot for the whole unit, as SQLite gives it.
         reader=base.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
     )
+
+
+def _with_lock_timeout(url: URL, busy_timeout: timedelta) -> str:
+    """The server options of a connection: those of the URL, which win, after ours."""
+    given = url.query.get("options", "")
+    ours = f"-c lock_timeout={int(busy_timeout.total_seconds() * 1000)}"
+    return " ".join([ours, *([given] if isinstance(given, str) else given)]).strip()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 from sqlmodel import Session
 
 from codex_state import migrations, telemetry
@@ -122,16 +122,19 @@ class StateRuntime:
     def _open(cls, settings: StateSettings) -> tuple[Self, bool]:
         make_directory(settings.codex_home)
         if settings.database_url is not None:
-            url = settings.database_url.get_secret_value()
+            url: str | URL = settings.database_url.get_secret_value()
         else:
             directory = settings.database_path.parent
             make_directory(directory)
             remove_older_state_files(directory)
-            url = f"sqlite:///{settings.database_path}"
+            url = URL.create("sqlite", database=str(settings.database_path))
         database = Database.open(url, pool_size=settings.pool_size, busy_timeout=settings.busy_timeout)
         created = database.path is not None and not database.path.exists()
         try:
             if database.path is not None:
+                # Before the file's settings are touched: one that isn't ours stays as it is (L7).
+                with database.autocommit() as session:
+                    migrations.verified_revision(session.connection())
                 prepare_sqlite_file(database)
             migrations.ensure_current(database.engine, migrate=settings.migrate)
         except BaseException:
