@@ -185,7 +185,7 @@ if TYPE_CHECKING:
     from codex_state.rollout.archive import (
         unarchive_thread as unarchive_thread,
     )
-    from codex_state.rollout.backfill import (
+    from codex_state.rollout.backfilling import (
         backfill as backfill,
     )
     from codex_state.rollout.indexing import (
@@ -299,7 +299,7 @@ _HOMES = {
         "archive_thread",
         "unarchive_thread",
     ),
-    "codex_state.rollout.backfill": ("backfill",),
+    "codex_state.rollout.backfilling": ("backfill",),
     "codex_state.rollout.indexing": ("index_rollout",),
     "codex_state.rollout.lookup": (
         "find_thread_path",

@@ -268,7 +268,7 @@ def _fold_lines(lines: Lines, fold: RolloutFold) -> int:
     decode, add = decode_unchecked, fold.add
     parse_errors = 0
     headless = True
-    usage = item = None
+    usage = place = context = item = None
     for line in lines:
         try:
             if not line.isascii():
@@ -279,16 +279,23 @@ def _fold_lines(lines: Lines, fold: RolloutFold) -> int:
                 parse_errors += 1
             continue
         kind = type(item)
+        # Of the many token counts and turn contexts only the last counts, whatever comes between; but where the thread
+        # is, if no session_meta says it, is said by the first.
         if kind is TokenCount:
-            # There are many and only the last one counts, whatever comes between.
-            usage = item if item.info is not None else usage
+            if item.info is not None:
+                usage = item
+        elif kind is TurnContext:
+            context = item
+            if place is None and item.cwd:
+                place = item
         elif kind in _AFFECTING or headless:
             add(item)
             headless = headless and kind is not SessionMeta
     if item is None:
         raise RolloutError(f"the rollout {fold.rollout_path} holds no usable line ({parse_errors} can't be read)")
-    if usage is not None:
-        add(usage)
+    for last in (place, context, usage):
+        if last is not None:
+            add(last)
     return parse_errors
 
 

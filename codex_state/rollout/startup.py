@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from codex_state.errors import BackfillTimeoutError
 from codex_state.models import BackfillState
-from codex_state.rollout.backfill import backfill
+from codex_state.rollout.backfilling import backfill
 from codex_state.rollout.progress import OnProgress
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
