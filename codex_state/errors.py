@@ -47,6 +47,14 @@ class BackfillTimeoutError(BackfillError):
     """Another worker's backfill did not finish within the time that the caller would wait."""
 
 
+class WorkStoppedError(StateError):
+    """Work under a lease must stop: the lease is lost, its time is over, or its caller gave up."""
+
+
+class MemoryFilesError(StateError):
+    """A scope's memories can't be written as files. They are safe in the database."""
+
+
 class DatabaseError(StateError):
     """The database refused or failed. Subclasses say what can be done about it."""
 

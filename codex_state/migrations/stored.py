@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from codex_state.errors import ForeignSchemaError, SchemaTooNewError, classify
 from codex_state.models import metadata
 
-HEAD = "0011_listing_indexes"
+HEAD = "0012_phase1_failures"
 """The revision that this version speaks."""
 
 VERSION_TABLE = "alembic_version"

@@ -58,6 +58,8 @@ class Phase1Lease:
     started_at: datetime
     """The database's time of the claim or of the last renewal."""
     duration: timedelta
+    failures: int = 0
+    """How many earlier attempts for this version of the thread have failed."""
 
     def renewed(self, started_at: datetime) -> Self:
         """The same lease after a renewal at ``started_at``."""

@@ -66,6 +66,7 @@ class Phase1Job(StateModel, table=True):
     __table_args__ = (
         CheckConstraint(columns.one_of("status", Phase1Status), name="status"),
         CheckConstraint("attempt >= 0", name="attempt"),
+        CheckConstraint("failures >= 0", name="failures"),
         Index("idx_memory_phase1_jobs_status_started_at", "status", text("started_at DESC")),
         Index("idx_memory_phase1_jobs_scope", "scope_kind", "scope_key"),
     )
@@ -90,6 +91,8 @@ class Phase1Job(StateModel, table=True):
     """Grows by one with every claim: a fencing number for resources outside the database."""
     retry_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When a failed job may be claimed again; ``None`` makes the failure terminal."""
+    failures: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
+    """How many attempts for this version of the thread have failed; a retry policy counts them."""
 
 
 class MemoryScopeDirty(StateModel, table=True):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, and_, bindparam, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from codex_state.clock import server_now
-from codex_state.models import MemoryScope, MemoryScopeDirty
-from codex_state.models.columns import EpochSeconds, text
+from codex_state.models import ConsolidationLock, LockLease, MemoryScope, MemoryScopeDirty
+from codex_state.models.columns import EpochSeconds, PathText, text
 from codex_state.repositories.base import Repository, later_than, select_entity, table_of
 
 _scopes = table_of(MemoryScopeDirty)
+_locks = table_of(ConsolidationLock)
 _insert = insert(_scopes)
 
 _KEY = and_(
@@ -46,6 +48,17 @@ _MARK_CLEAN = (
     .values(dirty=literal_column("0"))
     .returning(_scopes.c.updated_at)
 )
+_MARK_CLEAN_IF_LOCKED = _MARK_CLEAN.where(
+    bindparam("token", type_=text).in_(
+        select(_locks.c.ownership_token)
+        .where(
+            _locks.c.cwd == bindparam("of_cwd", type_=PathText()),
+            _locks.c.ownership_token == bindparam("token", type_=text),
+        )
+        # On PostgreSQL a take-over and this write must not pass each other; SQLite has one writer anyway.
+        .with_for_update()
+    )
+)
 _LIST_DIRTY = (
     select_entity(MemoryScopeDirty)
     .where(_scopes.c.dirty == literal_column("1"))
@@ -65,18 +78,23 @@ class MemoryScopeRepository(Repository):
         marked_at: datetime = row.updated_at
         return marked_at
 
-    def mark_clean(self, scope: MemoryScope, *, seen: datetime) -> bool:
+    def mark_clean(self, scope: MemoryScope, *, seen: datetime, lock: LockLease | None = None) -> bool:
         """Note that everything up to the mark ``seen`` is consolidated.
 
         Args:
             scope: the scope.
             seen: the mark's ``updated_at`` as it was *before* the memories were read.
+            lock: the lock under which they were consolidated; once it is lost, nothing is changed (law L2).
 
         Returns:
-            Whether the scope is clean now; false when something became dirty since, or it wasn't dirty.
+            Whether the scope is clean now; false when something became dirty since, it wasn't dirty, or the lock is
+            lost.
         """
-        parameters = {"of_kind": scope.kind, "of_key": scope.key, "seen_updated_at": seen}
-        return self._one(_MARK_CLEAN, parameters) is not None
+        parameters: dict[str, Any] = {"of_kind": scope.kind, "of_key": scope.key, "seen_updated_at": seen}
+        if lock is None:
+            return self._one(_MARK_CLEAN, parameters) is not None
+        parameters |= {"of_cwd": lock.cwd, "token": lock.ownership_token}
+        return self._one(_MARK_CLEAN_IF_LOCKED, parameters) is not None
 
     def get(self, scope: MemoryScope) -> MemoryScopeDirty | None:
         """The scope's mark, or ``None`` when it was never dirty."""

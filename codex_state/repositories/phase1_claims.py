@@ -13,14 +13,15 @@ running, not renewed for ``lease`` or longer            granted: the holder is t
 ======================================================  =============================================
 
 A grant is one statement whose guard is this table (law L1). It resets the results of earlier attempts, counts the
-attempt and installs a fresh token, after which no write of an earlier holder matches any more (law L2).
+attempt and installs a fresh token, after which no write of an earlier holder matches any more (law L2). For a newer
+source, earlier failures no longer count.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, literal_column, null, or_
+from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, case, literal_column, null, or_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -55,6 +56,7 @@ RETURNED_BY_A_CLAIM = (
     _jobs.c.scope_key,
     _jobs.c.ownership_token,
     _jobs.c.attempt,
+    _jobs.c.failures,
     _jobs.c.source_updated_at,
     _jobs.c.started_at,
 )
@@ -84,6 +86,7 @@ _taken_over = {
     "ownership_token": _insert.excluded.ownership_token,
     "attempt": _jobs.c.attempt + 1,
     "retry_at": null(),
+    "failures": case((_jobs.c.source_updated_at < _insert.excluded.source_updated_at, 0), else_=_jobs.c.failures),
 }
 
 

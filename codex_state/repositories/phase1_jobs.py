@@ -110,10 +110,27 @@ _FAIL = (
         finished_at=server_now(),
         failure_reason=bindparam("new_failure_reason", type_=text),
         retry_at=server_now() + _retry_seconds,  # NULL when there is no retry: the failure is terminal
+        failures=_jobs.c.failures + 1,
     )
     .returning(_jobs.c.attempt)
 )
-_REQUEUE = update(_jobs).where(_KEY, _jobs.c.status == FAILED).values(retry_at=server_now()).returning(_jobs.c.attempt)
+_RELEASE = (
+    update(_jobs)
+    .where(_HELD)
+    .values(
+        status=FAILED,
+        finished_at=server_now(),
+        failure_reason=bindparam("new_failure_reason", type_=text),
+        retry_at=server_now(),
+    )
+    .returning(_jobs.c.attempt)
+)
+_REQUEUE = (
+    update(_jobs)
+    .where(_KEY, _jobs.c.status == FAILED)
+    .values(retry_at=server_now(), failures=literal_column("0"))
+    .returning(_jobs.c.attempt)
+)
 _GET = select_entity(Phase1Job).where(_KEY)
 
 _order = (_jobs.c.started_at.desc(), _jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key)
@@ -222,8 +239,8 @@ class Phase1JobRepository(Repository):
         row = self._one(_RENEW, _held(lease))
         return None if row is None else lease.renewed(row.started_at)
 
-    def succeed(self, lease: Phase1Lease, *, raw_memory_path: Path, summary_hash: str) -> HolderWrite:
-        """Finish the job, naming what it produced."""
+    def succeed(self, lease: Phase1Lease, *, raw_memory_path: Path | None, summary_hash: str | None) -> HolderWrite:
+        """Finish the job, naming what it produced; both are ``None`` when there was nothing to remember."""
         parameters = _held(lease) | {"new_raw_memory_path": raw_memory_path, "new_summary_hash": summary_hash}
         return _outcome(self._one(_SUCCEED, parameters))
 
@@ -241,8 +258,17 @@ class Phase1JobRepository(Repository):
         }
         return _outcome(self._one(_FAIL, parameters))
 
+    def release(self, lease: Phase1Lease, reason: str) -> HolderWrite:
+        """Give the job back unfinished. It can be claimed again at once, and no failure is counted.
+
+        Args:
+            lease: the holder's lease.
+            reason: why it isn't finished, for people.
+        """
+        return _outcome(self._one(_RELEASE, _held(lease) | {"new_failure_reason": reason}))
+
     def requeue(self, key: Phase1Key) -> Requeue:
-        """Let a failed job be claimed again, now: an operator's decision, so no lease is needed."""
+        """Let a failed job be claimed again, now, and forget its failures: an operator's decision, without a lease."""
         if self._one(_REQUEUE, _key_of(key)) is not None:
             return Requeue.REQUEUED
         return Requeue.NOT_FOUND if self.get(key) is None else Requeue.NOT_FAILED
@@ -270,6 +296,7 @@ def lease_of(row: Row[Any], owner: UUID, duration: timedelta) -> Phase1Lease:
         owner=owner,
         ownership_token=row.ownership_token,
         attempt=row.attempt,
+        failures=row.failures,
         source_updated_at=row.source_updated_at,
         started_at=row.started_at,
         duration=duration,

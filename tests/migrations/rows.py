@@ -43,6 +43,7 @@ _JOB = {
     # Of later revisions:
     "attempt": 3,
     "retry_at": 1770009999,
+    "failures": 2,
 }
 
 SAMPLES: Rows = {

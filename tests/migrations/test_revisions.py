@@ -321,3 +321,11 @@ def test_0011_lets_filtered_listings_read_their_order_from_an_index(database: Da
     assert "idx_threads_" in told
     assert "TEMP B-TREE" not in told, "SQLite would sort"
     assert "Sort" not in told, "PostgreSQL would sort"
+
+
+def test_0012_has_counted_no_failures_yet_and_refuses_negative_counts(database: Database) -> None:
+    at(database, "0011_listing_indexes")
+    migrations.upgrade(database.engine, "0012_phase1_failures")
+    assert {row["failures"] for row in contents(database)["memory_phase1_jobs"]} == {0}
+    with pytest.raises(DatabaseError):
+        changed(database, "UPDATE memory_phase1_jobs SET failures = -1")

@@ -51,7 +51,7 @@ class TestJobs:
         clock.advance(_HOUR)
         assert state.phase1_jobs.fail(lease, "no model") is HolderWrite.APPLIED
         assert _stored(state, lease.key) == _changed(
-            before, status=Phase1Status.FAILED, finished_at=NOON + _HOUR, failure_reason="no model"
+            before, status=Phase1Status.FAILED, finished_at=NOON + _HOUR, failure_reason="no model", failures=1
         )
 
     def test_a_failure_with_a_retry_time_is_claimable_from_that_second_on(
@@ -68,8 +68,8 @@ class TestJobs:
         assert _stored(state, lease.key).retry_at is None
         assert _stored(state, lease.key).failure_reason is None
 
-    @pytest.mark.parametrize("finish", ["succeed", "fail", "fail with retry"])
-    @pytest.mark.parametrize("write", ["renew", "succeed", "fail"])
+    @pytest.mark.parametrize("finish", ["succeed", "fail", "fail with retry", "release"])
+    @pytest.mark.parametrize("write", ["renew", "succeed", "fail", "release"])
     def test_a_finished_job_is_not_touched_again_by_its_holder(self, state: State, finish: str, write: str) -> None:
         """L4: it is never un-finished except by a new claim."""
         lease = _claim(state, _a_key(state))
@@ -78,7 +78,7 @@ class TestJobs:
         assert _write(state, lease, write) is HolderWrite.LEASE_LOST
         assert _stored(state, lease.key) == finished
 
-    @pytest.mark.parametrize("write", ["renew", "succeed", "fail", "fail with retry"])
+    @pytest.mark.parametrize("write", ["renew", "succeed", "fail", "fail with retry", "release"])
     def test_a_holder_that_was_taken_over_changes_nothing(self, state: State, clock: ManualClock, write: str) -> None:
         """L2."""
         stale = _claim(state, _a_key(state))
@@ -114,6 +114,37 @@ class TestJobs:
         state.phase1_jobs.fail(lease, "busy", retry_after=_HOUR)
         assert state.phase1_jobs.requeue(lease.key) is Requeue.REQUEUED
         assert _claim(state, lease.key).attempt == 2
+
+    def test_a_released_job_can_be_claimed_at_once_and_counts_no_failure(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        lease = _claim(state, _a_key(state))
+        before = _stored(state, lease.key)
+        clock.advance(_HOUR)
+        assert state.phase1_jobs.release(lease, "interrupted") is HolderWrite.APPLIED
+        assert _stored(state, lease.key) == _changed(
+            before,
+            status=Phase1Status.FAILED,
+            finished_at=NOON + _HOUR,
+            failure_reason="interrupted",
+            retry_at=NOON + _HOUR,
+        )
+        again = _claim(state, lease.key)
+        assert (again.attempt, again.failures) == (2, 0)
+
+    def test_failures_are_counted_until_the_source_is_newer_or_an_operator_requeues(self, state: State) -> None:
+        key = _a_key(state)
+        for failures in range(3):
+            lease = _claim(state, key)
+            assert lease.failures == failures
+            state.phase1_jobs.fail(lease, "busy", retry_after=timedelta(0))
+        newer = _try_claim(state, key, NOON + _HOUR)
+        assert isinstance(newer, Claimed)
+        assert newer.lease.failures == 0
+        state.phase1_jobs.fail(newer.lease, "busy")
+        assert _stored(state, key).failures == 1
+        state.phase1_jobs.requeue(key)
+        assert _claim(state, key).failures == 0
 
     @pytest.mark.parametrize("finish", ["nothing", "succeed"])
     def test_only_a_failed_job_is_requeued(self, state: State, finish: str) -> None:
@@ -194,5 +225,7 @@ def _write(state: State, lease: Phase1Lease, verb: str) -> HolderWrite:
             return state.phase1_jobs.fail(lease, "broken")
         case "fail with retry":
             return state.phase1_jobs.fail(lease, "broken", retry_after=_HOUR)
+        case "release":
+            return state.phase1_jobs.release(lease, "interrupted")
         case _:
             raise AssertionError(verb)

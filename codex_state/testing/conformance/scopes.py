@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
-from codex_state.models import MemoryScope, MemoryScopeDirty
+from codex_state.models import Claimed, LockLease, MemoryScope, MemoryScopeDirty
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON
@@ -77,3 +78,40 @@ class TestMemoryScopes:
         state.memory_scopes.mark_dirty(_USER)
         assert state.memory_scopes.mark_clean(_CWD, seen=seen) is True
         assert [mark.scope_kind for mark in state.memory_scopes.list_dirty()] == ["user"]
+
+    def test_a_scope_is_marked_clean_under_a_lock_that_is_held(self, state: State) -> None:
+        lock = _acquire(state, UUID(int=1))
+        seen = state.memory_scopes.mark_dirty(_USER)
+        assert state.memory_scopes.mark_clean(_USER, seen=seen, lock=lock) is True
+        assert _dirty(state) == []
+
+    @pytest.mark.parametrize("end", ["taken over", "taken again", "released"])
+    def test_a_scope_is_not_marked_clean_under_a_lock_that_is_lost(
+        self, state: State, clock: ManualClock, end: str
+    ) -> None:
+        """L2."""
+        lock = _acquire(state, UUID(int=1))
+        seen = state.memory_scopes.mark_dirty(_USER)
+        clock.advance(timedelta(hours=1))
+        if end == "released":
+            state.consolidation_locks.release(lock)
+        else:
+            _acquire(state, UUID(int=2 if end == "taken over" else 1))
+        assert state.memory_scopes.mark_clean(_USER, seen=seen, lock=lock) is False
+        assert _dirty(state) == [_USER]
+
+    def test_a_lock_does_not_make_an_old_mark_good(self, state: State) -> None:
+        lock = _acquire(state, UUID(int=1))
+        seen = state.memory_scopes.mark_dirty(_USER)
+        state.memory_scopes.mark_dirty(_USER)
+        assert state.memory_scopes.mark_clean(_USER, seen=seen, lock=lock) is False
+
+
+def _acquire(state: State, owner: UUID) -> LockLease:
+    claim = state.consolidation_locks.try_acquire(Path("/memories"), owner=owner, lease=timedelta(hours=1))
+    assert isinstance(claim, Claimed)
+    return claim.lease
+
+
+def _dirty(state: State) -> list[MemoryScope]:
+    return [MemoryScope(mark.scope_kind, mark.scope_key) for mark in state.memory_scopes.list_dirty()]
