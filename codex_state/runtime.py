@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,7 @@ from sqlmodel import Session
 from codex_state import migrations, telemetry
 from codex_state.database import Database, prepare_sqlite_file
 from codex_state.errors import DatabaseError, StateError
+from codex_state.models import LOCAL_HOME
 from codex_state.repositories import (
     BackfillRepository,
     ConsolidationLockRepository,
@@ -146,6 +148,19 @@ class StateRuntime:
     def codex_home(self) -> Path:
         """The home whose rollouts this state indexes."""
         return self.settings.codex_home
+
+    @cached_property
+    def home(self) -> str:
+        """The name under which this home's threads and backfill are kept.
+
+        An SQLite file serves one home, so it is the same constant in all of them. PostgreSQL may serve many: there it
+        is the setting ``home``, else host and path.
+        """
+        if self.settings.home is not None:
+            return self.settings.home
+        if self.database.dialect == "sqlite":
+            return LOCAL_HOME
+        return f"{socket.gethostname()}:{self.codex_home}"
 
     @property
     def default_provider(self) -> str:

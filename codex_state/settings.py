@@ -54,6 +54,9 @@ class StateSettings(BaseSettings):
     )
     """A SQLAlchemy URL that replaces the default SQLite file."""
 
+    home: str | None = None
+    """The name of this Codex home in a database that serves several. See ``StateRuntime.home``."""
+
     default_provider: str | None = None
     """The provider of threads that name none. See ``provider``."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from codex_state.models import LOCAL_HOME, Anchor, Phase1Job, SortKey, Thread, ThreadMemory, ThreadsPage
@@ -24,11 +24,11 @@ _insert = insert(_threads).values({column.key: bindparam(column.key, type_=colum
 _BY_ID = _threads.c.id == bindparam("thread_id", type_=UuidText())
 
 
-def _overwrite(*kept: str, **instead: Any) -> Insert:
+def _overwrite(*kept: str, where: ColumnElement[bool] | None = None, **instead: Any) -> Insert:
     updates = {
         column.key: _insert.excluded[column.key] for column in _threads.columns if column.key not in {"id", *kept}
     }
-    return _insert.on_conflict_do_update(index_elements=["id"], set_=updates | instead)
+    return _insert.on_conflict_do_update(index_elements=["id"], set_=updates | instead, where=where)
 
 
 _GET = select_entity(Thread).where(_BY_ID)
@@ -39,7 +39,10 @@ _has_explicit_title = and_(
     func.trim(_threads.c.title) != "",
     func.trim(_threads.c.title) != func.trim(_threads.c.first_user_message),
 )
+# A thread that was seen in two homes belongs to the one whose rollout was written last.
+_is_of_this_home = or_(_threads.c.home == _insert.excluded.home, _threads.c.updated_at <= _insert.excluded.updated_at)
 _UPSERT_FROM_ROLLOUT = _overwrite(
+    where=_is_of_this_home,
     title=case((_has_explicit_title, _threads.c.title), else_=_insert.excluded.title),
     **{
         field: func.coalesce(_threads.c[field], _insert.excluded[field])
@@ -118,7 +121,8 @@ class ThreadRepository(Repository):
         """Write what rollouts say, keeping what they can't know: all threads or none.
 
         Each git field that the row already has stays. So does a title that was given by the user, which shows by
-        differing from the first message. Everything else, ``memory_mode`` included, is taken from the rollout.
+        differing from the first message. Everything else, ``memory_mode`` included, is taken from the rollout. A row
+        of another home stays as it is when its rollout was written later than this one: the thread has moved there.
         """
         self._many(_UPSERT_FROM_ROLLOUT, [_row_of(thread) for thread in threads])
 

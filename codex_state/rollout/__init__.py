@@ -1,6 +1,7 @@
 """The JSONL side: rollouts, the truth about threads.
 
-Names are imported when they are first used: a decoding process needs little of this package and should start in a moment.
+Names are imported when they are first used: a decoding process needs little of this package, and should start in a
+moment.
 """
 
 from importlib import import_module

@@ -62,8 +62,8 @@ def backfill(
     started = time.monotonic()
     lease_time = runtime.settings.backfill_lease
     with runtime.autocommit() as state:
-        claim = state.backfill.try_claim(owner=_own_name(), lease=lease_time, again=again or retry_failed)
-        found = state.backfill.get()
+        claim = state.backfill.try_claim(runtime.home, owner=_own_name(), lease=lease_time, again=again or retry_failed)
+        found = state.backfill.get(runtime.home)
     if not isinstance(claim, Claimed):
         complete = claim.reason is SkipReason.UP_TO_DATE
         outcome = BackfillOutcome.COMPLETE if complete else BackfillOutcome.RUNNING
@@ -174,7 +174,7 @@ class _Run:
         self._account(batch, refused)
 
     def _store(self, state: State, extracted: list[tuple[RolloutFile, Extraction]], watermark: str) -> dict[str, str]:
-        state.threads.upsert_from_rollouts([_thread_of(file, extraction) for file, extraction in extracted])
+        state.threads.upsert_from_rollouts([self._thread_of(file, extraction) for file, extraction in extracted])
         state.dynamic_tools.persist(_tools_of(state, (extraction for _, extraction in extracted)))
         self._checkpoint(state, watermark)
         return {}
@@ -186,12 +186,19 @@ class _Run:
         for file, extraction in extracted:
             try:
                 with state.session.begin_nested():
-                    state.threads.upsert_from_rollouts([_thread_of(file, extraction)])
+                    state.threads.upsert_from_rollouts([self._thread_of(file, extraction)])
                     state.dynamic_tools.persist(_tools_of(state, [extraction]))
             except (InvalidInputError, IntegrityViolationError) as error:
                 refused[file.path] = str(error)
         self._checkpoint(state, watermark)
         return refused
+
+    def _thread_of(self, file: RolloutFile, extraction: Extraction) -> Thread:
+        draft = extraction.draft
+        draft.cwd = normalized_cwd_text(draft.cwd)
+        if file.archived and draft.archived_at is None:
+            draft.archived_at = draft.updated_at
+        return thread_of(draft, self._runtime.home)
 
     def _checkpoint(self, state: State, watermark: str) -> None:
         if not state.backfill.checkpoint(self._lease, watermark):
@@ -229,14 +236,6 @@ def _size_of(file: RolloutFile) -> int:
         return 0
 
 
-def _thread_of(file: RolloutFile, extraction: Extraction) -> Thread:
-    draft = extraction.draft
-    draft.cwd = normalized_cwd_text(draft.cwd)
-    if file.archived and draft.archived_at is None:
-        draft.archived_at = draft.updated_at
-    return thread_of(draft)
-
-
 def _tools_of(state: State, extractions: Iterable[Extraction]) -> Iterator[DynamicTool]:
     for extraction in extractions:
         if not extraction.tools:
@@ -249,4 +248,4 @@ def _tools_of(state: State, extractions: Iterable[Extraction]) -> Iterator[Dynam
 
 def _paths_with_a_row(runtime: StateRuntime) -> frozenset[str]:
     with runtime.read() as state:
-        return frozenset(str(path) for path in state.threads.rollout_paths())
+        return frozenset(str(path) for path in state.threads.rollout_paths(runtime.home))

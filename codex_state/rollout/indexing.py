@@ -23,6 +23,7 @@ def index_rollout(runtime: StateRuntime, path: Path) -> Thread:
     if outcome.parse_errors:
         telemetry.count(telemetry.DB_ERROR, outcome.parse_errors, stage="reconcile_rollout")
     thread = complete_thread(outcome, archived=is_archived_path(runtime.codex_home, path))
+    thread.home = runtime.home
     with runtime.begin() as state:
         store(state, thread, outcome)
     return thread

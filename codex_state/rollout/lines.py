@@ -123,13 +123,13 @@ class Compacted(Struct):
     message: str
 
 
-class ResponseItem(Struct):
+class ResponseItem(Struct, gc=False):
     """Something that went to or came from the model."""
 
     type: str
 
 
-class TokenUsage(Struct, kw_only=True):
+class TokenUsage(Struct, kw_only=True, gc=False):
     """Counted tokens."""
 
     input_tokens: _Int64
@@ -139,7 +139,7 @@ class TokenUsage(Struct, kw_only=True):
     total_tokens: _Int64
 
 
-class TokenUsageInfo(Struct, kw_only=True, omit_defaults=True):
+class TokenUsageInfo(Struct, kw_only=True, omit_defaults=True, gc=False):
     """The token usage of a thread and of its last turn."""
 
     total_token_usage: TokenUsage
@@ -147,7 +147,7 @@ class TokenUsageInfo(Struct, kw_only=True, omit_defaults=True):
     model_context_window: _Int64 | None = None
 
 
-class TokenCount(Struct, tag="token_count"):
+class TokenCount(Struct, tag="token_count", gc=False):
     """How many tokens were used so far."""
 
     info: TokenUsageInfo | None = None
@@ -161,7 +161,7 @@ class UserMessage(Struct, tag="user_message", omit_defaults=True):
     local_images: list[str] = []
 
 
-class OtherEvent(Struct):
+class OtherEvent(Struct, gc=False):
     """An event that says nothing about its thread's row. There is one subclass for each type of event."""
 
     type: ClassVar[str]
@@ -198,6 +198,7 @@ _other_event_types = [
         namespace={"type": name},
         module=__name__,
         tag=name,
+        gc=False,
     )
     for name in _OTHER_EVENTS
 ]
@@ -206,27 +207,27 @@ _Event: Any = functools.reduce(operator.or_, _other_event_types, TokenCount | Us
 RolloutItem = SessionMeta | TurnContext | Compacted | ResponseItem | TokenCount | UserMessage | OtherEvent
 
 
-class _SessionMetaLine(Struct, tag="session_meta"):
+class _SessionMetaLine(Struct, tag="session_meta", gc=False):
     timestamp: str
     payload: SessionMeta
 
 
-class _ResponseItemLine(Struct, tag="response_item"):
+class _ResponseItemLine(Struct, tag="response_item", gc=False):
     timestamp: str
     payload: ResponseItem
 
 
-class _CompactedLine(Struct, tag="compacted"):
+class _CompactedLine(Struct, tag="compacted", gc=False):
     timestamp: str
     payload: Compacted
 
 
-class _TurnContextLine(Struct, tag="turn_context"):
+class _TurnContextLine(Struct, tag="turn_context", gc=False):
     timestamp: str
     payload: TurnContext
 
 
-class _EventLine(Struct, tag="event_msg"):
+class _EventLine(Struct, tag="event_msg", gc=False):
     timestamp: str
     payload: _Event
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 from codex_state.errors import RolloutError
-from codex_state.models import LOCAL_HOME, Anchor, SortKey, Thread, ThreadsPage
+from codex_state.models import Anchor, SortKey, Thread, ThreadsPage
 from codex_state.rollout.files import (
     ARCHIVED_SESSIONS_DIRECTORY,
     SESSIONS_DIRECTORY,
@@ -74,6 +74,7 @@ def list_threads(
     sources: Collection[str] = (),
     providers: Collection[str] = (),
     archived: bool = False,
+    home: str | None = None,
 ) -> ThreadsPage:
     """One page of threads whose rollouts exist; the arguments are those of ``ThreadRepository.list``.
 
@@ -89,13 +90,14 @@ def list_threads(
             sources=sources,
             providers=providers,
             archived=archived,
+            home=home,
         )
     items = [thread for thread in page.items if _is_still_there(runtime, thread)]
     return ThreadsPage(items, page.next_anchor, page.num_scanned_rows)
 
 
 def _is_still_there(runtime: StateRuntime, thread: Thread) -> bool:
-    if thread.home != LOCAL_HOME or existing_rollout(thread.rollout_path) is not None:
+    if thread.home != runtime.home or existing_rollout(thread.rollout_path) is not None:
         return True
     moved = _moved_rollout(runtime.codex_home, thread.rollout_path)
     if moved is not None:

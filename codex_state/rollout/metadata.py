@@ -270,7 +270,7 @@ def _is_wsl() -> bool:
     return "microsoft" in platform.release().lower()
 
 
-def thread_of(draft: ThreadDraft) -> Thread:
+def thread_of(draft: ThreadDraft, home: str = LOCAL_HOME) -> Thread:
     """The entity of a draft."""
     archived_at = None if draft.archived_at is None else from_epoch_seconds(draft.archived_at)
     values = {
@@ -282,7 +282,7 @@ def thread_of(draft: ThreadDraft) -> Thread:
         "cwd": _directory(draft.cwd),
         "archived": archived_at is not None,
         "archived_at": archived_at,
-        "home": LOCAL_HOME,
+        "home": home,
     }
     return Thread.snapshot([values[name] for name in Thread.column_names()])
 

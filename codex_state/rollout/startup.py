@@ -45,7 +45,7 @@ def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) ->
     deadline = time.monotonic() + runtime.settings.backfill_wait.total_seconds()
     while True:
         with runtime.read() as state:
-            if state.backfill.is_complete():
+            if state.backfill.is_complete(runtime.home):
                 return
         report = backfill(runtime, on_progress=on_progress)
         if report.failed:
@@ -55,9 +55,9 @@ def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) ->
                 report.scanned,
             )
         with runtime.read() as state:
-            if state.backfill.is_complete():
+            if state.backfill.is_complete(runtime.home):
                 return
-            holder = state.backfill.get()
+            holder = state.backfill.get(runtime.home)
         if time.monotonic() >= deadline:
             raise BackfillTimeoutError(_who_holds_it(holder, runtime.settings.backfill_wait))
         time.sleep(_POLL_SECONDS)
