@@ -106,7 +106,7 @@ class SessionMeta(Struct, kw_only=True, omit_defaults=True):
             self.agent_role, self.agent_type = self.agent_type, UNSET
 
 
-class TurnContext(Struct, kw_only=True, omit_defaults=True):
+class TurnContext(Struct, kw_only=True, omit_defaults=True, gc=False):
     """The settings of one turn."""
 
     cwd: str
@@ -117,7 +117,7 @@ class TurnContext(Struct, kw_only=True, omit_defaults=True):
     summary: Literal["auto", "concise", "detailed", "none"]
 
 
-class Compacted(Struct):
+class Compacted(Struct, gc=False):
     """The history up to here was replaced by a summary."""
 
     message: str
@@ -153,7 +153,7 @@ class TokenCount(Struct, tag="token_count", gc=False):
     info: TokenUsageInfo | None = None
 
 
-class UserMessage(Struct, tag="user_message", omit_defaults=True):
+class UserMessage(Struct, tag="user_message", omit_defaults=True, gc=False):
     """What the user asked."""
 
     message: str

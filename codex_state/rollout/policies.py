@@ -109,23 +109,23 @@ def spawned_agent_path(source: str | TaggedSource) -> str | None:
     return None
 
 
-class DangerFullAccess(Struct, tag="danger-full-access"):
+class DangerFullAccess(Struct, tag="danger-full-access", gc=False):
     """No sandbox."""
 
 
-class ReadOnly(Struct, tag="read-only", omit_defaults=True):
+class ReadOnly(Struct, tag="read-only", omit_defaults=True, gc=False):
     """Reading is allowed everywhere, writing nowhere."""
 
     network_access: bool = False
 
 
-class ExternalSandbox(Struct, tag="external-sandbox"):
+class ExternalSandbox(Struct, tag="external-sandbox", gc=False):
     """Somebody else's sandbox."""
 
     network_access: Literal["restricted", "enabled"] = "restricted"
 
 
-class WorkspaceWrite(Struct, tag="workspace-write"):
+class WorkspaceWrite(Struct, tag="workspace-write", gc=False):
     """Writing is allowed in the working directory and the roots."""
 
     writable_roots: list[str] | UnsetType = UNSET
