@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import postgres
 import pytest
+
+from codex_state.runtime import StateRuntime
+from codex_state.settings import StateSettings
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +24,19 @@ def postgres_url(postgres_server: postgres.TestServer) -> Iterator[str]:
     """The SQLAlchemy URL of a new, empty PostgreSQL database."""
     with postgres_server.database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: postgres.TestServer) -> Iterator[str]:
+    """The name of a PostgreSQL database with the current schema and no rows, to be copied as a template."""
+    with postgres_server.database() as url:
+        StateRuntime.open(StateSettings(database_url=url)).close()
+        yield postgres.database_name(url)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with the current schema and no rows, to be copied."""
+    settings = StateSettings(codex_home=tmp_path_factory.mktemp("migrated"))
+    StateRuntime.open(settings).close()
+    return settings.database_path

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import postgres
+import pytest
 
 from codex_state.database import Database, prepare_sqlite_file
 from codex_state.models import metadata
+from codex_state.settings import StateSettings
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON
 
@@ -96,3 +98,17 @@ def clocked(database: Database, directory: Path) -> Iterator[Clocked]:
     with ManualClock(directory / "clock", NOON) as clock:
         clock.install(database)
         yield Clocked(database, clock)
+
+
+@contextmanager
+def fresh_settings(dialect: str, home: Path, request: pytest.FixtureRequest, **values: Any) -> Iterator[StateSettings]:
+    """Settings of a state without rows, whose schema is current: a file in ``home``, or a PostgreSQL database."""
+    values = {"codex_home": home, "busy_timeout": BUSY_TIMEOUT} | values
+    if dialect == "sqlite":
+        settings = StateSettings(**values)
+        shutil.copy(request.getfixturevalue("migrated_sqlite"), settings.database_path)
+        yield settings
+    else:
+        server: postgres.TestServer = request.getfixturevalue("postgres_server")
+        with server.database(request.getfixturevalue("migrated_postgres")) as url:
+            yield StateSettings(database_url=url, **values)

@@ -167,8 +167,9 @@ def atomically(connection: Connection) -> Iterator[None]:
 def _classified() -> Iterator[None]:
     try:
         yield
-    except StatementError as error:  # from an engine of the caller's own that doesn't translate errors
-        raise (error.orig and classify(error.orig)) or error from error
+    except (StatementError, UnicodeEncodeError, OverflowError) as error:
+        # From an engine of the caller's own that doesn't translate errors.
+        raise classify(getattr(error, "orig", None) or error) or error from error
 
 
 def _driver_of(connection: Connection) -> sqlite3.Connection:
