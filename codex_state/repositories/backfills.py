@@ -40,8 +40,9 @@ from codex_state.repositories.base import Repository, seconds_of, select_entity,
 _states = table_of(BackfillState)
 _insert = insert(_states)
 
-_RUNNING, _COMPLETE = (
-    literal_column(f"'{status.value}'", text) for status in (BackfillStatus.RUNNING, BackfillStatus.COMPLETE)
+_PENDING, _RUNNING, _COMPLETE = (
+    literal_column(f"'{status.value}'", text)
+    for status in (BackfillStatus.PENDING, BackfillStatus.RUNNING, BackfillStatus.COMPLETE)
 )
 _KEY = and_(_states.c.id == literal_column("1"), _states.c.home == bindparam("of_home", type_=text))
 _HELD = and_(_KEY, _states.c.status == _RUNNING, _states.c.ownership_token == bindparam("token", type_=text))
@@ -114,6 +115,12 @@ _COMPLETE_IT = (
     )
     .returning(_states.c.last_watermark)
 )
+_RELEASE = (
+    update(_states)
+    .where(_HELD)
+    .values(status=_PENDING, ownership_token=null(), updated_at=server_now())
+    .returning(_states.c.last_watermark)
+)
 _GET = select_entity(BackfillState).where(_KEY)
 _REFUSAL = select(_states.c.status).where(_KEY)
 _LIST = select_entity(BackfillState).order_by(_states.c.home)
@@ -184,6 +191,10 @@ class BackfillRepository(Repository):
     def complete(self, lease: BackfillLease, watermark: str | None = None) -> HolderWrite:
         """Note that every rollout is handled. Without a ``watermark`` the stored one stays."""
         return _outcome(self._one(_COMPLETE_IT, _held(lease) | {"new_watermark": watermark}))
+
+    def release(self, lease: BackfillLease) -> HolderWrite:
+        """Give the work back unfinished: anybody may go on at once, from the stored watermark."""
+        return _outcome(self._one(_RELEASE, _held(lease)))
 
 
 def _claim_parameters(home: str, owner: str) -> dict[str, Any]:

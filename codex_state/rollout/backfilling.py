@@ -12,13 +12,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Container, Iterable, Iterator
+from contextlib import closing, suppress
+from functools import lru_cache
 from itertools import islice
 from uuid import UUID
 
 from codex_state import telemetry
-from codex_state.errors import IntegrityViolationError, InvalidInputError
+from codex_state.errors import IntegrityViolationError, InvalidInputError, StateError
 from codex_state.models import BackfillLease, Claimed, DynamicTool, SkipReason, Thread
 from codex_state.rollout.extractors import Extractor, InProcess, InWorkers, worker_count
 from codex_state.rollout.files import RolloutFile, WalkProblem, walk_rollouts
@@ -75,6 +76,11 @@ def backfill(
     except _LeaseLostError:
         _log.warning("another worker took the backfill over; this one's last batch was refused")
         run.report.status = BackfillOutcome.LEASE_LOST
+    except BaseException:
+        # Interrupted or failed: without this the next run would have to wait for the lease to run out.
+        with suppress(StateError), runtime.autocommit() as state:
+            state.backfill.release(claim.lease)
+        raise
     report = run.report
     report.seconds = time.monotonic() - started
     _count(report)
@@ -103,10 +109,13 @@ class _Run:
         self._runtime = runtime
         self._lease = lease
         self._on_progress = on_progress
+        self._retry_failed = retry_failed
         self._known = _paths_with_a_row(runtime) if retry_failed else frozenset[str]()
         self._started = time.monotonic()
         self._renewed = self._started
         self._bytes_done = 0
+        # For this run only: links may change while a service lives.
+        self._normalized = lru_cache(maxsize=4096)(normalized_cwd_text)
         self.report = BackfillReport(BackfillOutcome.COMPLETE, watermark=lease.last_watermark)
 
     def all_batches(self, workers: int | None) -> None:
@@ -165,13 +174,30 @@ class _Run:
     def _commit(self, batch: list[tuple[RolloutFile, Result]]) -> None:
         """Store a batch and its checkpoint in one transaction (law L5)."""
         extracted = [(file, result.extraction) for file, result in batch if isinstance(result, Extracted)]
+        if self._retry_failed:
+            extracted = self._without_elsewhere(extracted)
         try:
             refused = self._runtime.run(lambda state: self._store(state, extracted, batch[-1][0].watermark))
         except (InvalidInputError, IntegrityViolationError):
             # One row can't be stored. The rest of the batch is worth more than the speed of writing it at once.
             refused = self._runtime.run(lambda state: self._store_singly(state, extracted, batch[-1][0].watermark))
         self._renewed = time.monotonic()
-        self._account(batch, refused)
+        self._account(batch, {file.path for file, _ in extracted}, refused)
+
+    def _without_elsewhere(
+        self, extracted: list[tuple[RolloutFile, Extraction]]
+    ) -> list[tuple[RolloutFile, Extraction]]:
+        """Without the rollouts whose thread has its row from another file.
+
+        They didn't fail: a later rollout of the same thread replaced theirs, and they must not replace it now.
+        """
+        with self._runtime.read() as state:
+            return [
+                (file, extraction)
+                for file, extraction in extracted
+                if (elsewhere := state.threads.find_rollout_path(UUID(extraction.draft.id))) is None
+                or not elsewhere.is_file()
+            ]
 
     def _store(self, state: State, extracted: list[tuple[RolloutFile, Extraction]], watermark: str) -> dict[str, str]:
         state.threads.upsert_from_rollouts([self._thread_of(file, extraction) for file, extraction in extracted])
@@ -195,7 +221,7 @@ class _Run:
 
     def _thread_of(self, file: RolloutFile, extraction: Extraction) -> Thread:
         draft = extraction.draft
-        draft.cwd = normalized_cwd_text(draft.cwd)
+        draft.cwd = self._normalized(draft.cwd)
         if file.archived and draft.archived_at is None:
             draft.archived_at = draft.updated_at
         return thread_of(draft, self._runtime.home)
@@ -204,7 +230,9 @@ class _Run:
         if not state.backfill.checkpoint(self._lease, watermark):
             raise _LeaseLostError
 
-    def _account(self, batch: list[tuple[RolloutFile, Result]], refused: dict[str, str]) -> None:
+    def _account(
+        self, batch: list[tuple[RolloutFile, Result]], wanted: Container[str], refused: dict[str, str]
+    ) -> None:
         report = self.report
         for file, result in batch:
             report.scanned += 1
@@ -213,7 +241,7 @@ class _Run:
             if error is not None:
                 _log.info("not indexed: %s", error)
                 report.add_failure(file.path, error)
-            elif isinstance(result, Extracted):
+            elif isinstance(result, Extracted) and file.path in wanted:
                 report.upserted += 1
                 report.parse_errors += result.extraction.parse_errors
         report.watermark = batch[-1][0].watermark

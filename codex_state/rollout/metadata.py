@@ -246,7 +246,6 @@ def normalize_cwd(cwd: Path) -> Path:
     return Path(normalized_cwd_text(path_to_text(cwd)))
 
 
-@lru_cache(maxsize=4096)
 def normalized_cwd_text(cwd: str) -> str:
     """``normalize_cwd`` for the text of a path."""
     if not cwd:
@@ -255,6 +254,10 @@ def normalized_cwd_text(cwd: str) -> str:
         real = os.path.realpath(cwd, strict=True)
     except (OSError, ValueError):
         real = cwd
+    else:
+        if cwd.startswith("//") and not cwd.startswith("///"):
+            # POSIX leaves the meaning of exactly two slashes to the system, so they are kept.
+            real = f"/{real}"
     if _is_wsl() and _WSL_DRIVE.match(real):
         return "".join(character.lower() if character.isascii() else character for character in real)
     return real

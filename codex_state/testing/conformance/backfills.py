@@ -112,7 +112,7 @@ class TestBackfills:
         assert state.backfill.try_claim(owner="other", lease=timedelta(0)) == _UP_TO_DATE
 
     @pytest.mark.parametrize("taken_over_by", ["claim", "force"])
-    @pytest.mark.parametrize("write", ["renew", "checkpoint", "complete"])
+    @pytest.mark.parametrize("write", ["renew", "checkpoint", "complete", "release"])
     def test_a_holder_that_was_taken_over_changes_nothing(
         self, state: State, clock: ManualClock, taken_over_by: str, write: str
     ) -> None:
@@ -127,7 +127,7 @@ class TestBackfills:
         assert _write(state, stale, write) is HolderWrite.LEASE_LOST
         assert state.backfill.get() == before
 
-    @pytest.mark.parametrize("write", ["renew", "checkpoint", "complete"])
+    @pytest.mark.parametrize("write", ["renew", "checkpoint", "complete", "release"])
     def test_a_complete_backfill_is_not_touched_again_by_its_holder(self, state: State, write: str) -> None:
         lease = _claim(state)
         state.backfill.complete(lease, "sessions/a")
@@ -145,6 +145,18 @@ class TestBackfills:
         assert seen == ["sessions/b", "sessions/b", "sessions/b", "sessions/bä", "sessions/bä"]
         assert state.backfill.complete(lease, "sessions/a") is HolderWrite.APPLIED
         assert _watermark(state) == "sessions/bä"
+
+    def test_work_that_was_given_back_goes_on_at_once_where_it_stopped(self, state: State, clock: ManualClock) -> None:
+        first = _claim(state)
+        state.backfill.checkpoint(first, "sessions/a")
+        clock.advance(_SECOND)
+        assert state.backfill.release(first) is HolderWrite.APPLIED
+        stored = state.backfill.get()
+        assert stored is not None
+        assert (stored.status, stored.ownership_token) == (BackfillStatus.PENDING, None)
+        assert stored.updated_at == NOON + _SECOND
+        assert state.backfill.renew(first) is HolderWrite.LEASE_LOST
+        assert _claim(state, owner="other").last_watermark == "sessions/a"
 
     def test_force_takes_over_a_live_and_even_a_complete_backfill(self, state: State) -> None:
         first = _claim(state)
@@ -194,5 +206,7 @@ def _write(state: State, lease: BackfillLease, verb: str) -> HolderWrite:
             return state.backfill.renew(lease)
         case "checkpoint":
             return state.backfill.checkpoint(lease, "sessions/zz")
+        case "release":
+            return state.backfill.release(lease)
         case _:
             return state.backfill.complete(lease, "sessions/zz")
