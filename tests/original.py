@@ -24,7 +24,8 @@ class Original(NamedTuple):
     threads: dict[str, dict[str, Any]]
     dynamic_tools: dict[str, list[dict[str, Any]]]
     last_watermark: str | None
-    files_without_a_row: list[str] | None
+    """Not recorded for the edge cases."""
+    files_without_a_row: list[str]
 
 
 def unpack(name: str, home: Path) -> Original:
@@ -44,7 +45,7 @@ def unpack(name: str, home: Path) -> Original:
         answers["threads"],
         answers["dynamic_tools"],
         answers.get("backfill_state", {}).get("last_watermark"),
-        answers.get("files_without_a_row"),
+        answers.get("files_without_a_row", []),
     )
 
 
