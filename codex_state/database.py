@@ -27,8 +27,10 @@ from codex_state.errors import (
     ConfigurationError,
     ConnectionLostError,
     DatabaseBusyError,
+    DatabaseUnavailableError,
     StateError,
     UnknownCommitOutcomeError,
+    advice_for,
     classify,
 )
 
@@ -63,7 +65,7 @@ class Database:
         """
         try:
             parsed = make_url(url)
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise ConfigurationError(
                 "the database URL is malformed; expected sqlite:///path or postgresql://…"
             ) from error
@@ -134,7 +136,11 @@ def translate_errors(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def _translate(context: ExceptionContext) -> StateError | None:
-        return classify(context.original_exception)
+        error = classify(context.original_exception)
+        if context.connection is None and isinstance(error, ConnectionLostError):
+            # There was none to be lost: the server refused it, or there is no server.
+            return DatabaseUnavailableError(f"{error} ({advice_for(DatabaseUnavailableError)})")
+        return error
 
 
 def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:

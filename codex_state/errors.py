@@ -177,6 +177,11 @@ _ADVICE: dict[type[StateError], str] = {
 }
 
 
+def advice_for(kind: type[StateError]) -> str:
+    """What to do about an error of this kind; an empty text when its own text says it all."""
+    return _ADVICE.get(kind, "")
+
+
 def classify(error: BaseException) -> StateError | None:
     """Translate a driver's exception into ours, or ``None`` when it isn't one we know.
 
@@ -192,7 +197,7 @@ def classify(error: BaseException) -> StateError | None:
     kind = _kind_of(error)
     if kind is None:
         return None
-    advice = _ADVICE.get(kind)
+    advice = advice_for(kind)
     text = str(error).strip() or type(error).__name__
     return kind(f"{text} ({advice})" if advice else text)
 

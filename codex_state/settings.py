@@ -86,6 +86,17 @@ class StateSettings(BaseSettings):
                 f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
             )
             raise ConfigurationError(f"invalid settings: {problems}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"invalid settings: the .env file is not UTF-8 text: {error}") from None
+
+    @field_validator("busy_timeout", "backfill_lease", "backfill_wait", mode="before")
+    @classmethod
+    def _plain_numbers_are_seconds(cls, value: Any) -> Any:
+        # In the environment everything is text, and "5" is what people write.
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            return value
 
     @field_validator("codex_home", "sqlite_home")
     @classmethod
@@ -125,6 +136,11 @@ class StateSettings(BaseSettings):
                 f"can't read the default provider from {path}: {error}; mend the file or set "
                 "CODEX_STATE_DEFAULT_PROVIDER"
             ) from error
-        profile = config.get("profiles", {}).get(config.get("profile"), {})
-        provider = profile.get("model_provider") or config.get("model_provider")
-        return provider if isinstance(provider, str) and provider else FALLBACK_PROVIDER
+        # Whatever else the file holds is its program's business, even if it makes no sense.
+        profiles, name = config.get("profiles"), config.get("profile")
+        profile = profiles.get(name) if isinstance(profiles, dict) and isinstance(name, str) else None
+        for table in (profile, config):
+            provider = table.get("model_provider") if isinstance(table, dict) else None
+            if isinstance(provider, str) and provider:
+                return provider
+        return FALLBACK_PROVIDER
