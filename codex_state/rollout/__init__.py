@@ -36,10 +36,49 @@ if TYPE_CHECKING:
         index_rollout as index_rollout,
     )
     from codex_state.rollout.lines import (
+        Compacted as Compacted,
+    )
+    from codex_state.rollout.lines import (
+        GitInfo as GitInfo,
+    )
+    from codex_state.rollout.lines import (
+        OtherEvent as OtherEvent,
+    )
+    from codex_state.rollout.lines import (
+        ResponseItem as ResponseItem,
+    )
+    from codex_state.rollout.lines import (
+        RolloutItem as RolloutItem,
+    )
+    from codex_state.rollout.lines import (
+        SessionMeta as SessionMeta,
+    )
+    from codex_state.rollout.lines import (
+        TokenCount as TokenCount,
+    )
+    from codex_state.rollout.lines import (
+        TokenUsage as TokenUsage,
+    )
+    from codex_state.rollout.lines import (
+        TokenUsageInfo as TokenUsageInfo,
+    )
+    from codex_state.rollout.lines import (
+        ToolSpec as ToolSpec,
+    )
+    from codex_state.rollout.lines import (
+        TurnContext as TurnContext,
+    )
+    from codex_state.rollout.lines import (
+        UserMessage as UserMessage,
+    )
+    from codex_state.rollout.lines import (
         decode_line as decode_line,
     )
     from codex_state.rollout.lines import (
         encode_line as encode_line,
+    )
+    from codex_state.rollout.live import (
+        apply_rollout_items as apply_rollout_items,
     )
     from codex_state.rollout.lookup import (
         find_thread_path as find_thread_path,
@@ -60,6 +99,9 @@ if TYPE_CHECKING:
         builder_from_items as builder_from_items,
     )
     from codex_state.rollout.metadata import (
+        builder_from_session_meta as builder_from_session_meta,
+    )
+    from codex_state.rollout.metadata import (
         diff_fields as diff_fields,
     )
     from codex_state.rollout.metadata import (
@@ -67,6 +109,15 @@ if TYPE_CHECKING:
     )
     from codex_state.rollout.metadata import (
         normalize_cwd as normalize_cwd,
+    )
+    from codex_state.rollout.metadata import (
+        prefer_existing_explicit_title as prefer_existing_explicit_title,
+    )
+    from codex_state.rollout.metadata import (
+        prefer_existing_git_info as prefer_existing_git_info,
+    )
+    from codex_state.rollout.metadata import (
+        rollout_item_affects_thread_metadata as rollout_item_affects_thread_metadata,
     )
     from codex_state.rollout.progress import (
         BackfillFailure as BackfillFailure,
@@ -99,9 +150,22 @@ _HOMES = {
     "codex_state.rollout.head": ("read_session_meta",),
     "codex_state.rollout.indexing": ("index_rollout",),
     "codex_state.rollout.lines": (
+        "Compacted",
+        "GitInfo",
+        "OtherEvent",
+        "ResponseItem",
+        "RolloutItem",
+        "SessionMeta",
+        "TokenCount",
+        "TokenUsage",
+        "TokenUsageInfo",
+        "ToolSpec",
+        "TurnContext",
+        "UserMessage",
         "decode_line",
         "encode_line",
     ),
+    "codex_state.rollout.live": ("apply_rollout_items",),
     "codex_state.rollout.lookup": (
         "find_thread_path",
         "list_threads",
@@ -111,9 +175,13 @@ _HOMES = {
         "ThreadMetadataBuilder",
         "apply_rollout_item",
         "builder_from_items",
+        "builder_from_session_meta",
         "diff_fields",
         "extract_metadata",
         "normalize_cwd",
+        "prefer_existing_explicit_title",
+        "prefer_existing_git_info",
+        "rollout_item_affects_thread_metadata",
     ),
     "codex_state.rollout.progress": (
         "BackfillFailure",
