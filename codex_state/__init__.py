@@ -54,6 +54,9 @@ if TYPE_CHECKING:
         InvalidRowError as InvalidRowError,
     )
     from codex_state.errors import (
+        MemoryFilesError as MemoryFilesError,
+    )
+    from codex_state.errors import (
         NotADatabaseError as NotADatabaseError,
     )
     from codex_state.errors import (
@@ -79,6 +82,78 @@ if TYPE_CHECKING:
     )
     from codex_state.errors import (
         UnknownCommitOutcomeError as UnknownCommitOutcomeError,
+    )
+    from codex_state.errors import (
+        WorkStoppedError as WorkStoppedError,
+    )
+    from codex_state.memory import (
+        ConsolidationOptions as ConsolidationOptions,
+    )
+    from codex_state.memory import (
+        ConsolidationOutcome as ConsolidationOutcome,
+    )
+    from codex_state.memory import (
+        ConsolidationReport as ConsolidationReport,
+    )
+    from codex_state.memory import (
+        ConsolidationResult as ConsolidationResult,
+    )
+    from codex_state.memory import (
+        ExtractedMemory as ExtractedMemory,
+    )
+    from codex_state.memory import (
+        KeptLease as KeptLease,
+    )
+    from codex_state.memory import (
+        LeaseKeeper as LeaseKeeper,
+    )
+    from codex_state.memory import (
+        Phase1Options as Phase1Options,
+    )
+    from codex_state.memory import (
+        Phase1Outcome as Phase1Outcome,
+    )
+    from codex_state.memory import (
+        Phase1Progress as Phase1Progress,
+    )
+    from codex_state.memory import (
+        Phase1Report as Phase1Report,
+    )
+    from codex_state.memory import (
+        Phase1Result as Phase1Result,
+    )
+    from codex_state.memory import (
+        Phase1Skipped as Phase1Skipped,
+    )
+    from codex_state.memory import (
+        RetryPolicy as RetryPolicy,
+    )
+    from codex_state.memory import (
+        StopReason as StopReason,
+    )
+    from codex_state.memory import (
+        StopSignal as StopSignal,
+    )
+    from codex_state.memory import (
+        aconsolidate_memories as aconsolidate_memories,
+    )
+    from codex_state.memory import (
+        arun_phase1 as arun_phase1,
+    )
+    from codex_state.memory import (
+        consolidate_memories as consolidate_memories,
+    )
+    from codex_state.memory import (
+        current_work as current_work,
+    )
+    from codex_state.memory import (
+        memory_root as memory_root,
+    )
+    from codex_state.memory import (
+        run_phase1 as run_phase1,
+    )
+    from codex_state.memory import (
+        trust_clock as trust_clock,
     )
     from codex_state.models import (
         Anchor as Anchor,
@@ -248,6 +323,7 @@ _HOMES = {
         "IntegrityViolationError",
         "InvalidInputError",
         "InvalidRowError",
+        "MemoryFilesError",
         "NotADatabaseError",
         "RolloutError",
         "SchemaError",
@@ -257,6 +333,32 @@ _HOMES = {
         "ThreadNotFoundError",
         "TransactionConflictError",
         "UnknownCommitOutcomeError",
+        "WorkStoppedError",
+    ),
+    "codex_state.memory": (
+        "ConsolidationOptions",
+        "ConsolidationOutcome",
+        "ConsolidationReport",
+        "ConsolidationResult",
+        "ExtractedMemory",
+        "KeptLease",
+        "LeaseKeeper",
+        "Phase1Options",
+        "Phase1Outcome",
+        "Phase1Progress",
+        "Phase1Report",
+        "Phase1Result",
+        "Phase1Skipped",
+        "RetryPolicy",
+        "StopReason",
+        "StopSignal",
+        "aconsolidate_memories",
+        "arun_phase1",
+        "consolidate_memories",
+        "current_work",
+        "memory_root",
+        "run_phase1",
+        "trust_clock",
     ),
     "codex_state.models": (
         "Anchor",

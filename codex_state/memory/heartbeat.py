@@ -1,0 +1,284 @@
+"""Keeping leases alive, and stopping the work in time when that fails.
+
+A holder may trust its lease for a *window* that starts before it sent the claim or renewal, not when the answer came,
+and that ends before anybody else can take over. The keeper has two threads. One renews, well before the windows end.
+The other only looks at the clock: when a window ends without a confirmed renewal, for whatever reason, it gives the
+stop signal, also while the first one is stuck in a database that doesn't answer.
+
+Both are threads under asyncio as well: a busy event loop, or a default executor full of slow calls, must not cost a
+lease. Tasks hear of a loss as a cancellation (``StopSignal.cancelling``).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast
+
+from sqlalchemy.pool import QueuePool
+
+from codex_state.errors import InvalidInputError, StateError
+from codex_state.memory.stopping import StopReason, StopSignal
+from codex_state.models import BackfillLease, LockLease, Phase1Lease
+from codex_state.runtime import State, StateRuntime
+
+_log = logging.getLogger("codex_state")
+
+Lease = Phase1Lease | LockLease | BackfillLease
+LeaseT = TypeVar("LeaseT", bound=Lease)
+
+MINIMUM_LEASE = timedelta(seconds=2)
+"""Rows store whole seconds, so a lease may end up to one second early and one of one second may end at once."""
+
+_WHOLE_SECOND = 1.0
+
+_MARGIN_SHARE = 0.1
+_MARGIN_SECONDS = (0.1, 10.0)
+"""The margin is for what happens between the signal and the work's end, and for clocks that run unevenly."""
+
+_RENEWALS_PER_WINDOW = 3
+_RETRIES_PER_WINDOW = 20
+
+_LONGEST_WAIT = 1.0
+"""Waiting doesn't count the time for which a machine sleeps, so no thread waits longer without looking at the clock."""
+
+_CLOCKS = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}
+"""The clocks that count the time for which the machine sleeps. On macOS, ``time.monotonic`` is another one."""
+
+_CLOCK: int | None = getattr(time, _CLOCKS.get(sys.platform, ""), None)
+
+
+def trust_clock() -> float:
+    """Seconds on a clock that never jumps and that goes on while the machine sleeps, as the lease does."""
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
+
+
+def trust_window(lease: timedelta) -> float:
+    """For how many seconds a lease may be trusted, counted from before the request that it answers.
+
+    Raises:
+        InvalidInputError: the lease is shorter than ``MINIMUM_LEASE``.
+    """
+    if lease < MINIMUM_LEASE:
+        raise InvalidInputError(
+            f"a lease of {lease.total_seconds():g} s can't be kept: it may end as soon as it begins; "
+            f"give at least {MINIMUM_LEASE.total_seconds():g} s"
+        )
+    seconds = float(lease // timedelta(seconds=1))
+    shortest, longest = _MARGIN_SECONDS
+    return seconds - _WHOLE_SECOND - min(max(seconds * _MARGIN_SHARE, shortest), longest)
+
+
+def renew(state: State, lease: LeaseT) -> LeaseT | None:
+    """Renew a lease of any kind. ``None`` means that it is lost."""
+    match lease:
+        case Phase1Lease():
+            return cast("LeaseT | None", state.phase1_jobs.renew(lease))
+        case LockLease():
+            return cast("LeaseT | None", state.consolidation_locks.renew(lease))
+        case BackfillLease():
+            return lease if state.backfill.renew(lease) else None
+
+
+class KeptLease(Generic[LeaseT]):
+    """A lease that a keeper renews. Its ``signal`` says when the work must stop."""
+
+    def __init__(self, lease: LeaseT, requested_at: float, renewal: Callable[[State, LeaseT], LeaseT | None]) -> None:
+        """Made by ``LeaseKeeper.keep``."""
+        self.signal = StopSignal()
+        self.last_error: Exception | None = None
+        """What the last renewal failed with, if it did."""
+        self._renewal = renewal
+        self._window = trust_window(lease.duration)
+        self._confirm(lease, requested_at)
+
+    @property
+    def lease(self) -> LeaseT:
+        """The lease as of its last renewal."""
+        return self._lease
+
+    @property
+    def trusted_until(self) -> float:
+        """Until when it may be trusted, on the ``trust_clock``."""
+        return self._trusted_until
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the work may go on now."""
+        return not self.signal.stopped and trust_clock() < self._trusted_until
+
+    @property
+    def due_at(self) -> float:
+        """When the next renewal should be sent."""
+        return self._due_at
+
+    def renew(self, state: State) -> None:
+        """Send a renewal now. A refusal gives the signal; a late confirmation doesn't take it back."""
+        requested_at = trust_clock()
+        # Also when it raises: the next try comes after a pause.
+        self._due_at = requested_at + self._window / _RETRIES_PER_WINDOW
+        try:
+            renewed = self._renewal(state, self._lease)
+        except Exception as error:
+            self.last_error = error
+            raise
+        self.last_error = None
+        if renewed is None:
+            self.signal.stop(StopReason.REFUSED)
+        else:
+            self._confirm(renewed, requested_at)
+
+    def _confirm(self, lease: LeaseT, requested_at: float) -> None:
+        self._lease = lease
+        self._trusted_until = requested_at + self._window
+        self._due_at = requested_at + self._window / _RENEWALS_PER_WINDOW
+
+
+class LeaseKeeper:
+    """Renews any number of leases from one thread, over one connection of its own."""
+
+    def __init__(self, runtime: StateRuntime) -> None:
+        """Use ``runtime``, of which one pooled connection is kept for renewals, unless it has only one."""
+        self._runtime = runtime
+        self._changed = threading.Condition()
+        self._kept: list[KeptLease[Any]] = []
+        self._deadlines: list[tuple[float, StopSignal]] = []
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._renew_until_closed, name="codex-state-renewals", daemon=True),
+            threading.Thread(target=self._watch_until_closed, name="codex-state-lease-watch", daemon=True),
+        ]
+
+    def keep(
+        self,
+        lease: LeaseT,
+        *,
+        requested_at: float,
+        renewal: Callable[[State, LeaseT], LeaseT | None] = renew,
+    ) -> KeptLease[LeaseT]:
+        """Keep a lease alive from now on.
+
+        Args:
+            lease: what a claim granted.
+            requested_at: the ``trust_clock`` from *before* the claim was sent. A claim that took long to answer gives
+                less trust, or none: then the signal is given at once.
+            renewal: how it is renewed.
+
+        Raises:
+            InvalidInputError: the lease is too short to be kept.
+        """
+        kept = KeptLease(lease, requested_at, renewal)
+        with self._changed:
+            self._kept.append(kept)
+            self._changed.notify_all()
+        if not kept.trusted:
+            kept.signal.stop(StopReason.LATE)
+        return kept
+
+    def forget(self, kept: KeptLease[Any]) -> None:
+        """Stop renewing a lease, because its work is finished. Its signal isn't given any more."""
+        with self._changed:
+            if kept in self._kept:
+                self._kept.remove(kept)
+
+    def stop_after(self, signal: StopSignal, seconds: float) -> None:
+        """Give ``signal`` as ``TIMED_OUT`` when so many seconds are over."""
+        with self._changed:
+            self._deadlines.append((trust_clock() + seconds, signal))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop renewing everything. Leases that are held end by themselves."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        # A renewal under way ends with the busy timeout at the latest, or hangs on a connection that nobody answers.
+        patience = 2 * self._runtime.settings.busy_timeout.total_seconds() + 1
+        for thread in self._threads:
+            thread.join(patience)
+            if thread.is_alive():
+                _log.warning("%s is stuck in a database that doesn't answer; it is left behind", thread.name)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _renew_until_closed(self) -> None:
+        # The connection is held, because the work's own sessions may take all others for longer than a lease lasts.
+        pool = self._runtime.engine.pool
+        holds = isinstance(pool, QueuePool) and pool.size() > 1
+        with ExitStack() as session:
+            state: State | None = None
+            if holds:
+                with suppress(StateError):
+                    state = _connected(session, self._runtime)
+            while (kept := self._next_due()) is not None:
+                try:
+                    state = state or _connected(session, self._runtime)
+                    kept.renew(state)
+                except Exception as error:  # noqa: BLE001 - this thread must outlive whatever a renewal raises
+                    _log.warning("a lease could not be renewed; it is tried again while it may be trusted: %s", error)
+                    state = None
+                if state is None or not holds:
+                    _close(session)
+                    state = None
+
+    def _next_due(self) -> KeptLease[Any] | None:
+        """The lease whose renewal is due, as soon as there is one; ``None`` when the keeper is closed."""
+        with self._changed:
+            while not self._closing:
+                alive = [kept for kept in self._kept if not kept.signal.stopped]
+                kept = min(alive, key=lambda kept: kept.due_at, default=None)
+                wait = _LONGEST_WAIT if kept is None else kept.due_at - trust_clock()
+                if kept is not None and wait <= 0:
+                    return kept
+                self._changed.wait(min(wait, _LONGEST_WAIT))
+        return None
+
+    def _watch_until_closed(self) -> None:
+        while True:
+            with self._changed:
+                if self._closing:
+                    return
+                now = trust_clock()
+                late = [kept.signal for kept in self._kept if kept.trusted_until <= now]
+                over = [signal for moment, signal in self._deadlines if moment <= now]
+                if not late and not over:
+                    self._changed.wait(self._until_next_end(now))
+                    continue
+                self._kept = [kept for kept in self._kept if kept.trusted_until > now]
+                self._deadlines = [deadline for deadline in self._deadlines if deadline[0] > now]
+            # Outside of the lock: callbacks may come back to the keeper.
+            for signal in late:
+                signal.stop(StopReason.LATE)
+            for signal in over:
+                signal.stop(StopReason.TIMED_OUT)
+
+    def _until_next_end(self, now: float) -> float:
+        ends = [kept.trusted_until for kept in self._kept] + [moment for moment, _ in self._deadlines]
+        return min(min(ends, default=now + _LONGEST_WAIT) - now, _LONGEST_WAIT)
+
+
+def _connected(session: ExitStack, runtime: StateRuntime) -> State:
+    state = session.enter_context(runtime.autocommit())
+    state.session.connection()
+    return state
+
+
+def _close(session: ExitStack) -> None:
+    try:
+        session.close()
+    except Exception as error:  # noqa: BLE001 - the connection is broken, which is why it is closed
+        _log.debug("a broken connection could not be closed cleanly: %s", error)

@@ -1,0 +1,158 @@
+"""Bounded concurrency for tasks whose middle is somebody else's code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from codex_state.memory.crew import Crew
+from codex_state.memory.stopping import StopReason, StopSignal
+
+
+class Step:
+    """A task that notes what is done with it."""
+
+    interruptible = False
+
+    def __init__(self, name: str, notes: list[str], call: Callable[[StopSignal], None] | None = None) -> None:
+        self.signal = StopSignal()
+        self.name = name
+        self.notes = notes
+        self.does = call
+        self.wanted = True
+        self.finishes: Callable[[], None] = lambda: None
+
+    def prepare(self) -> bool:
+        self.notes.append(f"prepare {self.name}")
+        return self.wanted
+
+    def call(self) -> Callable[[], None]:
+        self.notes.append(f"call {self.name}")
+        if self.does is not None:
+            self.does(self.signal)
+        return self.finish
+
+    def finish(self) -> None:
+        self.finishes()
+        self.notes.append(f"finish {self.name}")
+
+
+def test_one_at_a_time_keeps_the_order() -> None:
+    notes: list[str] = []
+    Crew([Step(name, notes) for name in "abc"], 1).run()
+    assert notes == [f"{part} {name}" for name in "abc" for part in ("prepare", "call", "finish")]
+
+
+def test_nothing_to_do_is_done_at_once() -> None:
+    Crew([], 64).run()
+
+
+def test_no_more_tasks_run_at_once_than_allowed() -> None:
+    notes: list[str] = []
+    gate, lock, running, most = threading.Barrier(3), threading.Lock(), 0, 0
+
+    def call(_signal: StopSignal) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        gate.wait(10)
+        with lock:
+            running -= 1
+
+    Crew([Step(str(number), notes, call) for number in range(9)], 3).run()
+    assert most == 3
+    assert len(notes) == 27
+
+
+def test_a_task_that_needs_no_call_is_not_called() -> None:
+    notes: list[str] = []
+    unwanted = Step("a", notes)
+    unwanted.wanted = False
+    Crew([unwanted, Step("b", notes)], 1).run()
+    assert notes == ["prepare a", "prepare b", "call b", "finish b"]
+
+
+def test_an_unexpected_error_stops_the_others_and_is_raised() -> None:
+    notes: list[str] = []
+    waiting = threading.Event()
+
+    def patient(signal: StopSignal) -> None:
+        waiting.set()
+        signal.wait(60)
+
+    broken = Step("broken", notes, lambda _signal: waiting.wait(10) and None)
+    broken.finishes = lambda: (_ for _ in ()).throw(RuntimeError("no disk"))
+    other, never = Step("other", notes, patient), Step("never", notes)
+    with pytest.raises(RuntimeError, match="no disk"):
+        Crew([other, broken, never], 2).run()
+    assert other.signal.reason is StopReason.INTERRUPTED
+    assert "prepare never" not in notes
+
+
+def test_an_interrupted_crew_leaves_calls_behind_and_waits_for_writes() -> None:
+    notes: list[str] = []
+    calling, storing, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def hanging(_signal: StopSignal) -> None:
+        calling.set()
+        go_on.wait(60)
+
+    hung, stored = Step("hung", notes, hanging), Step("stored", notes)
+
+    def slow_write() -> None:
+        storing.set()
+        assert hung.signal.wait(60), "interrupted while it stores"
+
+    stored.finishes = slow_write
+    crew = Crew([hung, stored, Step("never", notes)], 2)
+
+    def interrupt() -> None:
+        calling.wait(60)
+        storing.wait(60)
+        crew.interrupt()
+
+    threading.Thread(target=interrupt).start()
+    crew.run()
+    assert "finish stored" in notes
+    assert "prepare never" not in notes
+    go_on.set()
+    assert "finish hung" not in notes
+
+
+def test_a_call_that_returns_after_the_interruption_is_not_finished() -> None:
+    notes: list[str] = []
+    calling, go_on, returned = threading.Event(), threading.Event(), threading.Event()
+
+    def hanging(_signal: StopSignal) -> None:
+        calling.set()
+        go_on.wait(60)
+
+    task = Step("late", notes, hanging)
+    crew = Crew([task], 1)
+    original = task.call
+
+    def call() -> Callable[[], None]:
+        finish = original()
+        returned.set()
+        return finish
+
+    task.call = call  # type: ignore[method-assign]
+    threading.Thread(target=lambda: calling.wait(60) and crew.interrupt()).start()
+    crew.run()
+    go_on.set()
+    assert returned.wait(60)
+    for thread in threading.enumerate():
+        if thread.name.startswith("codex-state-memory"):
+            thread.join(60)
+    assert notes == ["prepare late", "call late"]
+
+
+def test_an_interruption_before_the_start_prevents_everything() -> None:
+    notes: list[str] = []
+    crew = Crew([Step("a", notes)], 1)
+    crew.interrupt()
+    crew.run()
+    assert notes == []

@@ -1,0 +1,296 @@
+"""Keeping leases alive, and stopping the work in time when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from memory_support import OWNER
+
+from codex_state import DatabaseBusyError, MemoryScope, Phase1Key, Phase1Lease, State, StateRuntime, WorkStoppedError
+from codex_state.errors import InvalidInputError
+from codex_state.memory import KeptLease, LeaseKeeper, StopReason, StopSignal, trust_clock, trust_window
+
+Renewal = Callable[[State, Phase1Lease], Phase1Lease | None]
+
+SECONDS = 4
+WINDOW = 2.6
+EARLIEST_END = SECONDS - 1.0
+"""Rows store whole seconds, so this long after its claim a lease may be somebody else's."""
+
+
+def a_lease(seconds: float = SECONDS) -> Phase1Lease:
+    moment = datetime(2026, 2, 10, tzinfo=UTC)
+    key = Phase1Key(uuid4(), MemoryScope.user())
+    return Phase1Lease(key, OWNER, "token", 1, moment, moment, timedelta(seconds=seconds))
+
+
+def granted(_state: State, lease: Phase1Lease) -> Phase1Lease:
+    return lease
+
+
+class Told:
+    """Notes when a signal was given."""
+
+    def __init__(self, kept: KeptLease[Phase1Lease]) -> None:
+        self.at: float | None = None
+        self.kept = kept
+        kept.signal.on_stop(self.note)
+
+    def note(self) -> None:
+        self.at = trust_clock()
+
+    def wait(self) -> float:
+        assert self.kept.signal.wait(30)
+        while self.at is None:
+            time.sleep(0.001)
+        return self.at
+
+
+@pytest.fixture
+def keeper(sqlite_runtime: StateRuntime) -> Iterator[LeaseKeeper]:
+    with LeaseKeeper(sqlite_runtime) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("lease", "window"),
+    [(2, 0.8), (3, 1.7), (3.9, 1.7), (10, 8.0), (60, 53.0), (600, 589.0), (3600, 3589.0), (10**6, 10**6 - 11.0)],
+)
+def test_the_window_leaves_out_the_whole_second_and_a_margin_that_scales(lease: float, window: float) -> None:
+    assert trust_window(timedelta(seconds=lease)) == pytest.approx(window)
+
+
+@pytest.mark.parametrize("lease", [1.9, 1, 0, -5])
+def test_a_lease_that_may_end_as_it_begins_is_refused(keeper: LeaseKeeper, lease: float) -> None:
+    with pytest.raises(InvalidInputError, match="at least 2 s"):
+        keeper.keep(a_lease(lease), requested_at=trust_clock())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the clock that counts sleep is another one elsewhere")
+def test_the_trust_clock_counts_the_time_for_which_the_machine_sleeps() -> None:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= trust_clock() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_a_kept_lease_is_renewed_well_before_its_window_ends(keeper: LeaseKeeper) -> None:
+    sent: list[float] = []
+    enough = threading.Event()
+
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+        sent.append(trust_clock())
+        if len(sent) == 4:
+            enough.set()
+        return lease.renewed(lease.started_at + timedelta(seconds=1))
+
+    start = trust_clock()
+    kept = keeper.keep(a_lease(), requested_at=start, renewal=renewal)
+    assert enough.wait(30)
+    assert kept.trusted
+    assert kept.signal.reason is None
+    assert all(later - earlier >= WINDOW / 3 for earlier, later in zip([start, *sent], sent, strict=False))
+    assert kept.trusted_until >= sent[2] + WINDOW, "counted from when the renewal was sent"
+
+
+def test_the_newest_lease_is_handed_out(keeper: LeaseKeeper) -> None:
+    lease = a_lease(2)
+    newer = lease.renewed(lease.started_at + timedelta(seconds=7))
+    renewed = threading.Event()
+
+    def renewal(_state: State, old: Phase1Lease) -> Phase1Lease:
+        if old == newer:
+            renewed.set()
+        return newer
+
+    kept = keeper.keep(lease, requested_at=trust_clock(), renewal=renewal)
+    assert kept.lease == lease
+    assert renewed.wait(30)
+    assert kept.lease == newer
+
+
+def test_a_refused_renewal_stops_the_work_at_once(keeper: LeaseKeeper) -> None:
+    start = trust_clock()
+    kept = keeper.keep(a_lease(), requested_at=start, renewal=lambda _state, _lease: None)
+    told = Told(kept).wait()
+    assert kept.signal.reason is StopReason.REFUSED
+    assert not kept.trusted
+    assert told < start + EARLIEST_END
+
+
+def test_renewals_that_fail_are_repeated_and_the_work_stops_before_the_lease_can_end(
+    keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[float] = []
+
+    def renewal(_state: State, _lease: Phase1Lease) -> Phase1Lease:
+        tries.append(trust_clock())
+        raise DatabaseBusyError("locked")
+
+    start = trust_clock()
+    with caplog.at_level(logging.WARNING):
+        kept = keeper.keep(a_lease(), requested_at=start, renewal=renewal)
+        told = Told(kept).wait()
+    assert kept.signal.reason is StopReason.LATE
+    assert isinstance(kept.last_error, DatabaseBusyError)
+    assert start + WINDOW <= told < start + EARLIEST_END
+    assert len(tries) > 1
+    assert "could not be renewed" in caplog.text
+
+
+def test_a_renewal_that_fails_once_costs_nothing(keeper: LeaseKeeper) -> None:
+    tries: list[float] = []
+    enough = threading.Event()
+
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+        tries.append(trust_clock())
+        if len(tries) == 1:
+            raise RuntimeError("not even one of ours")
+        if len(tries) == 4:
+            enough.set()
+        return lease
+
+    kept = keeper.keep(a_lease(), requested_at=trust_clock(), renewal=renewal)
+    assert enough.wait(30)
+    assert kept.trusted
+    assert kept.last_error is None
+
+
+def test_a_renewal_that_never_answers_stops_the_work_before_the_lease_can_end(keeper: LeaseKeeper) -> None:
+    answer = threading.Event()
+
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+        answer.wait(60)
+        return lease
+
+    start = trust_clock()
+    kept = keeper.keep(a_lease(), requested_at=start, renewal=renewal)
+    told = Told(kept).wait()
+    answer.set()
+    assert kept.signal.reason is StopReason.LATE
+    assert start + WINDOW <= told < start + EARLIEST_END
+
+
+def test_a_late_confirmation_does_not_bring_trust_back(keeper: LeaseKeeper) -> None:
+    answer, answered = threading.Event(), threading.Event()
+
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+        answer.wait(60)
+        answered.set()
+        return lease
+
+    kept = keeper.keep(a_lease(2), requested_at=trust_clock(), renewal=renewal)
+    assert kept.signal.wait(30)
+    answer.set()
+    assert answered.wait(30)
+    time.sleep(0.05)
+    assert not kept.trusted
+    assert kept.signal.reason is StopReason.LATE
+
+
+def test_a_slow_confirmation_counts_from_when_it_was_asked_for(keeper: LeaseKeeper) -> None:
+    sent: list[float] = []
+    answered = threading.Event()
+
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+        sent.append(trust_clock())
+        if len(sent) > 1:
+            answered.set()
+        time.sleep(0.3)
+        return lease
+
+    kept = keeper.keep(a_lease(), requested_at=trust_clock(), renewal=renewal)
+    assert answered.wait(30)
+    assert kept.trusted_until <= sent[0] + WINDOW
+
+
+def test_a_claim_that_took_long_to_answer_gives_less_trust(keeper: LeaseKeeper) -> None:
+    hanging = threading.Event()
+    start = trust_clock() - 1.0
+    kept = keeper.keep(a_lease(), requested_at=start, renewal=lambda _state, lease: lease if hanging.wait(60) else None)
+    assert kept.trusted_until == pytest.approx(start + WINDOW)
+    told = Told(kept).wait()
+    hanging.set()
+    assert told < start + EARLIEST_END
+
+
+def test_a_claim_that_took_longer_than_the_window_gives_none(keeper: LeaseKeeper) -> None:
+    kept = keeper.keep(a_lease(), requested_at=trust_clock() - WINDOW, renewal=granted)
+    assert kept.signal.reason is StopReason.LATE
+    assert not kept.trusted
+
+
+def test_one_lost_lease_hurts_no_other(keeper: LeaseKeeper) -> None:
+    renewed: set[str] = set()
+    lock = threading.Lock()
+
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease | None:
+        with lock:
+            renewed.add(str(lease.key))
+        if lease.ownership_token == "lost":
+            return None
+        if lease.ownership_token == "broken":
+            raise DatabaseBusyError("locked")
+        return lease
+
+    def keep(token: str) -> KeptLease[Phase1Lease]:
+        lease = a_lease()
+        object.__setattr__(lease, "ownership_token", token)
+        return keeper.keep(lease, requested_at=trust_clock(), renewal=renewal)
+
+    lost, broken, others = keep("lost"), keep("broken"), [keep("fine") for _ in range(126)]
+    assert lost.signal.wait(30)
+    assert broken.signal.wait(30)
+    time.sleep(WINDOW)
+    assert len(renewed) == 128
+    assert all(kept.trusted for kept in others)
+
+
+def test_a_forgotten_lease_is_left_alone(keeper: LeaseKeeper) -> None:
+    renewals: list[Phase1Lease] = []
+
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+        renewals.append(lease)
+        return lease
+
+    kept = keeper.keep(a_lease(2), requested_at=trust_clock(), renewal=renewal)
+    keeper.forget(kept)
+    keeper.forget(kept)
+    time.sleep(1.2)
+    assert not kept.signal.stopped
+    assert renewals == []
+
+
+def test_a_signal_can_be_given_after_a_time(keeper: LeaseKeeper) -> None:
+    signal, later = StopSignal(), StopSignal()
+    keeper.stop_after(later, 3600)
+    keeper.stop_after(signal, 0.1)
+    assert signal.wait(30)
+    assert signal.reason is StopReason.TIMED_OUT
+    assert not later.stopped
+
+
+def test_work_under_asyncio_is_cancelled_when_its_lease_is_lost(keeper: LeaseKeeper) -> None:
+    async def main() -> None:
+        kept = keeper.keep(a_lease(), requested_at=trust_clock(), renewal=lambda _state, _lease: None)
+        with pytest.raises(WorkStoppedError, match="refused"):
+            async with kept.signal.cancelling():
+                await asyncio.sleep(60)
+
+    asyncio.run(main())
+
+
+def test_a_busy_event_loop_costs_no_lease(keeper: LeaseKeeper) -> None:
+    async def main() -> None:
+        kept = keeper.keep(a_lease(2), requested_at=trust_clock(), renewal=granted)
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        kept.signal.check()
+        assert kept.trusted
+
+    asyncio.run(main())

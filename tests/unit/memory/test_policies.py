@@ -1,0 +1,39 @@
+"""How often and when a failed extraction is tried again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from codex_state.errors import InvalidInputError
+from codex_state.memory import RetryPolicy
+
+HOUR = timedelta(hours=1)
+
+
+def test_by_default_the_first_failure_is_terminal() -> None:
+    assert RetryPolicy().retry_after(1) is None
+
+
+def test_attempts_include_the_first_one() -> None:
+    policy = RetryPolicy(attempts=3)
+    assert [policy.retry_after(failures) is None for failures in (1, 2, 3, 4)] == [False, False, True, True]
+
+
+def test_waits_grow_by_the_factor_up_to_the_longest() -> None:
+    policy = RetryPolicy(attempts=9, backoff=HOUR, factor=3, longest=timedelta(hours=20))
+    assert [policy.retry_after(failures) for failures in (1, 2, 3, 4)] == [HOUR, 3 * HOUR, 9 * HOUR, 20 * HOUR]
+
+
+def test_endless_retries_do_not_overflow() -> None:
+    assert RetryPolicy(attempts=10**9).retry_after(10**6) == timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    "values", [{"attempts": 0}, {"backoff": timedelta(seconds=-1)}, {"longest": -HOUR}, {"factor": 0.5}]
+)
+def test_a_policy_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError):
+        RetryPolicy(**values)
