@@ -17,7 +17,6 @@ from codex_state.rollout.lines import (
     RolloutItem,
     SessionMeta,
     TokenCount,
-    ToolSpec,
     TurnContext,
     UserMessage,
     decode_unchecked,
@@ -66,13 +65,24 @@ class ThreadDraft(Struct):
     memory_mode: str = DEFAULT_MEMORY_MODE
 
 
+class ToolDraft(Struct):
+    """A dynamic tool's row in the making."""
+
+    name: str
+    description: str
+    input_schema: str
+    """JSON text."""
+    defer_loading: bool
+    namespace: str | None
+
+
 class Extraction(Struct):
     """All that one rollout says."""
 
     draft: ThreadDraft
     memory_mode: str | None
     """The last one that any session_meta names, also a parent's; ``None`` when none does."""
-    tools: list[ToolSpec]
+    tools: list[ToolDraft]
     tools_thread_id: str
     """Whose tools they are: the thread of the file's first session_meta, which may not be the draft's."""
     parse_errors: int
@@ -157,6 +167,14 @@ def draft_from_name(rollout_path: str, default_provider: str) -> ThreadDraft | N
     return ThreadDraft(str(name.thread_id), rollout_path, created_at, created_at, model_provider=default_provider)
 
 
+def tool_drafts(meta: SessionMeta) -> list[ToolDraft]:
+    """The tools that a session_meta defines, in their order."""
+    return [
+        ToolDraft(tool.name, tool.description, bytes(tool.input_schema).decode(), tool.is_deferred, tool.namespace)
+        for tool in meta.dynamic_tools or ()
+    ]
+
+
 class RolloutFold:
     """Folds the items of one rollout as they come.
 
@@ -215,12 +233,11 @@ class RolloutFold:
         return draft if self._draft is None else _hand_over(self._draft, draft)
 
     @property
-    def tools(self) -> tuple[str, list[ToolSpec]]:
+    def tools(self) -> tuple[str, list[ToolDraft]]:
         """The tools of the rollout's head, and whose they are. A head that starts with a response item has none."""
         if self._first_meta is None:
             return "", []
-        tools = None if self._response_came_first else self._first_meta.dynamic_tools
-        return self._first_meta.id, tools or []
+        return self._first_meta.id, [] if self._response_came_first else tool_drafts(self._first_meta)
 
 
 def _hand_over(early: ThreadDraft, draft: ThreadDraft) -> ThreadDraft:

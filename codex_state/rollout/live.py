@@ -12,7 +12,7 @@ from sqlmodel import select
 from codex_state.models import Thread
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.rollout.files import modified_seconds
-from codex_state.rollout.fold import DEFAULT_MEMORY_MODE, apply_item
+from codex_state.rollout.fold import DEFAULT_MEMORY_MODE, apply_item, tool_drafts
 from codex_state.rollout.lines import RolloutItem, SessionMeta
 from codex_state.rollout.metadata import (
     ThreadMetadataBuilder,
@@ -80,7 +80,7 @@ def _apply(
     if told is not None:
         state.threads.set_memory_mode(thread.id, told)
     if metas and metas[0].dynamic_tools and metas[0].id == draft.id:
-        state.dynamic_tools.persist(tools_of(thread.id, metas[0].dynamic_tools))
+        state.dynamic_tools.persist(tools_of(thread.id, tool_drafts(metas[0])))
     return thread
 
 

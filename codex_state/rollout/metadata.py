@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -16,13 +17,14 @@ from codex_state.models import LOCAL_HOME, DynamicTool, Thread
 from codex_state.models.columns import from_epoch_seconds, path_to_text, to_epoch_seconds
 from codex_state.rollout.fold import (
     ThreadDraft,
+    ToolDraft,
     affects_thread,
     apply_item,
     draft_from_name,
     draft_from_session_meta,
     extract,
 )
-from codex_state.rollout.lines import RolloutItem, SessionMeta, ToolSpec, trim
+from codex_state.rollout.lines import RolloutItem, SessionMeta, trim
 from codex_state.rollout.policies import (
     DEFAULT_APPROVAL,
     DEFAULT_SOURCE,
@@ -301,17 +303,17 @@ def draft_of(thread: Thread) -> ThreadDraft:
     )
 
 
-def tools_of(thread_id: UUID, specs: Iterable[ToolSpec]) -> list[DynamicTool]:
+def tools_of(thread_id: UUID, drafts: Iterable[ToolDraft]) -> list[DynamicTool]:
     """The entities of a thread's tools, in their order."""
     return [
         DynamicTool(
             thread_id=thread_id,
             position=position,
-            name=spec.name,
-            description=spec.description,
-            input_schema=spec.schema,
-            defer_loading=spec.is_deferred,
-            namespace=spec.namespace,
+            name=draft.name,
+            description=draft.description,
+            input_schema=json.loads(draft.input_schema),
+            defer_loading=draft.defer_loading,
+            namespace=draft.namespace,
         )
-        for position, spec in enumerate(specs)
+        for position, draft in enumerate(drafts)
     ]

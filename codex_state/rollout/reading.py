@@ -41,16 +41,19 @@ def open_rollout(path: str) -> tuple[io.BufferedReader, os.stat_result]:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    file = io.FileIO(descriptor)
     try:
         status = os.fstat(descriptor)
         _require_regular(path, status)
-        if path.endswith(COMPRESSED_SUFFIX):
-            return io.BufferedReader(_Decompressed(file), _BUFFER_BYTES), status
+        file = io.FileIO(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    try:
+        raw = _Decompressed(file) if path.endswith(COMPRESSED_SUFFIX) else file
     except BaseException:
         file.close()
         raise
-    return io.BufferedReader(file, _BUFFER_BYTES), status
+    return io.BufferedReader(raw, _BUFFER_BYTES), status
 
 
 def _require_regular(path: str, status: os.stat_result) -> None:
