@@ -25,7 +25,7 @@ def test_an_id_may_be_spelled_in_every_form_of_a_uuid(spelling: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "x" * 36, str(ID)[:-1], f"{ID}0"])
 def test_a_malformed_id_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(InvalidInputError, match="malformed thread id .*expected a UUID like"):
+    with pytest.raises(InvalidInputError, match=r"malformed thread id .*expected a UUID like"):
         thread_id_of(text)
 
 
@@ -77,5 +77,5 @@ def test_a_source_is_brought_to_the_form_that_rows_have() -> None:
     "text", ["clii", "subagent", "{", "{}", "[]", '"cli"', '{"subagent":"dreamer"}', '{"a":1}', "\udcff"]
 )
 def test_a_source_that_no_row_can_have_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInputError, match="malformed source .*expected one of cli, vscode"):
+    with pytest.raises(InvalidInputError, match=r"malformed source .*expected one of cli, vscode"):
         source_of(text)

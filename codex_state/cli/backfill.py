@@ -1,0 +1,98 @@
+"""``codex-state backfill``: bring the index up to date with the rollouts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codex_state.cli import exits
+from codex_state.cli.opening import holder_of, opened
+from codex_state.cli.options import CodexHome, Json
+from codex_state.cli.output import note, one_line, write, write_json
+from codex_state.cli.progress import shown_progress
+
+if TYPE_CHECKING:
+    from codex_state.rollout import BackfillReport
+
+_NAMED_FAILURES = 20
+
+
+def backfill(
+    context: typer.Context,
+    *,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Read again the files that failed before.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Read every file again, also when all were read.")] = False,
+    codex_home: CodexHome = None,
+    as_json: Json = False,
+) -> None:
+    """Index every rollout of the home.
+
+    Goes on where an interrupted run stopped. A file that can't be read is named and doesn't stop the rest.
+    """
+    from codex_state import rollout
+    from codex_state.rollout import BackfillOutcome
+
+    with opened(context, codex_home) as runtime:
+        try:
+            with shown_progress() as on_progress, _quiet_log():
+                report = rollout.backfill(runtime, on_progress=on_progress, again=again, retry_failed=retry_failed)
+        except KeyboardInterrupt:
+            note("interrupted; what was indexed is kept, and the next run goes on from there")
+            raise
+        held_by = None if report.status is BackfillOutcome.COMPLETE else holder_of(runtime)
+    if as_json:
+        write_json(_as_json(report))
+    else:
+        write(f"{_summary(report)}\n")
+    _name_failures(report)
+    if held_by is not None:
+        note(f"{held_by} works on the index; wait for it, or run this again later")
+        raise typer.Exit(exits.HELD)
+
+
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Without the warning for each failure: they are named at the end."""
+    log = logging.getLogger("codex_state")
+    level = log.level
+    if level > logging.INFO:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _as_json(report: BackfillReport) -> dict[str, Any]:
+    return {
+        "status": report.status.value,
+        "scanned": report.scanned,
+        "upserted": report.upserted,
+        "failed": report.failed,
+        "parse_errors": report.parse_errors,
+        "watermark": report.watermark,
+        "seconds": round(report.seconds, 3),
+        "failures": [{"path": failure.path, "error": failure.error} for failure in report.failures],
+    }
+
+
+def _summary(report: BackfillReport) -> str:
+    return (
+        f"{report.status.value.replace('_', ' ')}: {report.scanned:,} files in {report.seconds:.1f} s, "
+        f"{report.upserted:,} indexed, {report.failed:,} failed, {report.parse_errors:,} broken lines skipped"
+    )
+
+
+def _name_failures(report: BackfillReport) -> None:
+    for failure in report.failures[:_NAMED_FAILURES]:
+        # Most errors name the file themselves.
+        where = "" if failure.path in failure.error else f"{failure.path}: "
+        note(f"failed: {one_line(where + failure.error)}")
+    if report.failed > _NAMED_FAILURES:
+        note(f"and {report.failed - _NAMED_FAILURES:,} more failures; --json names the first {len(report.failures):,}")

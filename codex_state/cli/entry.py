@@ -1,0 +1,89 @@
+"""Where ``codex-state`` starts: run a command, and turn whatever goes wrong into one line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from codex_state.cli import exits
+from codex_state.cli.output import flush
+from codex_state.errors import BackfillTimeoutError, DatabaseBusyError, InvalidInputError, StateError
+
+PROGRAM = "codex-state"
+
+_NEEDED = {"typer", "rich"}
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status. Nothing but a programming error is raised."""
+    try:
+        status = _command()(list(arguments))
+        flush()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _NEEDED:
+            raise
+        return _report(f"the command line needs {package}: pip install 'codex-state[cli]'", exits.FAILED)
+    except StateError as error:
+        return _report(str(error), status_of(error))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else exits.FAILED
+    except KeyboardInterrupt:
+        status = exits.INTERRUPTED
+    except Exception as error:
+        if (usage := _usage_of(error)) is None:
+            raise
+        return usage
+    if status == exits.INTERRUPTED:
+        # The shell's line has "^C" in it.
+        sys.stderr.write("\n")
+    return status
+
+
+def status_of(error: StateError) -> int:
+    """The exit status that an error deserves."""
+    if isinstance(error, DatabaseBusyError | BackfillTimeoutError):
+        return exits.HELD
+    return exits.USAGE if isinstance(error, InvalidInputError) else exits.FAILED
+
+
+def _command() -> Callable[[list[str]], int]:
+    from typer.main import get_command
+
+    from codex_state.cli.app import app
+
+    command = get_command(app)
+
+    def run_command(arguments: list[str]) -> int:
+        # Not standalone: typer would end the process, and print usage errors over many lines.
+        status = command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        return status if isinstance(status, int) else 0
+
+    return run_command
+
+
+def _usage_of(error: Exception) -> int | None:
+    """Report a usage error, or answer ``None`` when it is something else."""
+    # Typer's classes of usage errors have moved between its versions; what they offer hasn't.
+    describe = getattr(error, "format_message", None)
+    if describe is None:
+        return None
+    message = str(describe())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{message}\n")
+        return exits.USAGE
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    return _report(f"{message.rstrip('.')} (see `{path} --help`)", exits.USAGE)
+
+
+def _report(message: str, status: int) -> int:
+    # One line, whatever a driver put into its text.
+    line = " ".join(message.split())
+    sys.stderr.write(f"{PROGRAM}: error: {line}\n")
+    return status

@@ -1,0 +1,176 @@
+"""``codex-state logs``: show the newest log lines, and follow what is written."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codex_state.cli.opening import opened
+from codex_state.cli.options import CodexHome
+from codex_state.cli.output import flush, one_line, record_of, write, write_json_line
+from codex_state.cli.parsing import epoch_seconds_of, thread_id_of
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from codex_state.models import LogEntry, LogQuery
+    from codex_state.runtime import StateRuntime
+
+_LINES_PER_READ = 1000
+
+_LEVEL_STYLES = {
+    "CRITICAL": "bold red",
+    "ERROR": "bold red",
+    "WARN": "bold yellow",
+    "WARNING": "bold yellow",
+    "INFO": "bold green",
+    "DEBUG": "bold blue",
+    "TRACE": "bold magenta",
+}
+
+_PATCH = "ToolCall: apply_patch"
+
+
+def logs(
+    context: typer.Context,
+    *,
+    level: Annotated[str | None, typer.Option(metavar="LEVEL", help="Only this level.", show_default=False)] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TIME", help="Not before: RFC 3339 or unix seconds.", show_default=False),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="TIME", help="Not after: RFC 3339 or unix seconds.", show_default=False),
+    ] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="Part of the module path. Repeatable.", show_default=False),
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="Part of the file name. Repeatable.", show_default=False),
+    ] = None,
+    thread_id: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this thread's lines. Repeatable.", show_default=False)
+    ] = None,
+    threadless: Annotated[bool, typer.Option("--threadless", help="Lines that belong to no thread.")] = False,
+    search: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Part of the message, case-sensitive.", show_default=False)
+    ] = None,
+    backfill: Annotated[int, typer.Option(metavar="N", min=0, help="How many lines from before now.")] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with lines as they are written.")] = False,
+    poll_ms: Annotated[int, typer.Option(metavar="MS", min=10, help="How often to look for new lines.")] = 500,
+    codex_home: CodexHome = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+) -> None:
+    """Show the newest log lines that match, and follow new ones.
+
+    Options of one kind are alternatives; options of different kinds must all hold.
+    """
+    from codex_state.models import LogQuery
+
+    query = LogQuery(
+        level=level or None,
+        from_ts=epoch_seconds_of(from_) if from_ else None,
+        to_ts=epoch_seconds_of(to) if to else None,
+        module_like=_given(module),
+        file_like=_given(file),
+        thread_ids=tuple(str(thread_id_of(text)) for text in _given(thread_id)),
+        include_threadless=threadless,
+        search=search or None,
+    )
+    show = _printer(as_json=as_json)
+    with opened(context, codex_home) as runtime:
+        last_id = 0 if backfill else _newest_id(runtime, query)
+        for entry in _newest(runtime, query, backfill):
+            show(entry)
+            last_id = entry.id or last_id
+        flush()
+        if not follow:
+            return
+        for entry in _following(runtime, query, last_id, poll_ms / 1000):
+            show(entry)
+
+
+def _given(values: list[str] | None) -> tuple[str, ...]:
+    """Without empty values, which match everything and mean nothing."""
+    return tuple(value for value in values or () if value)
+
+
+def _newest_id(runtime: StateRuntime, query: LogQuery) -> int:
+    with runtime.read() as state:
+        return state.logs.max_id(query)
+
+
+def _newest(runtime: StateRuntime, query: LogQuery, count: int) -> list[LogEntry]:
+    if not count:
+        return []
+    with runtime.read() as state:
+        return list(state.logs.query(replace(query, limit=count, descending=True)))[::-1]
+
+
+def _following(runtime: StateRuntime, query: LogQuery, last_id: int, pause: float) -> Iterator[LogEntry]:
+    while True:
+        with runtime.read() as state:
+            entries = state.logs.query(replace(query, after_id=last_id, limit=_LINES_PER_READ))
+        for entry in entries:
+            yield entry
+            last_id = entry.id or last_id
+        if len(entries) < _LINES_PER_READ:
+            flush()
+            time.sleep(pause)
+
+
+def _printer(*, as_json: bool) -> Callable[[LogEntry], None]:
+    if as_json:
+        return lambda entry: write_json_line(_as_json(entry))
+    if not sys.stdout.isatty():
+        return lambda entry: write(_text_of(entry).plain + "\n")
+    from codex_state.cli.tables import console_of
+
+    console = console_of()
+    # Without wrapping: a log line is as long as it is.
+    return lambda entry: console.print(_text_of(entry), soft_wrap=True)
+
+
+def _as_json(entry: LogEntry) -> dict[str, Any]:
+    return {"timestamp": _timestamp(entry)} | record_of(entry)
+
+
+def _timestamp(entry: LogEntry) -> str:
+    from codex_state.cli.output import rfc3339
+
+    try:
+        return rfc3339(entry.timestamp, timespec="milliseconds")
+    except OverflowError:
+        return f"{entry.ts}.{entry.ts_nanos:09d}Z"
+
+
+def _text_of(entry: LogEntry) -> Text:
+    from rich.text import Text
+
+    level = entry.level.upper()
+    line = Text()
+    line.append(_timestamp(entry), "dim")
+    line.append(f" {one_line(level):<5} ", _LEVEL_STYLES.get(level, "bold"))
+    line.append(f"[{one_line(entry.thread_id or '-')}]", "dim blue")
+    line.append(f" {one_line(entry.target)}", "dim")
+    line.append(" - ")
+    return line.append_text(_message(entry.message or ""))
+
+
+def _message(message: str) -> Text:
+    from rich.text import Text
+
+    is_patch = message.startswith(_PATCH)
+    shown = Text()
+    for number, text in enumerate(message.splitlines()):
+        style = {"+": "green", "-": "red"}.get(text[:1], "bold") if is_patch else "bold"
+        shown.append(("\n" if number else "") + one_line(text, keep_spaces=True), style)
+    return shown

@@ -1,0 +1,122 @@
+"""What commands print: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from codex_state.cli import exits
+from codex_state.errors import StateError
+
+if TYPE_CHECKING:
+    from codex_state.models import StateModel
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029"  # controls, among them the escape that starts a terminal's commands
+    "\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # changes of the writing direction, which can make a line lie
+)
+
+
+def write(text: str) -> None:
+    """Write to stdout. When nobody reads any more, the process ends quietly.
+
+    Raises:
+        StateError: stdout can't be written, for example because the disk is full.
+    """
+    with _mishaps():
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            # A terminal that can't show a character must not cost the whole listing.
+            encoding = sys.stdout.encoding
+            sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def flush() -> None:
+    """Make what was written visible now, with the same ends as ``write``."""
+    with _mishaps():
+        sys.stdout.flush()
+
+
+def write_json(value: Mapping[str, Any]) -> None:
+    """Write one JSON object: on a terminal indented, else on one line."""
+    if not sys.stdout.isatty():
+        write_json_line(value)
+        return
+    write(json.dumps(value, ensure_ascii=not _speaks_unicode(), indent=2) + "\n")
+
+
+def write_json_line(value: Mapping[str, Any]) -> None:
+    """Write one JSON object on one line."""
+    write(json.dumps(value, ensure_ascii=not _speaks_unicode(), separators=(",", ":")) + "\n")
+
+
+def note(message: str) -> None:
+    """Tell people something beside the result, on stderr."""
+    sys.stderr.write(f"codex-state: {message}\n")
+
+
+def record_of(entity: StateModel) -> dict[str, Any]:
+    """All columns of an entity, as JSON values."""
+    return {name: json_value(value) for name, value in columns_of(entity)}
+
+
+def columns_of(entity: StateModel) -> list[tuple[str, Any]]:
+    """The columns of an entity with their values, in the order of the table."""
+    from codex_state.repositories.base import table_of
+
+    return [(column.key, getattr(entity, column.key)) for column in table_of(type(entity)).columns]
+
+
+def json_value(value: Any) -> Any:
+    """A stored value as JSON: times in RFC 3339 and UTC, ids and paths as text."""
+    match value:
+        case datetime():
+            return rfc3339(value)
+        case UUID():
+            return str(value)
+        case Path():
+            from codex_state.models.columns import path_to_text
+
+            return path_to_text(value)
+        case _:
+            return value
+
+
+def rfc3339(moment: datetime, *, timespec: str = "seconds") -> str:
+    """A moment in UTC, like ``2026-01-31T08:00:00Z``."""
+    return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def one_line(text: str, *, keep_spaces: bool = False) -> str:
+    """Text that is safe in one line of a terminal: neither line breaks nor commands to the terminal.
+
+    Args:
+        text: any text.
+        keep_spaces: whether runs of spaces stay, as indented code needs them.
+    """
+    return _UNPRINTABLE.sub("\ufffd", text.expandtabs(4) if keep_spaces else " ".join(text.split()))
+
+
+def _speaks_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+@contextmanager
+def _mishaps() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # Python would try to write the rest when it ends, and complain; now that goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(exits.READER_GONE) from None
+        raise StateError(f"can't write the output: {error.strerror}") from error

@@ -1,0 +1,73 @@
+"""How far a backfill is: a bar on a terminal, now and then a line elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from codex_state.cli.output import note
+from codex_state.cli.tables import console_of
+
+if TYPE_CHECKING:
+    from codex_state.rollout.progress import BackfillProgress, OnProgress
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+_MEGABYTE = 1_000_000
+
+
+@contextmanager
+def shown_progress() -> Iterator[OnProgress]:
+    """A callback that shows progress in the way that suits stderr, for the time of the block."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = console_of(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[figures]}")
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        task = bar.add_task("Indexing", total=None, figures="")
+
+        def show(progress: BackfillProgress) -> None:
+            bar.update(
+                task,
+                total=progress.bytes_total or 1,
+                completed=progress.bytes_done,
+                figures=figures_of(progress),
+            )
+
+        yield show
+
+
+def figures_of(progress: BackfillProgress) -> str:
+    """Files, speed, failures and the time left, in one short line."""
+    parts = [
+        f"{progress.files_done:,}/{progress.files_total:,} files",
+        f"{progress.bytes_per_second / _MEGABYTE:,.0f} MB/s",
+        f"{progress.failed:,} failed",
+    ]
+    if progress.seconds_left is not None:
+        parts.append(f"{_clock(progress.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _lines() -> OnProgress:
+    last = time.monotonic()
+
+    def show(progress: BackfillProgress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            note(figures_of(progress))
+
+    return show
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,150 @@
+"""Listings and details for people: fitted to the terminal, or plain tab-separated lines when piped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from codex_state.cli.output import json_value, one_line, write
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RowT = TypeVar("RowT")
+
+_RELATIVE_UP_TO = timedelta(days=7)
+
+_LONGEST_DETAIL = 400
+
+_GAP = 2
+"""Blanks between columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[RowT]):
+    """One column of a listing."""
+
+    header: str
+    value: Callable[[RowT], Any]
+    """The whole value, as it is printed when piped."""
+    short: Callable[[RowT], str] | None = None
+    """How a terminal shows it; ``None`` shows the whole value."""
+    from_width: int = 0
+    """Narrower terminals leave the column out."""
+    takes_the_rest: bool = False
+    """Whether it is cut or stretched so that the table fits. One column does."""
+    right: bool = False
+    style: str = ""
+
+
+def console_of(*, stderr: bool = False) -> Console:
+    """Rich's view of the terminal."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
+    """Print a listing: without a header and with whole values when piped."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            write("\t".join(text_of(column.value(row)) for column in columns) + "\n")
+        return
+    if not rows:
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console_of()
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    shown = [column for column in columns if console.width >= column.from_width]
+    cells = [[_short(column, row) for column in shown] for row in rows]
+    for column, width in zip(shown, _widths(shown, cells, console.width), strict=True):
+        table.add_column(
+            column.header,
+            width=width,
+            no_wrap=True,
+            overflow="ellipsis",
+            justify="right" if column.right else "left",
+            style=column.style,
+        )
+    for texts in cells:
+        table.add_row(*map(Text, texts))
+    console.print(table)
+
+
+def _widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]], available: int) -> list[int]:
+    """How wide each column is: as what it holds, but for the one that takes the rest."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(len(column.header), *(cell_len(texts[index]) for texts in cells)) for index, column in enumerate(columns)
+    ]
+    for index, column in enumerate(columns):
+        if column.takes_the_rest:
+            rest = available - sum(widths) + widths[index] - _GAP * len(columns)
+            widths[index] = max(min(widths[index], rest), len(column.header))
+    return widths
+
+
+def write_details(details: Iterable[tuple[str, Any]]) -> None:
+    """Print names and values, one below the other. A terminal shows long texts in part."""
+    if not sys.stdout.isatty():
+        for name, value in details:
+            write(f"{name}\t{text_of(value)}\n")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in details:
+        table.add_row(name, Text(_detail(value)))
+    console_of().print(table)
+
+
+def text_of(value: Any) -> str:
+    """A value in one line of text; nothing for ``None``."""
+    match json_value(value):
+        case None:
+            return ""
+        case bool() as flag:
+            return "yes" if flag else "no"
+        case plain:
+            return one_line(str(plain))
+
+
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """A moment in at most ten characters: how long ago it was, or its local date when that is a week or more."""
+    if moment is None:
+        return "-"
+    age = (now or datetime.now(UTC)) - moment
+    if age < timedelta(0) or age >= _RELATIVE_UP_TO:
+        return f"{moment.astimezone():%Y-%m-%d}"
+    seconds = int(age.total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit} ago"
+    return "now"
+
+
+def short_key(scope_key: str) -> str:
+    """A scope's key in a few characters: the last part of a directory."""
+    return scope_key.rstrip("/").rpartition("/")[2][:18] or scope_key
+
+
+def _detail(value: Any) -> str:
+    text = text_of(value)
+    if isinstance(value, datetime):
+        return f"{text} ({age})" if (age := ago(value)).endswith(("ago", "now")) else text
+    if len(text) > _LONGEST_DETAIL:
+        return f"{text[:_LONGEST_DETAIL]}… ({len(text)} characters; --json has all)"
+    return text or "-"
+
+
+def _short(column: Column[RowT], row: RowT) -> str:
+    return text_of(column.value(row)) if column.short is None else one_line(column.short(row))

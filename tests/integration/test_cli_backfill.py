@@ -1,0 +1,173 @@
+"""`codex-state backfill`: its report, its exit status, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cli_process import Cli
+from example_home import ARCHIVED, LISTED, copy_of_the_example_home
+
+from codex_state.models import BackfillStatus, Claimed
+from codex_state.runtime import StateRuntime
+from codex_state.settings import StateSettings
+
+FILES = 33
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(copy_of_the_example_home(tmp_path / "home"))
+
+
+def test_the_report_is_one_object_on_stdout(cli: Cli) -> None:
+    report = cli.ok("backfill", "--json").json
+    seconds = report.pop("seconds")
+    failures = report.pop("failures")
+    watermark = report.pop("watermark")
+    assert report == {"status": "complete", "scanned": FILES, "upserted": FILES - 1, "failed": 1, "parse_errors": 2}
+    assert 0 < seconds < 60
+    assert [set(failure) for failure in failures] == [{"path", "error"}]
+    assert failures[0]["path"].endswith("2026-04-07T03-00-00-019d65e1-f380-7d82-b082-532b629f6fbe.jsonl")
+    assert (cli.home / watermark).is_file()
+
+
+def test_people_get_a_sentence_and_the_names_of_what_failed(cli: Cli) -> None:
+    done = cli.ok("backfill")
+    assert done.stdout.startswith(f"complete: {FILES} files in ")
+    assert f"{FILES - 1} indexed, 1 failed, 2 broken lines skipped" in done.stdout
+    assert done.stderr.startswith("codex-state: failed: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_complete_index_is_left_alone_unless_asked(cli: Cli) -> None:
+    cli.ok("backfill")
+    done = cli.ok("backfill", "--json").json
+    assert (done["status"], done["scanned"], done["failures"]) == ("complete", 0, [])
+    retried = cli.ok("backfill", "--retry-failed", "--json").json
+    assert (retried["scanned"], retried["failed"]) == (1, 1)
+    again = cli.ok("backfill", "--again", "--json").json
+    assert (again["scanned"], again["upserted"]) == (FILES, FILES - 1)
+
+
+def test_a_mended_file_is_found_by_retrying(cli: Cli) -> None:
+    (failure,) = cli.ok("backfill", "--json").json["failures"]
+    damaged = Path(failure["path"])
+    intact = next((cli.home / "sessions/2026/02/03").iterdir())
+    thread_id = damaged.stem[-36:]
+    damaged.write_text(intact.read_text(encoding="utf-8").replace(intact.stem[-36:], thread_id), encoding="utf-8")
+    assert cli.ok("backfill", "--retry-failed", "--json").json["upserted"] == 1
+    assert cli.ok("threads", "show", thread_id, "--json").json["rollout_path"] == str(damaged)
+
+
+def test_a_home_without_sessions_is_fine(tmp_path: Path) -> None:
+    report = Cli(tmp_path / "home").ok("backfill", "--json").json
+    assert (report["status"], report["scanned"], report["watermark"]) == ("complete", 0, None)
+
+
+def test_the_home_may_be_named_before_or_after_the_command(tmp_path: Path) -> None:
+    home = copy_of_the_example_home(tmp_path / "home")
+    elsewhere = Cli(tmp_path / "unused")
+    assert elsewhere.ok("backfill", "--codex-home", home, "--json").json["scanned"] == FILES
+    assert len(elsewhere.ok("--codex-home", home, "threads", "list", "--json").json["items"]) == LISTED
+    nearest = elsewhere.ok("--codex-home", tmp_path / "other", "threads", "list", "--codex-home", home, "--json")
+    assert len(nearest.json["items"]) == LISTED
+    assert not (tmp_path / "unused").exists()
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_database_may_lie_elsewhere(tmp_path: Path) -> None:
+    home = copy_of_the_example_home(tmp_path / "home")
+    Cli(home, CODEX_SQLITE_HOME=str(tmp_path / "local")).ok("backfill")
+    assert (tmp_path / "local" / "state_4.sqlite").is_file()
+    assert not (home / "state_4.sqlite").exists()
+    named = Cli(home, CODEX_STATE_DATABASE_URL=f"sqlite:///{tmp_path / 'named.sqlite'}")
+    assert named.ok("backfill", "--json").json["scanned"] == FILES
+    assert (tmp_path / "named.sqlite").is_file()
+
+
+def test_somebody_elses_backfill_is_left_alone_with_its_own_exit_status(cli: Cli) -> None:
+    with StateRuntime.open(StateSettings(codex_home=cli.home)) as runtime, runtime.autocommit() as state:
+        claim = state.backfill.try_claim(owner="otter process 7", lease=timedelta(hours=1))
+        assert isinstance(claim, Claimed)
+    done = cli("backfill", "--json")
+    assert done.status == 3
+    assert done.json["status"] == "running"
+    assert done.json["scanned"] == 0
+    assert "otter process 7" in done.stderr
+    listing = cli.ok("threads", "list")
+    assert "otter process 7" in listing.stderr
+
+
+def test_a_terminal_shows_a_bar_and_keeps_the_result(cli: Cli) -> None:
+    done = cli.on_terminal("backfill", columns=80)
+    assert done.status == 0
+    assert "Indexing" in done.stdout
+    assert f"{FILES}/{FILES} files" in done.stdout
+    assert f"complete: {FILES} files" in done.stdout
+
+
+def test_an_interrupted_backfill_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    home = many_rollouts(tmp_path / "home", 1500)
+    cli = Cli(home, CODEX_STATE_BACKFILL_BATCH_SIZE="1")
+    with cli.started("backfill", "--json") as process:
+        wait_for_a_watermark(home)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
+        stopped = state.backfill.get()
+    assert stopped is not None
+    assert stopped.last_watermark is not None
+    assert stopped.status is not BackfillStatus.RUNNING  # the lease was given back: nobody has to wait for its end
+    rest = cli.ok("backfill", "--json").json
+    assert rest["status"] == "complete"
+    assert 0 < rest["scanned"] < 1500
+    assert len(Cli(home).ok("threads", "list", "--limit", "2000", "--json").json["items"]) == 1500
+
+
+def test_all_files_are_counted_whatever_the_sort_of_home(cli: Cli) -> None:
+    cli.ok("backfill")
+    listed = len(cli.ok("threads", "list", "--json").json["items"])
+    archived = len(cli.ok("threads", "list", "--archived", "--json").json["items"])
+    assert (listed, archived) == (LISTED, ARCHIVED)
+    # One failed, and one was closed before anything was asked.
+    assert listed + archived + 1 + 1 == FILES
+
+
+def wait_for_a_watermark(home: Path) -> None:
+    """Until a backfill has committed something and still runs."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if (home / "state_4.sqlite").exists():
+            with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
+                found = state.backfill.get()
+            if found is not None and found.last_watermark is not None:
+                assert found.status is BackfillStatus.RUNNING
+                return
+        time.sleep(0.02)
+    pytest.fail("the backfill didn't begin")
+
+
+def many_rollouts(home: Path, count: int) -> Path:
+    """A home of many small threads, made of one."""
+    model = next((make := copy_of_the_example_home(home.with_name("model"))).glob("sessions/2026/02/06/*"))
+    text = model.read_text(encoding="utf-8")
+    old = model.stem[-36:]
+    directory = home / "sessions/2026/05/05"
+    directory.mkdir(parents=True)
+    for number in range(count):
+        thread_id = f"019df000-0000-7000-8000-{number:012x}"
+        path = directory / f"rollout-2026-05-05T05-05-05-{thread_id}.jsonl"
+        path.write_text(text.replace(old, thread_id), encoding="utf-8")
+        os.utime(path, (1_770_000_000 + number, 1_770_000_000 + number))
+    shutil.rmtree(make)
+    return home

@@ -1,0 +1,195 @@
+"""Whatever is wrong, the real executable says one clear line, loses nothing, and shows no traceback."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from cli_process import Cli, InProcess
+from example_home import copy_of_the_example_home
+
+ID = "019d2931-6038-7f85-98dd-1f67f15e8ef8"
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return InProcess(tmp_path / "home")
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Cli:
+    cli = Cli(copy_of_the_example_home(tmp_path / "home"))
+    cli.ok("backfill")
+    return cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["threads", "show", "not-a-uuid"], "malformed thread id 'not-a-uuid'"),
+        (["threads", "path", ID[:-1]], "malformed thread id"),
+        (["threads", "archive", ""], "malformed thread id ''"),
+        (["threads", "unarchive", "../../etc/passwd"], "malformed thread id"),
+        (["threads", "title", "1", "new"], "malformed thread id '1'"),
+        (["threads", "title", ID, " \t "], "the title is blank"),
+        (["threads", "list", "--cursor", "yesterday"], "malformed cursor 'yesterday'"),
+        (["threads", "list", "--cursor", f"2026-01-01T00:00:00|{ID}"], "has no zone"),
+        (["threads", "list", "--cursor", "2026-01-01T00:00:00Z|1"], "malformed cursor"),
+        (["threads", "list", "--source", "editor"], "malformed source 'editor'"),
+        (["threads", "list", "--source", '{"subagent":'], "malformed source"),
+        (["threads", "list", "--sort", "title"], "--sort"),
+        (["threads", "list", "--limit", "-1"], "--limit"),
+        (["threads", "list", "--limit", "many"], "--limit"),
+        (["threads", "lits"], "Did you mean 'list'"),
+        (["logs", "--from", "yesterday"], "malformed date 'yesterday'"),
+        (["logs", "--to", "2026-01-01"], "has no zone"),
+        (["logs", "--thread-id", "x"], "malformed thread id 'x'"),
+        (["logs", "--poll-ms", "0"], "--poll-ms"),
+        (["memories", "list", "--thread-id", "x"], "malformed thread id 'x'"),
+        (["jobs", "list", "--status", "lost"], "--status"),
+        (["jobs", "requeue"], "either a THREAD_ID or --all-failed"),
+        (["db", "downgrade", "--fast"], "no such option: --fast"),
+        (["db", "downgrade"], "REVISION"),
+        (["backfill", "--jsno"], "No such option: --jsno"),
+        (["doctor"], "No such command 'doctor'"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_before_anything_is_touched(cli: Cli, arguments: list[str], said: str) -> None:
+    done = cli.refused(*arguments)
+    assert done.status == 2
+    assert said in done.stderr
+    assert not cli.home.exists()
+
+
+def test_the_executable_itself_refuses_the_same_way(tmp_path: Path) -> None:
+    cli = Cli(tmp_path / "home")
+    assert cli.refused("threads", "show", "not-a-uuid").status == 2
+    assert cli.refused("threads", "show", "--jsno").status == 2
+    assert cli.refused("threads", "show", ID).status == 1
+
+
+def test_bytes_that_are_not_text_are_refused_as_a_title(indexed: Cli) -> None:
+    done = indexed.refused("threads", "title", ID, os.fsdecode(b"\xff\xfe"))
+    assert done.status == 2
+
+
+def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("not a directory")
+    for command in (["threads", "list"], ["backfill"]):
+        done = Cli(tmp_path / "home").refused(*command)
+        assert done.status == 1
+        assert f"{tmp_path / 'home'} is not a directory" in done.stderr
+    assert (tmp_path / "home").read_text() == "not a directory"
+
+
+def test_a_home_that_cannot_be_made_is_named(cli: Cli) -> None:
+    done = cli.refused("threads", "list", "--codex-home", "/proc/codex-home")
+    assert done.status == 1
+    assert "can't create the directory /proc/codex-home" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    done = Cli(home).refused("threads", "list")
+    assert done.status == 1
+    assert str(home) in done.stderr
+
+
+def test_a_file_that_is_not_a_database_is_left_as_it_is(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    text = "These are not the tables that you are looking for.\n" * 100
+    (home / "state_4.sqlite").write_text(text)
+    for command in (["threads", "list"], ["backfill"], ["db", "upgrade"], ["db", "current"], ["db", "check"]):
+        done = Cli(home).refused(*command)
+        assert done.status == 1
+        assert "not an SQLite database" in done.stderr
+    assert (home / "state_4.sqlite").read_text() == text
+
+
+def test_a_corrupt_page_is_reported_with_what_to_do(indexed: Cli) -> None:
+    database = indexed.home / "state_4.sqlite"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'threads'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    content = bytearray(database.read_bytes())
+    content[(page - 1) * size : page * size] = b"\xa5" * size
+    database.write_bytes(content)
+    done = indexed.refused("threads", "list")
+    assert done.status == 1
+    assert "malformed" in done.stderr
+    assert "rollouts are the source of the index" in done.stderr
+    assert database.read_bytes() == bytes(content)
+
+
+def test_an_unknown_status_in_a_row_is_named(indexed: Cli) -> None:
+    with closing(sqlite3.connect(indexed.home / "state_4.sqlite")) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute("UPDATE backfill_state SET status = 'dreaming'")
+        connection.commit()
+    done = indexed.refused("threads", "list")
+    assert done.status == 1
+    assert "unknown BackfillStatus 'dreaming'" in done.stderr
+
+
+def test_a_busy_database_has_its_own_exit_status(indexed: Cli) -> None:
+    with closing(sqlite3.connect(indexed.home / "state_4.sqlite", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        done = indexed.refused("threads", "title", ID, "new", CODEX_STATE_BUSY_TIMEOUT="PT0.2S")
+        assert done.status == 3
+        assert "held the database" in done.stderr
+        connection.execute("ROLLBACK")
+
+
+def test_a_broken_config_is_named_before_anything_is_indexed(tmp_path: Path) -> None:
+    cli = Cli(copy_of_the_example_home(tmp_path / "home"))
+    (cli.home / "config.toml").write_text("model_provider = openai without quotes")
+    done = cli.refused("backfill")
+    assert done.status == 1
+    assert str(cli.home / "config.toml") in done.stderr
+
+
+def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    cli = Cli(tmp_path / "home")
+    assert "database_url" in cli.refused("threads", "list", CODEX_STATE_DATABASE_URL="mysql://localhost/x").stderr
+    assert "pool_size" in cli.refused("threads", "list", CODEX_STATE_POOL_SIZE="0").stderr
+
+
+def test_strange_rollouts_fail_one_by_one_and_stop_nothing(tmp_path: Path) -> None:
+    cli = Cli(copy_of_the_example_home(tmp_path / "home"))
+    day = cli.home / "sessions/2026/05/01"
+    day.mkdir(parents=True)
+
+    def name(number: int) -> Path:
+        return day / f"rollout-2026-05-01T00-00-00-019de000-0000-7000-8000-{number:012}.jsonl"
+
+    intact = next((cli.home / "sessions/2026/02/06").iterdir()).read_bytes()
+    name(1).write_bytes(b"")
+    name(2).write_bytes(os.urandom(4096))
+    name(3).write_bytes(intact[: len(intact) // 2])  # cut in the middle of a line: the rest counts
+    name(4).mkdir()
+    name(5).symlink_to(day / "gone.jsonl")
+    (day / "rollout-without-a-time.jsonl").write_bytes(b"{}\n")
+    report = cli.ok("backfill", "--json").json
+    failed = {Path(failure["path"]).name for failure in report["failures"] if "2026/05/01" in failure["path"]}
+    assert failed == {name(1).name, name(2).name, "rollout-without-a-time.jsonl"}
+    assert report["status"] == "complete"
+    assert report["failed"] == len(failed) + 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_fails_alone(tmp_path: Path) -> None:
+    cli = Cli(copy_of_the_example_home(tmp_path / "home"))
+    locked = next((cli.home / "sessions/2026/02/06").iterdir())
+    locked.chmod(0)
+    report = cli.ok("backfill", "--json").json
+    assert str(locked) in {failure["path"] for failure in report["failures"]}
+    assert report["failed"] == 2

@@ -1,0 +1,154 @@
+"""What holds for every command: help, speed, streams, and how a process ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_process import EXECUTABLE, Cli, InProcess
+from example_home import copy_of_the_example_home
+
+import codex_state
+
+GROUPS = {"threads": 6, "memories": 1, "jobs": 2, "db": 5}
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(tmp_path / "home")
+
+
+def test_help_names_every_command_and_fits_a_terminal(tmp_path: Path) -> None:
+    cli = InProcess(tmp_path / "home")
+    shown = cli.ok("--help").stdout
+    for command in ("backfill", "threads", "memories", "jobs", "db", "logs", "version"):
+        assert f"\n  {command}  " in shown
+    for group, count in GROUPS.items():
+        listed = cli.ok(group, "-h").stdout.partition("Commands:\n")[2].splitlines()
+        assert len(listed) == count
+        for line in listed:
+            page = cli.ok(group, line.split()[0], "--help").stdout
+            assert page.startswith(f"Usage: codex-state {group} {line.split()[0]} ")
+            assert max(map(len, page.splitlines())) <= 80
+    assert "[default: 50" in cli.ok("threads", "list", "--help").stdout
+
+
+def test_help_does_not_load_what_opens_databases(cli: Cli) -> None:
+    program = (
+        "import sys; from codex_state.cli.entry import run\n"
+        "status = run(['threads', 'list', '--help'])\n"
+        "heavy = {'sqlalchemy', 'sqlmodel', 'pydantic_settings', 'alembic', 'rich.console'} & set(sys.modules)\n"
+        "sys.exit(status or ', '.join(heavy) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=cli.environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_group_alone_shows_its_help_and_counts_as_wrong_usage(tmp_path: Path) -> None:
+    cli = InProcess(tmp_path / "home")
+    for arguments in ([], ["threads"], ["jobs"]):
+        done = cli(*arguments)
+        assert (done.status, done.stdout) == (2, "")
+        assert "Usage: codex-state" in done.stderr
+
+
+def test_version_says_what_is_needed_for_a_bug_report(cli: Cli) -> None:
+    versions = cli.ok("version", "--json").json
+    assert set(versions) == {"codex_state", "schema", "python", "sqlite"}
+    assert cli.ok("version").stdout.startswith(f"codex-state {versions['codex_state']}\n")
+    assert not cli.home.exists()
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_one_line_says_how_to_get_it(cli: Cli, missing: str) -> None:
+    program = (
+        f"import sys; sys.modules['{missing}'] = None\n"
+        "sys.stderr.isatty = lambda: True\n"  # a bar is to be shown
+        "from codex_state.cli.entry import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "backfill"],
+        env=cli.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"codex-state: error: the command line needs {missing}: pip install 'codex-state[cli]'\n"
+
+
+@pytest.mark.parametrize("options", ["--json", ""])
+def test_a_reader_that_goes_away_ends_the_command_quietly(cli: Cli, options: str) -> None:
+    # `true` is gone long before the command has something to write.
+    done = in_shell(cli, f"{EXECUTABLE} db history {options} | true; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_output_that_cannot_be_written_is_reported(cli: Cli) -> None:
+    done = in_shell(cli, f"{EXECUTABLE} version > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "codex-state: error: can't write the output: No space left on device\n"
+
+
+def in_shell(cli: Cli, line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", line],
+        env=cli.environment(),
+        cwd=cli.home.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_completion_knows_commands_and_options(cli: Cli) -> None:
+    def completions(words: str) -> set[str]:
+        done = cli(_CODEX_STATE_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split(" ")) - 1))
+        return set(done.stdout.split())
+
+    assert completions("codex-state th") == {"threads"}
+    assert {"list", "show", "path", "archive", "unarchive", "title"} <= completions("codex-state threads ")
+    assert "--sort" in completions("codex-state threads list --s")
+    assert "complete" in cli.ok("--show-completion", "bash").stdout
+
+
+def test_warnings_of_the_library_go_to_stderr(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "state_7.sqlite").write_text("from the future")
+    (home / "state_2.sqlite").write_text("from the past")
+    cli = Cli(home)
+    done = cli.ok("--verbose", "memories", "list", "--json")
+    assert done.json == {"items": []}
+    assert "codex-state: warning: left the newer state_7.sqlite" in done.stderr
+    assert "codex-state: info: removed the older state file" in done.stderr
+    assert (home / "state_7.sqlite").read_text() == "from the future"
+    assert "info" not in cli.ok("memories", "list", "--json").stderr
+
+
+def test_output_survives_a_terminal_that_does_not_speak_unicode(tmp_path: Path) -> None:
+    cli = Cli(copy_of_the_example_home(tmp_path / "home"), PYTHONIOENCODING="ascii")
+    cli.ok("backfill")
+    titles = [item["title"] for item in cli.ok("threads", "list", "--json").json["items"]]
+    assert any("日本語" in title for title in titles)
+    assert "???" in cli.ok("threads", "list").stdout
+
+
+def test_json_is_indented_only_for_people(tmp_path: Path) -> None:
+    cli = Cli(tmp_path / "home")
+    assert cli.ok("version", "--json").stdout.count("\n") == 1
+    shown = cli.on_terminal("version", "--json", columns=80).stdout
+    assert shown.count("\n") == 6
+    assert json.loads(shown)["codex_state"]
+
+
+def test_the_version_is_the_distributions(cli: Cli) -> None:
+    from importlib.metadata import version
+
+    assert codex_state.__name__ == "codex_state"
+    assert cli.ok("version", "--json").json["codex_state"] == version("codex-state")
