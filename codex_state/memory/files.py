@@ -103,8 +103,11 @@ def render_dirty(runtime: StateRuntime) -> None:
         with runtime.read() as state:
             marks = state.memory_scopes.list_dirty()
         for mark in marks:
-            render(runtime, MemoryScope(mark.scope_kind, mark.scope_key), at_least=mark.updated_at)
-    except (MemoryFilesError, DatabaseError) as error:
+            try:
+                render(runtime, MemoryScope(mark.scope_kind, mark.scope_key), at_least=mark.updated_at)
+            except MemoryFilesError as error:
+                _log.warning("%s", error)
+    except DatabaseError as error:
         _log.warning("the files of dirty scopes are not all up to date: %s", error)
 
 

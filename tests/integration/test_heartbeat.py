@@ -1,0 +1,264 @@
+"""Heartbeats against real databases: one that is stopped, one that is slow, a lease that was stolen.
+
+A rival process claims again and again, so "in time" means: before anybody else could get the lease.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from memory_support import OTHER, OWNER, add_threads, claim, now, user_key
+from relay import relay
+
+from codex_state import (
+    BackfillLease,
+    Claimed,
+    HolderWrite,
+    LeaseKeeper,
+    LockLease,
+    Phase1Key,
+    Phase1Lease,
+    StateRuntime,
+    StateSettings,
+    StopReason,
+    trust_clock,
+)
+from codex_state.memory import KeptLease
+
+SECONDS = 3
+LEASE = timedelta(seconds=SECONDS)
+
+Open = Callable[[StateSettings], StateRuntime]
+Kind = type[Phase1Lease] | type[LockLease] | type[BackfillLease]
+
+
+def claim_of(runtime: StateRuntime, kind: Kind, lease: timedelta = LEASE) -> Phase1Lease | LockLease | BackfillLease:
+    if kind is Phase1Lease:
+        return claim(runtime, user_key(add_threads(runtime)[0]), lease=lease.total_seconds())
+    with runtime.autocommit() as state:
+        if kind is LockLease:
+            lock = state.consolidation_locks.try_acquire(Path("/memories"), owner=OWNER, lease=lease)
+            assert isinstance(lock, Claimed)
+            return lock.lease
+        backfill = state.backfill.try_claim(owner="somebody", lease=lease)
+        assert isinstance(backfill, Claimed)
+        return backfill.lease
+
+
+def steal(runtime: StateRuntime, lease: Phase1Lease | LockLease | BackfillLease) -> None:
+    with runtime.autocommit() as state:
+        match lease:
+            case Phase1Lease():
+                taken: object = state.phase1_jobs.try_claim(
+                    lease.key, owner=OTHER, source_updated_at=now(), lease=timedelta(0)
+                )
+            case LockLease():
+                taken = state.consolidation_locks.try_acquire(lease.cwd, owner=OTHER, lease=timedelta(0))
+            case BackfillLease():
+                taken = Claimed(state.backfill.mark_running(owner="another", lease=LEASE))
+    assert isinstance(taken, Claimed)
+
+
+@contextmanager
+def rival(runtime: StateRuntime, key: Phase1Key) -> Iterator[list[float]]:
+    """Claims the job again and again until it gets it. Yields the list that will hold the moment of its success."""
+    won: list[float] = []
+    stop = threading.Event()
+
+    def compete() -> None:
+        while not stop.wait(0.005):
+            with runtime.autocommit() as state:
+                outcome = state.phase1_jobs.try_claim(key, owner=OTHER, source_updated_at=now(), lease=LEASE)
+            if isinstance(outcome, Claimed):
+                won.append(trust_clock())
+                return
+
+    thread = threading.Thread(target=compete)
+    thread.start()
+    try:
+        yield won
+        thread.join(60)
+    finally:
+        stop.set()
+        thread.join(60)
+
+
+def told_at(kept: KeptLease[Phase1Lease]) -> list[float]:
+    told: list[float] = []
+    kept.signal.on_stop(lambda: told.append(trust_clock()))
+    return told
+
+
+@pytest.mark.parametrize("kind", [Phase1Lease, LockLease, BackfillLease])
+def test_every_kind_of_lease_is_kept_past_its_duration(runtime: StateRuntime, kind: Kind) -> None:
+    with LeaseKeeper(runtime) as keeper:
+        requested_at = trust_clock()
+        kept = keeper.keep(claim_of(runtime, kind), requested_at=requested_at)
+        assert not kept.signal.wait(SECONDS + 2)
+        assert kept.trusted
+        lease = kept.lease
+        with runtime.autocommit() as state:
+            match lease:
+                case Phase1Lease():
+                    assert state.phase1_jobs.renew(lease) is not None
+                    assert not isinstance(
+                        state.phase1_jobs.try_claim(lease.key, owner=OTHER, source_updated_at=now(), lease=LEASE),
+                        Claimed,
+                    )
+                case LockLease():
+                    assert not isinstance(
+                        state.consolidation_locks.try_acquire(lease.cwd, owner=OTHER, lease=LEASE), Claimed
+                    )
+                case BackfillLease():
+                    assert not isinstance(state.backfill.try_claim(owner="another", lease=LEASE), Claimed)
+
+
+@pytest.mark.parametrize("kind", [Phase1Lease, LockLease, BackfillLease])
+def test_a_stolen_lease_stops_the_work_at_the_next_renewal(runtime: StateRuntime, kind: Kind) -> None:
+    with LeaseKeeper(runtime) as keeper:
+        kept = keeper.keep(claim_of(runtime, kind), requested_at=trust_clock())
+        steal(runtime, kept.lease)
+        assert kept.signal.wait(60)
+        assert kept.signal.reason is StopReason.REFUSED
+
+
+def test_a_job_that_was_finished_from_elsewhere_stops_the_work(runtime: StateRuntime) -> None:
+    lease = claim(runtime, user_key(add_threads(runtime)[0]), lease=SECONDS)
+    with LeaseKeeper(runtime) as keeper:
+        kept = keeper.keep(lease, requested_at=trust_clock())
+        with runtime.autocommit() as state:
+            assert state.phase1_jobs.fail(lease, "an operator's decision") is HolderWrite.APPLIED
+        assert kept.signal.wait(60)
+        assert kept.signal.reason is StopReason.REFUSED
+
+
+def test_the_work_is_told_before_a_rival_gets_the_lease_when_renewals_hang_in_a_locked_file(
+    sqlite_settings: StateSettings, opened: Open
+) -> None:
+    """The holder's own runtime hangs in a write lock of another process; the rival's clock goes on."""
+    runtime = opened(sqlite_settings)
+    key = user_key(add_threads(runtime)[0])
+    with LeaseKeeper(runtime) as keeper, closing(sqlite3.connect(sqlite_settings.database_path)) as locker:
+        requested_at = trust_clock()
+        kept = keeper.keep(claim(runtime, key, lease=SECONDS), requested_at=requested_at)
+        told = told_at(kept)
+        locker.isolation_level = None
+        locker.execute("BEGIN IMMEDIATE")
+        assert kept.signal.wait(60)
+        assert kept.signal.reason is StopReason.LATE
+        with rival(opened(sqlite_settings), key) as won:
+            time.sleep(SECONDS - (trust_clock() - requested_at))
+            locker.execute("ROLLBACK")
+        # The renewal that hung is let through first or it isn't; either way the work was told before.
+        assert told[0] < requested_at + SECONDS - 1
+        assert not won or told[0] < won[0]
+    assert not kept.trusted
+
+
+def test_the_work_is_told_before_a_rival_gets_the_lease_when_the_server_is_frozen(
+    postgres_settings: StateSettings, opened: Open
+) -> None:
+    assert postgres_settings.database_url is not None
+    rivals = opened(postgres_settings)
+    key = user_key(add_threads(rivals)[0])
+    with relay(postgres_settings.database_url.get_secret_value()) as wire:
+        settings = StateSettings(
+            codex_home=postgres_settings.codex_home,
+            database_url=wire.url.render_as_string(hide_password=False),
+            busy_timeout=timedelta(seconds=1),
+        )
+        runtime = opened(settings)
+        with LeaseKeeper(runtime) as keeper:
+            kept = keeper.keep(claim(runtime, key, lease=SECONDS), requested_at=trust_clock())
+            told = told_at(kept)
+            wire.freeze()
+            with rival(rivals, key) as won:
+                assert kept.signal.wait(60)
+            assert kept.signal.reason is StopReason.LATE
+            assert told[0] < won[0]
+            wire.thaw()
+        with runtime.autocommit() as state:
+            assert state.phase1_jobs.fail(kept.lease, "too late") is HolderWrite.LEASE_LOST
+
+
+def test_a_slow_database_costs_no_lease_while_renewals_come_in_time(
+    postgres_settings: StateSettings, opened: Open
+) -> None:
+    assert postgres_settings.database_url is not None
+    with relay(postgres_settings.database_url.get_secret_value()) as wire:
+        url = wire.url.render_as_string(hide_password=False)
+        runtime = opened(StateSettings(codex_home=postgres_settings.codex_home, database_url=url))
+        lease = claim(runtime, user_key(add_threads(runtime)[0]), lease=5)
+        with LeaseKeeper(runtime) as keeper:
+            kept = keeper.keep(lease, requested_at=trust_clock())
+            for _ in range(6):
+                wire.freeze()
+                assert not kept.signal.wait(0.7)
+                wire.thaw()
+                assert not kept.signal.wait(0.3)
+            assert kept.trusted
+
+
+def test_a_broken_connection_is_replaced(postgres_settings: StateSettings, opened: Open) -> None:
+    assert postgres_settings.database_url is not None
+    runtime = opened(postgres_settings)
+    lease = claim(runtime, user_key(add_threads(runtime)[0]), lease=5)
+    with LeaseKeeper(runtime) as keeper:
+        kept = keeper.keep(lease, requested_at=trust_clock())
+        time.sleep(0.5)
+        with opened(postgres_settings).begin() as state:
+            ended = state.session.connection().exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            assert len(ended.all()) >= 1
+        assert not kept.signal.wait(6)
+        assert kept.last_error is None
+
+
+def test_renewals_have_a_connection_of_their_own(runtime: StateRuntime) -> None:
+    """The work may hold every other pooled connection for longer than a lease lasts."""
+    lease = claim(runtime, user_key(add_threads(runtime)[0]), lease=SECONDS)
+    with LeaseKeeper(runtime) as keeper:
+        kept = keeper.keep(lease, requested_at=trust_clock())
+        time.sleep(0.2)
+        sessions = [runtime.autocommit() for _ in range(runtime.settings.pool_size - 1)]
+        try:
+            for session in sessions:
+                session.__enter__().session.connection()
+            assert not kept.signal.wait(SECONDS + 1)
+        finally:
+            for session in sessions:
+                session.__exit__(None, None, None)
+
+
+def test_a_pool_of_one_connection_is_shared_with_the_work(sqlite_settings: StateSettings, opened: Open) -> None:
+    runtime = opened(sqlite_settings.model_copy(update={"pool_size": 1}))
+    lease = claim(runtime, user_key(add_threads(runtime)[0]), lease=SECONDS)
+    with LeaseKeeper(runtime) as keeper:
+        kept = keeper.keep(lease, requested_at=trust_clock())
+        for _ in range(40):
+            with runtime.read() as state:
+                assert state.phase1_jobs.get(lease.key) is not None
+            assert not kept.signal.wait(0.1)
+
+
+def test_128_leases_of_one_pass_are_kept_over_one_connection(runtime: StateRuntime) -> None:
+    add_threads(runtime, 64)
+    with LeaseKeeper(runtime) as keeper:
+        requested_at = trust_clock()
+        with runtime.begin() as state:
+            leases = state.phase1_jobs.claim_candidates(owner=OWNER, lease=LEASE)
+        kept = [keeper.keep(lease, requested_at=requested_at) for lease in leases]
+        time.sleep(SECONDS + 2)
+        assert len(kept) == 128
+        assert all(each.trusted for each in kept)
+        with runtime.begin() as state:
+            assert state.phase1_jobs.claim_candidates(owner=OTHER, lease=LEASE) == []

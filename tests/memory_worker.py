@@ -1,0 +1,178 @@
+"""A worker of the memory pipeline in a process of its own, which can be told to die or to pause at any step.
+
+It reads its orders as JSON from the command line and writes its report as JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from codex_state import (
+    ConsolidationOptions,
+    ExtractedMemory,
+    MemoryScope,
+    Phase1Options,
+    StateRuntime,
+    StateSettings,
+    Thread,
+    ThreadMemory,
+    consolidate_memories,
+    run_phase1,
+)
+
+STEPS = {
+    "claim": ("codex_state.repositories.phase1_jobs", "Phase1JobRepository.claim_candidates"),
+    "store": ("codex_state.memory.phase1_writes", "store_memory"),
+    "upsert": ("codex_state.repositories.thread_memories", "ThreadMemoryRepository.upsert_if_owner"),
+    "succeed": ("codex_state.repositories.phase1_jobs", "Phase1JobRepository.succeed"),
+    "mark": ("codex_state.repositories.memory_scopes", "MemoryScopeRepository.mark_dirty"),
+    "render": ("codex_state.memory.files", "render"),
+    "write": ("codex_state.memory.files", "_write_all"),
+    "acquire": ("codex_state.repositories.consolidation_locks", "ConsolidationLockRepository.try_acquire"),
+    "clean": ("codex_state.repositories.memory_scopes", "MemoryScopeRepository.mark_clean"),
+    "release": ("codex_state.repositories.consolidation_locks", "ConsolidationLockRepository.release"),
+}
+"""The steps at which something can happen, before or after."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Orders:
+    """What a worker does."""
+
+    home: Path
+    database_url: str | None
+    owner: UUID
+    phase: str = "extract"
+    lease: float = 3600
+    concurrency: int = 1
+    log: Path | None = None
+    """Gets a line for each call of the worker's function."""
+    pause_for: Path | None = None
+    """The function waits until this file is there."""
+    at: str | None = None
+    """At which step something happens: ``before <step>`` or ``after <step>``, or ``within`` the function."""
+    happens: str = "SIGKILL"
+    """Which signal the worker sends to itself there."""
+
+    def dumps(self) -> str:
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+    @classmethod
+    def loads(cls, text: str) -> Orders:
+        values = json.loads(text)
+        for field in ("home", "log", "pause_for"):
+            values[field] = values[field] and Path(values[field])
+        return cls(**(values | {"owner": UUID(values["owner"])}))
+
+
+class Worker:
+    """A started worker."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, orders.dumps()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def wait_until_paused(self) -> None:
+        """Wait until it has stopped itself."""
+        pid, status = os.waitpid(self.process.pid, os.WUNTRACED)
+        assert pid == self.process.pid
+        assert os.WIFSTOPPED(status), "it ended instead of stopping"
+
+    def finish(self) -> tuple[int, Any]:
+        """Wait for its end: exit status, and report or error text."""
+        stdout, stderr = self.process.communicate(timeout=120)
+        return self.process.returncode, json.loads(stdout) if stdout else stderr
+
+
+def _arm(orders: Orders) -> None:
+    if orders.at is None or orders.at == "within":
+        return
+    moment, _, step = orders.at.partition(" ")
+    module, path = STEPS[step]
+    owner: Any = __import__(module, fromlist=["_"])
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original: Callable[..., Any] = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        if moment == "before":
+            _strike(orders)
+        result = original(*arguments, **options)
+        if moment == "after":
+            _strike(orders)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _strike(orders: Orders) -> None:
+    os.kill(os.getpid(), getattr(signal, orders.happens))
+
+
+def _called(orders: Orders, what: object) -> None:
+    if orders.log is not None:
+        with orders.log.open("a") as log:
+            log.write(f"{what} {orders.owner}\n")
+    if orders.at == "within":
+        _strike(orders)
+    while orders.pause_for is not None and not orders.pause_for.exists():
+        time.sleep(0.01)
+
+
+def _run(orders: Orders) -> Any:
+    def extract(thread: Thread) -> ExtractedMemory:
+        _called(orders, thread.id)
+        return ExtractedMemory(f"of {thread.id} by {orders.owner}", f"by {orders.owner}")
+
+    def consolidate(scope: MemoryScope, memories: Sequence[ThreadMemory]) -> None:
+        _called(orders, f"{scope.kind} {len(memories)}")
+
+    settings = StateSettings(
+        codex_home=orders.home, database_url=orders.database_url, busy_timeout=timedelta(seconds=20)
+    )
+    lease = timedelta(seconds=orders.lease)
+    with StateRuntime.open(settings) as runtime:
+        if orders.phase == "extract":
+            options = Phase1Options(lease=lease, concurrency=orders.concurrency)
+            return run_phase1(runtime, extract, owner=orders.owner, options=options)
+        return consolidate_memories(
+            runtime,
+            consolidate,
+            owner=orders.owner,
+            options=ConsolidationOptions(lease=lease, concurrency=orders.concurrency),
+        )
+
+
+if __name__ == "__main__":
+    given = Orders.loads(sys.argv[1])
+    _arm(given)
+    report = _run(given)
+    print(json.dumps([result.outcome for result in report.results]))
