@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import msgspec
 
 from codex_state.rollout.files import RolloutFile
 from codex_state.rollout.worker import Job, Result, receive, run_job, send
+
+_log = logging.getLogger("codex_state")
 
 JOB_SIZE = 25
 """Rollouts per job: enough to make a hop between processes cheap, few enough to share the work evenly."""
@@ -74,7 +77,13 @@ class InWorkers:
         self._poll_seconds = poll_seconds
         self._ahead = workers * 2
         self._idle: SimpleQueue[_Child] = SimpleQueue()
-        self._children = [_Child() for _ in range(workers)]
+        self._children: list[_Child] = []
+        try:
+            for _ in range(workers):
+                self._children.append(_Child())
+        except OSError as error:
+            # An embedded Python may not know its own executable. A child less is no harm.
+            _log.info("a decoding process can't be started: %s", error)
         for child in self._children:
             self._idle.put(child)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="codex-state-extract")
@@ -110,6 +119,8 @@ class InWorkers:
             child.wait()
 
     def _run(self, job: Job) -> list[Result]:
+        if not self._children:
+            return run_job(job)
         child = self._idle.get()
         try:
             results = child.run(job)
@@ -123,9 +134,10 @@ class _Child:
 
     def __init__(self) -> None:
         # The child must find the package wherever this process found it.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}  # noqa: PTH109
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "codex_state.rollout.worker"],
+            # -P: and nowhere else, least of all in the working directory.
+            [sys.executable, "-P", "-m", "codex_state.rollout.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -143,9 +155,9 @@ class _Child:
         try:
             send(stdin, self._encode(job))
             message = receive(stdout)
-        except (OSError, ValueError):
+            return None if message is None else self._decode(message)
+        except (OSError, ValueError):  # a dead child, or one that said something else
             return None
-        return None if message is None else self._decode(message)
 
     def kill(self) -> None:
         """End it now; it holds nothing that could be lost."""

@@ -170,7 +170,13 @@ def draft_from_name(rollout_path: str, default_provider: str) -> ThreadDraft | N
 def tool_drafts(meta: SessionMeta) -> list[ToolDraft]:
     """The tools that a session_meta defines, in their order."""
     return [
-        ToolDraft(tool.name, tool.description, bytes(tool.input_schema).decode(), tool.is_deferred, tool.namespace)
+        ToolDraft(
+            _without_nul(tool.name),
+            _without_nul(tool.description),
+            bytes(tool.input_schema).decode(),
+            tool.is_deferred,
+            tool.namespace and _without_nul(tool.namespace),
+        )
         for tool in meta.dynamic_tools or ()
     ]
 
@@ -277,7 +283,7 @@ def extract(path: str, default_provider: str) -> Extraction:
     draft = fold.finish()
     draft.updated_at = modified_seconds(status)
     owner, tools = fold.tools
-    return Extraction(_storable(draft), fold.memory_mode, tools, owner, parse_errors)
+    return Extraction(storable(draft), fold.memory_mode, tools, owner, parse_errors)
 
 
 def _fold_lines(lines: Lines, fold: RolloutFold) -> int:  # noqa: C901 - a call per line would cost a tenth of the speed
@@ -336,10 +342,15 @@ _TEXT_FIELDS = (
 )
 
 
-def _storable(draft: ThreadDraft) -> ThreadDraft:
-    """Replace NUL characters, which PostgreSQL can't store and SQLite's functions stop at."""
+def storable(draft: ThreadDraft) -> ThreadDraft:
+    """The draft with texts that both databases can store."""
     for field in _TEXT_FIELDS:
         text = getattr(draft, field)
         if text and "\0" in text:
-            setattr(draft, field, text.replace("\0", "\ufffd"))
+            setattr(draft, field, _without_nul(text))
     return draft
+
+
+def _without_nul(text: str) -> str:
+    """Replace NUL characters, which PostgreSQL can't store and SQLite's functions stop at."""
+    return text.replace("\0", "\ufffd")

@@ -12,7 +12,7 @@ from sqlmodel import select
 from codex_state.models import Thread
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.rollout.files import modified_seconds
-from codex_state.rollout.fold import DEFAULT_MEMORY_MODE, apply_item, tool_drafts
+from codex_state.rollout.fold import DEFAULT_MEMORY_MODE, apply_item, storable, tool_drafts
 from codex_state.rollout.lines import RolloutItem, SessionMeta
 from codex_state.rollout.metadata import (
     ThreadMetadataBuilder,
@@ -72,7 +72,7 @@ def _apply(
     draft.memory_mode = told or (draft.memory_mode if existing else memory_mode) or DEFAULT_MEMORY_MODE
     draft.rollout_path = str(builder.rollout_path)
     draft.cwd = normalized_cwd_text(draft.cwd)
-    thread = thread_of(draft, existing.home if existing else runtime.home)
+    thread = thread_of(storable(draft), existing.home if existing else runtime.home)
     thread.updated_at = updated_at or thread.updated_at
     if existing is not None:
         prefer_existing_git_info(thread, existing)
