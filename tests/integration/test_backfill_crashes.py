@@ -1,0 +1,211 @@
+"""A backfill whose process is killed, paused, or given more than fits into memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import pytest
+from rollout_files import (
+    body,
+    line,
+    rollout_path,
+    session_meta,
+    thread_id,
+    token_count,
+    user_message,
+    write,
+    write_rollout,
+)
+
+from codex_state import BackfillStatus, StateRuntime, StateSettings, Thread
+from codex_state.rollout import ToolSpec, backfill
+
+SCRIPT = Path(__file__).parent.parent / "backfill_process.py"
+TOOL = ToolSpec(name="t", description="d", input_schema=msgspec.Raw(b"{}"))
+
+
+@contextmanager
+def started(
+    home: Path, *, batch_size: int = 200, lease: int = 900, workers: int = 0, pause: int | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that backfills ``home``, past its start. It is killed at the end, if it still lives."""
+    arguments = [str(home), str(batch_size), str(lease), str(workers), *([] if pause is None else [str(pause)])]
+    process = subprocess.Popen([sys.executable, SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert _stdout(process).readline() == "started\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _stdout(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[str, int, int, int, int]:
+    """What the process said at its end: outcome, upserted, failed, parse errors, growth of its memory in KiB."""
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    outcome, *numbers = output.splitlines()[-1].split()
+    upserted, failed, parse_errors, grown = map(int, numbers)
+    return outcome, upserted, failed, parse_errors, grown
+
+
+def rows(home: Path) -> dict[str, Any]:
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
+        threads = state.threads.list(page_size=1000).items + state.threads.list(page_size=1000, archived=True).items
+        return {
+            str(each.id): {name: getattr(each, name) for name in Thread.column_names() if name != "rollout_path"}
+            | {"path": each.rollout_path.relative_to(home), "tools": len(state.dynamic_tools.get(each.id) or ())}
+            for each in threads
+        }
+
+
+def many_rollouts(home: Path, count: int) -> None:
+    for number in range(1, count + 1):
+        write_rollout(
+            home,
+            number,
+            session_meta(number, dynamic_tools=[TOOL]),
+            user_message(f"prompt {number}"),
+            token_count(number),
+            archived=number % 4 == 0,
+            time=f"2026-01-{number % 28 + 1:02d}T00-00-00",
+            modified=1_767_400_000 + number,
+        )
+
+
+def watermark(home: Path) -> str:
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
+        stored = state.backfill.get()
+        return "" if stored is None else stored.last_watermark or ""
+
+
+def end_lease_of_the_dead(home: Path) -> bool:
+    """Let the next worker start at once instead of after the lease. Tells whether the backfill is complete."""
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.autocommit() as state:
+        stored = state.backfill.get()
+        if stored is not None and stored.status is BackfillStatus.COMPLETE:
+            return True
+        state.backfill.release(state.backfill.mark_running(owner="test", lease=timedelta(seconds=1)))
+        return False
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_backfill_killed_at_random_points_ends_with_the_rows_of_an_undisturbed_one(
+    tmp_path: Path, workers: int
+) -> None:
+    """L4, L5: it repeats at most one batch, and its watermark never goes back."""
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    many_rollouts(calm, 120)
+    shutil.copytree(calm, killed)
+    with StateRuntime.open(StateSettings(codex_home=calm)) as runtime:
+        backfill(runtime, workers=0)
+    rng = random.Random(workers)
+    marks = [""]
+    kills = 0
+    for _ in range(60):
+        with started(killed, batch_size=7, workers=workers) as process:
+            for _ in range(rng.randrange(3)):
+                _stdout(process).readline()
+            time.sleep(rng.uniform(0, 0.01))
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        marks.append(watermark(killed))
+        if end_lease_of_the_dead(killed):
+            break
+    with StateRuntime.open(StateSettings(codex_home=killed)) as runtime:
+        backfill(runtime, workers=0)
+    assert kills >= 3
+    assert marks == sorted(marks)
+    assert rows(killed) == rows(calm)
+    assert len(rows(calm)) == 120
+    assert watermark(killed) == watermark(calm)
+
+
+def test_another_worker_goes_on_when_the_lease_of_a_killed_one_is_over(tmp_path: Path) -> None:
+    many_rollouts(tmp_path, 20)
+    with started(tmp_path, batch_size=5, lease=900, pause=2) as process:
+        assert _stdout(process).readline() == "5\n"
+        process.kill()
+        process.wait()
+    settings = StateSettings(codex_home=tmp_path, backfill_lease=timedelta(seconds=2))
+    with StateRuntime.open(settings) as runtime:
+        assert backfill(runtime).status == "running"
+        time.sleep(3.1)
+        report = backfill(runtime)
+    assert (report.status, report.scanned) == ("complete", 15)
+    assert len(rows(tmp_path)) == 20
+
+
+def test_a_paused_worker_changes_nothing_after_takeover(tmp_path: Path) -> None:
+    """L2, L5: what it had read before the pause is old by then; its whole batch is refused."""
+    many_rollouts(tmp_path, 20)
+    with started(tmp_path, batch_size=5, lease=1, pause=2) as process:
+        assert _stdout(process).readline() == "5\n"
+        assert _stdout(process).readline() == "paused\n"
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        time.sleep(2.1)
+        for number in range(1, 21):
+            path = next(tmp_path.rglob(f"rollout-*-{thread_id(number)}.jsonl"))
+            write(path, body(session_meta(number), user_message(f"newer {number}")), modified=1_767_500_000 + number)
+        settings = StateSettings(codex_home=tmp_path, backfill_lease=timedelta(seconds=1))
+        with StateRuntime.open(settings) as runtime:
+            report = backfill(runtime)
+        assert (report.status, report.scanned) == ("complete", 15)
+        before = rows(tmp_path)
+        process.send_signal(signal.SIGCONT)
+        outcome, upserted, *_ = finished(process)
+    assert (outcome, upserted) == ("lease_lost", 5)
+    assert rows(tmp_path) == before
+    assert sum(row["title"].startswith("newer") for row in before.values()) == 15
+
+
+def test_two_workers_at_once_do_the_work_once(tmp_path: Path) -> None:
+    many_rollouts(tmp_path, 60)
+    StateRuntime.open(StateSettings(codex_home=tmp_path)).close()
+    with started(tmp_path, batch_size=5) as first, started(tmp_path, batch_size=5) as second:
+        outcomes = [finished(first), finished(second)]
+    assert sorted(upserted for _, upserted, *_ in outcomes) == [0, 60]
+    assert len(rows(tmp_path)) == 60
+
+
+def test_a_line_of_64_mb_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    huge = (
+        line(user_message("x" * 8)).replace(b"xxxxxxxx", b"x" * (64 << 20)).replace(b"user_message", b"agent_message")
+    )
+    good, broken = huge, huge[:-1]
+    write(rollout_path(tmp_path, 1), body(session_meta(1), user_message("one"), good, token_count(1)))
+    write(rollout_path(tmp_path, 2), body(session_meta(2), user_message("two"), broken, token_count(2)))
+    with started(tmp_path) as process:
+        outcome, upserted, failed, parse_errors, grown = finished(process)
+    assert (outcome, upserted, failed, parse_errors) == ("complete", 2, 0, 1)
+    assert {row["title"]: row["tokens_used"] for row in rows(tmp_path).values()} == {"one": 1, "two": 2}
+    # The line itself, and once more while it is put together.
+    assert grown < (2 * 64 + 40) * 1024
+
+
+def test_memory_does_not_grow_with_the_number_of_rollouts(tmp_path: Path) -> None:
+    """L10."""
+    grown = {}
+    for count in (400, 4000):
+        home = tmp_path / str(count)
+        many_rollouts(home, count)
+        with started(home) as process:
+            outcome, upserted, *_, grown[count] = finished(process)
+        assert (outcome, upserted) == ("complete", count)
+    assert grown[4000] - grown[400] < 6 * 1024
