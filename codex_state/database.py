@@ -19,10 +19,10 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import Pool, QueuePool
 from sqlmodel import Session
 
-from codex_state import write_queue
+from codex_state import forks, write_queue
 from codex_state.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -49,7 +49,15 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 class Database:
     """One database: its engine, its pool, and its three transaction modes."""
 
-    def __init__(self, engine: Engine, autocommit: Engine, reader: Engine) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        autocommit: Engine,
+        reader: Engine,
+        opened: weakref.WeakSet[write_queue.QueueingConnection] | None = None,
+    ) -> None:
+        self._opened = weakref.WeakSet() if opened is None else opened
+        self._inherited: list[Pool] = []
         self.engine = engine
         """For sessions of your own that write; on SQLite their transactions start with ``BEGIN IMMEDIATE``."""
         self._autocommit = autocommit
@@ -116,7 +124,17 @@ class Database:
         self.engine.dispose()
 
     def forget_inherited_connections(self) -> None:
-        """After a fork: leave the parent's connections alone and make the child open its own."""
+        """After a fork: give up the parent's connections and make the child open its own."""
+        path = self.path
+        if path is not None:
+            # Not through the pool, whose lock a thread of the parent may have held when it forked.
+            queue: Any = self.engine.pool._pool.queue  # type: ignore[attr-defined]  # noqa: SLF001
+            idle = {record.dbapi_connection for record in queue} & set(self._opened)
+            forks.close_inherited(path, idle, set(self._opened) - idle)
+        elif self.dialect == "sqlite":
+            return  # in memory: the child has a copy of its own
+        # On PostgreSQL closing would say good-bye to the server in the parent's name, and so may forgetting.
+        self._inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
 
 
@@ -147,12 +165,15 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
     path = sqlite_path(url)
     seconds = busy_timeout.total_seconds()
     queued = path is not None and write_queue.supported()
+    opened: weakref.WeakSet[write_queue.QueueingConnection] = weakref.WeakSet()
 
     def connection_of(*args: Any, **options: Any) -> sqlite3.Connection:
         if path is None or not queued:
             return sqlite3.Connection(*args, **options)
+        forks.refuse_unsafe(path)
         connection = write_queue.QueueingConnection(*args, **options)
         connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
+        opened.add(connection)
         return connection
 
     base = create_engine(
@@ -179,7 +200,7 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
     event.listen(reader, "begin", _begin_read_only)
     event.listen(reader, "commit", _end_read_only)
     event.listen(reader, "rollback", _end_read_only)
-    return Database(writer, autocommit=base, reader=reader)
+    return Database(writer, autocommit=base, reader=reader, opened=opened)
 
 
 def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
