@@ -52,7 +52,7 @@ def backfill(
         write(f"{_summary(report)}\n")
     _name_failures(report)
     if held_by is not None:
-        note(f"{held_by} works on the index; wait for it, or run this again later")
+        note(f"the index is being built by {held_by}; wait for it, or run this again after that")
         raise typer.Exit(exits.HELD)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,9 @@ _NEEDED = {"typer", "rich"}
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, _end)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -43,6 +47,11 @@ def run(arguments: Sequence[str]) -> int:
         # The shell's line has "^C" in it.
         sys.stderr.write("\n")
     return status
+
+
+def _end(number: int, _frame: object) -> None:
+    # As an exception, so that a lease is given back and nobody has to wait for its end.
+    raise SystemExit(128 + number)
 
 
 def status_of(error: StateError) -> int:

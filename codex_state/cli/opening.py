@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import typer
 
 from codex_state.cli.options import home_of
 from codex_state.cli.output import note, rfc3339
+from codex_state.errors import StateError, ThreadNotFoundError
 
 if TYPE_CHECKING:
     from codex_state.models import BackfillState
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from codex_state.settings import StateSettings
 
 
-def settings_for(context: typer.Context, codex_home: Path | None) -> StateSettings:
+def settings_for(context: typer.Context, codex_home: str | None) -> StateSettings:
     """The settings: the environment's, with the home that was given on the command line."""
     from codex_state.settings import StateSettings
 
@@ -27,7 +28,7 @@ def settings_for(context: typer.Context, codex_home: Path | None) -> StateSettin
 
 
 @contextmanager
-def opened(context: typer.Context, codex_home: Path | None) -> Iterator[StateRuntime]:
+def opened(context: typer.Context, codex_home: str | None) -> Iterator[StateRuntime]:
     """The open state, migrated if need be and never backfilled; closed at the end."""
     from codex_state.runtime import StateRuntime
 
@@ -37,23 +38,37 @@ def opened(context: typer.Context, codex_home: Path | None) -> Iterator[StateRun
 
 def hint_when_incomplete(runtime: StateRuntime) -> None:
     """Say so when the index doesn't cover every rollout yet: a listing may miss some."""
+    if hint := _incompleteness_of(runtime):
+        note(hint)
+
+
+def not_found(runtime: StateRuntime, thread_id: UUID) -> StateError:
+    """The error that a thread has no row, with a likely reason."""
+    error = ThreadNotFoundError(thread_id)
+    hint = _incompleteness_of(runtime)
+    return StateError(f"{error} ({hint})") if hint else error
+
+
+def _incompleteness_of(runtime: StateRuntime) -> str | None:
     from codex_state.models import BackfillStatus
 
     with runtime.read() as state:
         backfill = state.backfill.get(runtime.home)
-    if backfill is not None and backfill.status is BackfillStatus.COMPLETE:
-        return
     if backfill is None or backfill.status is BackfillStatus.PENDING:
-        note("the index hasn't been built yet; run `codex-state backfill`")
-        return
-    note(f"the index isn't complete: {_name_of(backfill)} builds it; `codex-state backfill` goes on if it stopped")
+        return "the index hasn't been built yet; run `codex-state backfill`"
+    if backfill.status is BackfillStatus.COMPLETE:
+        return None
+    return f"the index isn't complete: {_name_of(backfill)} builds it; `codex-state backfill` goes on if it stopped"
 
 
 def holder_of(runtime: StateRuntime) -> str:
-    """Who works on the index, for people: host, process and since when."""
+    """Who works on the index, for people: host, process, since when, and when others may take over at the earliest."""
     with runtime.read() as state:
         backfill = state.backfill.get(runtime.home)
-    return "somebody" if backfill is None else _name_of(backfill)
+    if backfill is None:
+        return "somebody"
+    lease_end = backfill.updated_at + runtime.settings.backfill_lease
+    return f"{_name_of(backfill)}, with a lease until {rfc3339(lease_end)}"
 
 
 def _name_of(backfill: BackfillState) -> str:

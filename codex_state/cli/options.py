@@ -8,16 +8,18 @@ from typing import Annotated
 
 import typer
 
+from codex_state.errors import InvalidInputError
+
 
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
     """What was given before the command's name."""
 
-    codex_home: Path | None = None
+    codex_home: str | None = None
 
 
 CodexHome = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--codex-home",
         metavar="DIR",
@@ -48,9 +50,16 @@ ScopeKey = Annotated[
 ]
 
 
-def home_of(context: typer.Context, codex_home: Path | None) -> Path | None:
-    """The Codex home that was asked for, by the command's own option or by the one in front of it."""
-    if codex_home is not None:
-        return codex_home
+def home_of(context: typer.Context, codex_home: str | None) -> Path | None:
+    """The Codex home that was asked for, by the command's own option or by the one in front of it.
+
+    Raises:
+        InvalidInputError: it is empty, as a script's unset variable is. It would mean the working directory.
+    """
     given = context.find_object(GlobalOptions)
-    return None if given is None else given.codex_home
+    wanted = codex_home if codex_home is not None or given is None else given.codex_home
+    if wanted is None:
+        return None
+    if not wanted.strip():
+        raise InvalidInputError("--codex-home is empty; name a directory, or leave the option out")
+    return Path(wanted)

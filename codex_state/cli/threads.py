@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codex_state.cli.opening import hint_when_incomplete, opened
+from codex_state.cli.opening import hint_when_incomplete, not_found, opened
 from codex_state.cli.options import CodexHome, Json, Limit, ThreadId
 from codex_state.cli.output import columns_of, note, record_of, write, write_json
 from codex_state.cli.parsing import source_of, thread_id_of
 from codex_state.cli.tables import Column, ago, write_details, write_table
-from codex_state.errors import InvalidInputError, RolloutError, ThreadNotFoundError
+from codex_state.errors import InvalidInputError, RolloutError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,9 @@ def list_threads(
         list[str] | None,
         typer.Option(metavar="P", help="Only this model provider. Repeatable.", show_default=False),
     ] = None,
+    all_homes: Annotated[
+        bool, typer.Option("--all-homes", help="Also threads of other homes that share the database.")
+    ] = False,
     limit: Limit = 50,
     cursor: Annotated[
         str | None, typer.Option(metavar="C", help="Go on where the last page ended.", show_default=False)
@@ -65,6 +68,7 @@ def list_threads(
             sources=sources,
             providers=provider or (),
             archived=archived,
+            home=None if all_homes else runtime.home,
         )
         hint_when_incomplete(runtime)
     if as_json:
@@ -78,12 +82,13 @@ def list_threads(
 def show(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome = None, as_json: Json = False) -> None:
     """Show all that is known of a thread, with its tools and memory."""
     thread_id = thread_id_of(thread)
-    with opened(context, codex_home) as runtime, runtime.read() as state:
-        found = state.threads.get(thread_id)
-        tools = state.dynamic_tools.get(thread_id) or []
-        memory = state.thread_memories.get(thread_id)
-    if found is None:
-        raise ThreadNotFoundError(thread_id)
+    with opened(context, codex_home) as runtime:
+        with runtime.read() as state:
+            found = state.threads.get(thread_id)
+            tools = state.dynamic_tools.get(thread_id) or []
+            memory = state.thread_memories.get(thread_id)
+        if found is None:
+            raise not_found(runtime, thread_id)
     if as_json:
         write_json(
             record_of(found)
@@ -155,7 +160,7 @@ def title(
         raise InvalidInputError("the title is blank; give it at least one word")
     with opened(context, codex_home) as runtime:
         if not runtime.run(lambda state: state.threads.set_title(thread_id, new_title)):
-            raise ThreadNotFoundError(thread_id)
+            raise not_found(runtime, thread_id)
     note(f"{thread_id} is now called {new_title!r}")
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cli_process import Cli
+from cli_process import Cli, InProcess
 from example_home import ARCHIVED, LISTED, copy_of_the_example_home
 
 from codex_state.models import BackfillStatus, Claimed
@@ -21,12 +21,17 @@ FILES = 33
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def executable(tmp_path: Path) -> Cli:
     return Cli(copy_of_the_example_home(tmp_path / "home"))
 
 
-def test_the_report_is_one_object_on_stdout(cli: Cli) -> None:
-    report = cli.ok("backfill", "--json").json
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return InProcess(copy_of_the_example_home(tmp_path / "home"))
+
+
+def test_the_report_is_one_object_on_stdout(executable: Cli) -> None:
+    report = executable.ok("backfill", "--json").json
     seconds = report.pop("seconds")
     failures = report.pop("failures")
     watermark = report.pop("watermark")
@@ -34,11 +39,11 @@ def test_the_report_is_one_object_on_stdout(cli: Cli) -> None:
     assert 0 < seconds < 60
     assert [set(failure) for failure in failures] == [{"path", "error"}]
     assert failures[0]["path"].endswith("2026-04-07T03-00-00-019d65e1-f380-7d82-b082-532b629f6fbe.jsonl")
-    assert (cli.home / watermark).is_file()
+    assert (executable.home / watermark).is_file()
 
 
-def test_people_get_a_sentence_and_the_names_of_what_failed(cli: Cli) -> None:
-    done = cli.ok("backfill")
+def test_people_get_a_sentence_and_the_names_of_what_failed(executable: Cli) -> None:
+    done = executable.ok("backfill")
     assert done.stdout.startswith(f"complete: {FILES} files in ")
     assert f"{FILES - 1} indexed, 1 failed, 2 broken lines skipped" in done.stdout
     assert done.stderr.startswith("codex-state: failed: ")
@@ -66,13 +71,13 @@ def test_a_mended_file_is_found_by_retrying(cli: Cli) -> None:
 
 
 def test_a_home_without_sessions_is_fine(tmp_path: Path) -> None:
-    report = Cli(tmp_path / "home").ok("backfill", "--json").json
+    report = InProcess(tmp_path / "home").ok("backfill", "--json").json
     assert (report["status"], report["scanned"], report["watermark"]) == ("complete", 0, None)
 
 
 def test_the_home_may_be_named_before_or_after_the_command(tmp_path: Path) -> None:
     home = copy_of_the_example_home(tmp_path / "home")
-    elsewhere = Cli(tmp_path / "unused")
+    elsewhere = InProcess(tmp_path / "unused")
     assert elsewhere.ok("backfill", "--codex-home", home, "--json").json["scanned"] == FILES
     assert len(elsewhere.ok("--codex-home", home, "threads", "list", "--json").json["items"]) == LISTED
     nearest = elsewhere.ok("--codex-home", tmp_path / "other", "threads", "list", "--codex-home", home, "--json")
@@ -83,24 +88,24 @@ def test_the_home_may_be_named_before_or_after_the_command(tmp_path: Path) -> No
 
 def test_the_database_may_lie_elsewhere(tmp_path: Path) -> None:
     home = copy_of_the_example_home(tmp_path / "home")
-    Cli(home, CODEX_SQLITE_HOME=str(tmp_path / "local")).ok("backfill")
+    InProcess(home, CODEX_SQLITE_HOME=str(tmp_path / "local")).ok("backfill")
     assert (tmp_path / "local" / "state_4.sqlite").is_file()
     assert not (home / "state_4.sqlite").exists()
-    named = Cli(home, CODEX_STATE_DATABASE_URL=f"sqlite:///{tmp_path / 'named.sqlite'}")
+    named = InProcess(home, CODEX_STATE_DATABASE_URL=f"sqlite:///{tmp_path / 'named.sqlite'}")
     assert named.ok("backfill", "--json").json["scanned"] == FILES
     assert (tmp_path / "named.sqlite").is_file()
 
 
-def test_somebody_elses_backfill_is_left_alone_with_its_own_exit_status(cli: Cli) -> None:
-    with StateRuntime.open(StateSettings(codex_home=cli.home)) as runtime, runtime.autocommit() as state:
+def test_somebody_elses_backfill_is_left_alone_with_its_own_exit_status(executable: Cli) -> None:
+    with StateRuntime.open(StateSettings(codex_home=executable.home)) as runtime, runtime.autocommit() as state:
         claim = state.backfill.try_claim(owner="otter process 7", lease=timedelta(hours=1))
         assert isinstance(claim, Claimed)
-    done = cli("backfill", "--json")
+    done = executable("backfill", "--json")
     assert done.status == 3
     assert done.json["status"] == "running"
     assert done.json["scanned"] == 0
     assert "otter process 7" in done.stderr
-    listing = cli.ok("threads", "list")
+    listing = executable.ok("threads", "list")
     assert "otter process 7" in listing.stderr
 
 
@@ -112,16 +117,17 @@ def test_a_terminal_shows_a_bar_and_keeps_the_result(cli: Cli) -> None:
     assert f"complete: {FILES} files" in done.stdout
 
 
-def test_an_interrupted_backfill_goes_on_where_it_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_backfill_goes_on_where_it_stopped(tmp_path: Path, number: signal.Signals, status: int) -> None:
     home = many_rollouts(tmp_path / "home", 1500)
     cli = Cli(home, CODEX_STATE_BACKFILL_BATCH_SIZE="1")
     with cli.started("backfill", "--json") as process:
         wait_for_a_watermark(home)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert stdout == ""
-    assert "interrupted" in stderr
+    assert ("interrupted" in stderr) is (number is signal.SIGINT)
     assert "Traceback" not in stderr
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
         stopped = state.backfill.get()
@@ -131,7 +137,7 @@ def test_an_interrupted_backfill_goes_on_where_it_stopped(tmp_path: Path) -> Non
     rest = cli.ok("backfill", "--json").json
     assert rest["status"] == "complete"
     assert 0 < rest["scanned"] < 1500
-    assert len(Cli(home).ok("threads", "list", "--limit", "2000", "--json").json["items"]) == 1500
+    assert len(InProcess(home).ok("threads", "list", "--limit", "2000", "--json").json["items"]) == 1500
 
 
 def test_all_files_are_counted_whatever_the_sort_of_home(cli: Cli) -> None:
@@ -171,3 +177,19 @@ def many_rollouts(home: Path, count: int) -> Path:
         os.utime(path, (1_770_000_000 + number, 1_770_000_000 + number))
     shutil.rmtree(make)
     return home
+
+
+def test_two_homes_share_a_postgresql_database_and_each_lists_its_own(tmp_path: Path, postgres_url: str) -> None:
+    first = InProcess(copy_of_the_example_home(tmp_path / "first"), CODEX_STATE_DATABASE_URL=postgres_url)
+    second = InProcess(many_rollouts(tmp_path / "second", 3), CODEX_STATE_DATABASE_URL=postgres_url)
+    assert first.ok("backfill", "--json").json["upserted"] == FILES - 1
+    assert second.ok("threads", "list").stderr.startswith("codex-state: the index hasn't been built yet")
+    assert second.ok("backfill", "--json").json["upserted"] == 3
+    assert len(first.ok("threads", "list", "--json").json["items"]) == LISTED
+    assert len(second.ok("threads", "list", "--all-homes", "--json").json["items"]) == LISTED + 3
+    listed = second.ok("threads", "list", "--limit", "2", "--json").json
+    rest = second.ok("threads", "list", "--cursor", listed["next_cursor"], "--json").json
+    assert [len(page["items"]) for page in (listed, rest)] == [2, 1]
+    for commands in (["db", "current"], ["db", "check"], ["memories", "list"], ["jobs", "list"], ["logs"]):
+        first.ok(*commands)
+    assert not (first.home / "state_4.sqlite").exists()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from cli_process import Cli, InProcess
 from example_home import copy_of_the_example_home
+
+NOBODY = 65534
 
 ID = "019d2931-6038-7f85-98dd-1f67f15e8ef8"
 
@@ -22,9 +26,30 @@ def cli(tmp_path: Path) -> Cli:
 
 @pytest.fixture
 def indexed(tmp_path: Path) -> Cli:
-    cli = Cli(copy_of_the_example_home(tmp_path / "home"))
+    cli = InProcess(copy_of_the_example_home(tmp_path / "home"))
     cli.ok("backfill")
     return cli
+
+
+@pytest.fixture
+def nobodys(indexed: Cli) -> Iterator[Path]:
+    """A directory that a process without privileges can reach too, after everything has been imported."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Permissions mean nothing to root, so root becomes nobody for the time of the block."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +66,8 @@ def indexed(tmp_path: Path) -> Cli:
         (["threads", "list", "--cursor", "2026-01-01T00:00:00Z|1"], "malformed cursor"),
         (["threads", "list", "--source", "editor"], "malformed source 'editor'"),
         (["threads", "list", "--source", '{"subagent":'], "malformed source"),
+        (["threads", "list", "--codex-home", ""], "--codex-home is empty"),
+        (["--codex-home", " ", "backfill"], "--codex-home is empty"),
         (["threads", "list", "--sort", "title"], "--sort"),
         (["threads", "list", "--limit", "-1"], "--limit"),
         (["threads", "list", "--limit", "many"], "--limit"),
@@ -92,14 +119,16 @@ def test_a_home_that_cannot_be_made_is_named(cli: Cli) -> None:
     assert "can't create the directory /proc/codex-home" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def test_a_home_that_cannot_be_written_is_named(nobodys: Path) -> None:
+    home = nobodys / "home"
     home.mkdir()
-    home.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    done = Cli(home).refused("threads", "list")
+    home.chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IRGRP | stat.S_IXGRP)
+    with without_privileges():
+        done = InProcess(home).refused("threads", "list")
     assert done.status == 1
-    assert str(home) in done.stderr
+    assert "check the path" in done.stderr
+    assert "permissions" in done.stderr
+    assert list(home.iterdir()) == []
 
 
 def test_a_file_that_is_not_a_database_is_left_as_it_is(tmp_path: Path) -> None:
@@ -108,7 +137,7 @@ def test_a_file_that_is_not_a_database_is_left_as_it_is(tmp_path: Path) -> None:
     text = "These are not the tables that you are looking for.\n" * 100
     (home / "state_4.sqlite").write_text(text)
     for command in (["threads", "list"], ["backfill"], ["db", "upgrade"], ["db", "current"], ["db", "check"]):
-        done = Cli(home).refused(*command)
+        done = InProcess(home).refused(*command)
         assert done.status == 1
         assert "not an SQLite database" in done.stderr
     assert (home / "state_4.sqlite").read_text() == text
@@ -150,7 +179,7 @@ def test_a_busy_database_has_its_own_exit_status(indexed: Cli) -> None:
 
 
 def test_a_broken_config_is_named_before_anything_is_indexed(tmp_path: Path) -> None:
-    cli = Cli(copy_of_the_example_home(tmp_path / "home"))
+    cli = InProcess(copy_of_the_example_home(tmp_path / "home"))
     (cli.home / "config.toml").write_text("model_provider = openai without quotes")
     done = cli.refused("backfill")
     assert done.status == 1
@@ -158,13 +187,13 @@ def test_a_broken_config_is_named_before_anything_is_indexed(tmp_path: Path) -> 
 
 
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
-    cli = Cli(tmp_path / "home")
+    cli = InProcess(tmp_path / "home")
     assert "database_url" in cli.refused("threads", "list", CODEX_STATE_DATABASE_URL="mysql://localhost/x").stderr
     assert "pool_size" in cli.refused("threads", "list", CODEX_STATE_POOL_SIZE="0").stderr
 
 
 def test_strange_rollouts_fail_one_by_one_and_stop_nothing(tmp_path: Path) -> None:
-    cli = Cli(copy_of_the_example_home(tmp_path / "home"))
+    cli = InProcess(copy_of_the_example_home(tmp_path / "home"))
     day = cli.home / "sessions/2026/05/01"
     day.mkdir(parents=True)
 
@@ -185,11 +214,14 @@ def test_strange_rollouts_fail_one_by_one_and_stop_nothing(tmp_path: Path) -> No
     assert report["failed"] == len(failed) + 1
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_fails_alone(tmp_path: Path) -> None:
-    cli = Cli(copy_of_the_example_home(tmp_path / "home"))
+def test_a_file_that_may_not_be_read_fails_alone(nobodys: Path) -> None:
+    cli = InProcess(copy_of_the_example_home(nobodys / "home"))
     locked = next((cli.home / "sessions/2026/02/06").iterdir())
     locked.chmod(0)
-    report = cli.ok("backfill", "--json").json
-    assert str(locked) in {failure["path"] for failure in report["failures"]}
+    if os.geteuid() == 0:
+        os.chown(cli.home, NOBODY, -1)  # the database will be nobody's
+    with without_privileges():
+        report = cli.ok("backfill", "--json").json
+    assert "Permission denied" in {failure["path"]: failure["error"] for failure in report["failures"]}[str(locked)]
     assert report["failed"] == 2
+    assert report["upserted"] == report["scanned"] - 2

@@ -97,6 +97,14 @@ def test_the_story_indexes_the_users_home_and_makes_up_nothing_in_it(tmp_path: P
     assert counts == {"threads": 32, "thread_memory": 0, "memory_phase1_jobs": 0, "memory_scope_dirty": 0}
 
 
+def test_the_story_leaves_a_postgresql_database_without_made_up_memories(tmp_path: Path, postgres_url: str) -> None:
+    home = copy_of_the_example_home(tmp_path / "home")
+    done = run_example("run.py", tmp_path, CODEX_HOME=str(home), CODEX_STATE_DATABASE_URL=postgres_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "32 threads indexed" in done.stdout
+    assert "Left out: it would write made-up memories" in done.stdout
+
+
 def test_the_story_ends_with_a_clear_line_when_the_home_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_example("run.py", tmp_path, CODEX_HOME=str(tmp_path / "file"))

@@ -64,6 +64,7 @@ def test_one_item_says_what_its_rollout_says(indexed: Cli) -> None:
     assert item == item | {
         "id": "019d2931-6038-7f85-98dd-1f67f15e8ef8",
         "created_at": "2026-03-26T08:09:55Z",
+        "updated_at": "2026-03-26T08:10:21Z",
         "source": "vscode",
         "model_provider": "openai",
         "model": "gpt-5.1-codex",
@@ -247,6 +248,14 @@ def test_a_listing_of_an_incomplete_index_says_so_and_does_not_fail(tmp_path: Pa
     done = cli.ok("threads", "list", "--json")
     assert done.json["items"] == []
     assert done.stderr == "codex-state: the index hasn't been built yet; run `codex-state backfill`\n"
+
+
+def test_a_thread_that_is_not_indexed_yet_may_be_the_reason_why_it_is_not_found(tmp_path: Path) -> None:
+    thread_id = "019d2931-6038-7f85-98dd-1f67f15e8ef8"
+    for command in (["show", thread_id], ["title", thread_id, "new"]):
+        done = InProcess(tmp_path / "home").refused("threads", *command)
+        assert done.status == 1
+        assert f"thread not found: {thread_id} (the index hasn't been built yet; run" in done.stderr
 
 
 def test_an_unknown_thread_is_named(indexed: Cli) -> None:
