@@ -156,7 +156,8 @@ os.read(ready[0], 1)
 runtime.close()
 os.write(go[1], b"x")
 join(child)
-assert titles(StateRuntime.open(StateSettings())) == ["child after", "child before", "parent"]
+with StateRuntime.open(StateSettings()) as again:
+    assert titles(again) == ["child after", "child before", "parent"]
 """
 
 WHILE_A_SESSION_IS_OPEN = """
