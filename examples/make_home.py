@@ -253,6 +253,7 @@ def main(arguments: Sequence[str]) -> None:
     elif root.exists():
         sys.exit(f"{root} is already there; name a directory that doesn't exist yet")
     make_home(root)
+    set_modification_times(root)
     files = sorted(root.rglob("rollout-*"))
     print(f"{len(files)} rollouts, {sum(file.stat().st_size for file in files):,} bytes in {root}")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from cli_process import Cli
+from cli_process import Cli, InProcess
 from example_home import EXAMPLES, LISTED, copy_of_the_example_home, make_home
 
 HOME = make_home.HOME
@@ -47,6 +47,16 @@ def run_example(script: str, cwd: Path, **environment: str) -> subprocess.Comple
 def test_the_checked_in_home_is_what_the_generator_makes(tmp_path: Path) -> None:
     make_home.make_home(tmp_path / "home")
     assert contents(tmp_path / "home") == contents(HOME)
+
+
+def test_a_home_made_elsewhere_is_ready_for_the_command_line(tmp_path: Path) -> None:
+    make_home.main([str(tmp_path / "home")])
+    report = InProcess(tmp_path / "home").ok("backfill", "--json").json
+    assert (report["status"], report["failed"]) == ("complete", 1)
+    for item in InProcess(tmp_path / "home").ok("threads", "list", "--json").json["items"]:
+        assert item["created_at"] <= item["updated_at"] < "2026-05"
+    with pytest.raises(SystemExit, match="already there"):
+        make_home.main([str(tmp_path / "home")])
 
 
 def test_the_home_is_small_and_holds_the_cases_that_real_homes_hold() -> None:
