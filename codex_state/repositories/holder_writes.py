@@ -46,6 +46,8 @@ class RegisteredWrite(Generic[LeaseT]):
     """Calls the verb with a lease and some values; committing is up to whoever opened the session."""
     refused: object
     """What it answers when the lease is lost. Then no row has changed."""
+    finishes: bool = False
+    """Whether it ends the work, after which the lease is good for nothing."""
     arrange: Callable[[Session], object] = _nothing
     """Makes the rows, before anybody holds anything, without which the verb would be refused whatever the lease."""
 
@@ -71,6 +73,7 @@ _PHASE1 = (
             lease, raw_memory_path=Path("/raw.md"), summary_hash="hash"
         ),
         refused=HolderWrite.LEASE_LOST,
+        finishes=True,
     ),
     RegisteredWrite(
         Phase1JobRepository,
@@ -78,6 +81,7 @@ _PHASE1 = (
         Phase1Lease,
         lambda session, lease: Phase1JobRepository(session).fail(lease, "failed", retry_after=timedelta(0)),
         refused=HolderWrite.LEASE_LOST,
+        finishes=True,
     ),
     RegisteredWrite(
         Phase1JobRepository,
@@ -85,6 +89,7 @@ _PHASE1 = (
         Phase1Lease,
         lambda session, lease: Phase1JobRepository(session).release(lease, "interrupted"),
         refused=HolderWrite.LEASE_LOST,
+        finishes=True,
     ),
     RegisteredWrite(
         ThreadMemoryRepository,
@@ -117,6 +122,7 @@ _LOCKS = (
         LockLease,
         lambda session, lease: ConsolidationLockRepository(session).release(lease),
         refused=HolderWrite.LEASE_LOST,
+        finishes=True,
     ),
     RegisteredWrite(
         MemoryScopeRepository,
@@ -149,6 +155,7 @@ _BACKFILL = (
         BackfillLease,
         lambda session, lease: BackfillRepository(session).complete(lease, _WATERMARK),
         refused=HolderWrite.LEASE_LOST,
+        finishes=True,
     ),
     RegisteredWrite(
         BackfillRepository,
@@ -156,6 +163,7 @@ _BACKFILL = (
         BackfillLease,
         lambda session, lease: BackfillRepository(session).release(lease),
         refused=HolderWrite.LEASE_LOST,
+        finishes=True,
     ),
 )
 
