@@ -75,7 +75,8 @@ class InWorkers:
     def __init__(self, default_provider: str, workers: int, poll_seconds: float) -> None:
         self._default_provider = default_provider
         self._poll_seconds = poll_seconds
-        self._ahead = workers * 2
+        # So much that the children go on while a batch is stored, and little beside what a batch holds.
+        self._ahead = workers * 8
         self._idle: SimpleQueue[_Child] = SimpleQueue()
         self._children: list[_Child] = []
         try:
