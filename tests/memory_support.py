@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import postgres
 import pytest
+from sqlalchemy import text
 
 from codex_state import (
     Claimed,
@@ -124,3 +125,10 @@ def claim(runtime: StateRuntime, key: Phase1Key, *, lease: float = 3600, owner: 
         outcome = state.phase1_jobs.try_claim(key, owner=owner, source_updated_at=now(), lease=timedelta(seconds=lease))
     assert isinstance(outcome, Claimed)
     return outcome.lease
+
+
+def let_leases_end(runtime: StateRuntime, seconds: int) -> None:
+    """As if all holders had been silent for so much longer: the dead renew nothing, so nobody need wait for them."""
+    with runtime.begin() as state:
+        for table, column in (("memory_phase1_jobs", "started_at"), ("memory_consolidation_locks", "updated_at")):
+            state.session.connection().execute(text(f"UPDATE {table} SET {column} = {column} - {seconds}"))

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -133,8 +134,12 @@ def _arm(orders: Orders) -> None:
     setattr(owner, name, wrapped)
 
 
+_struck = threading.Lock()
+
+
 def _strike(orders: Orders) -> None:
-    os.kill(os.getpid(), getattr(signal, orders.happens))
+    if _struck.acquire(blocking=False):  # once, by whichever thread comes first
+        os.kill(os.getpid(), getattr(signal, orders.happens))
 
 
 def _called(orders: Orders, what: object) -> None:

@@ -262,7 +262,10 @@ class _Consolidation:
             case None:
                 self._report(ConsolidationOutcome.FAILED, reason)
             case StopReason.TIMED_OUT:
-                self._report(ConsolidationOutcome.FAILED, f"timed out after {self._around.options.timeout}")
+                assert self._around.options.timeout is not None
+                self._report(
+                    ConsolidationOutcome.FAILED, f"timed out after {self._around.options.timeout.total_seconds():g} s"
+                )
             case StopReason.REFUSED:
                 self._report(ConsolidationOutcome.LOST, "somebody else took the lock over")
             case StopReason.LATE:

@@ -1,0 +1,264 @@
+"""Workers that are killed, paused or interrupted at every step of the memory pipeline."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_support import CWD, OTHER, OWNER, add_threads, let_leases_end
+from memory_worker import Orders, Worker
+from sqlalchemy import text
+
+from codex_state import (
+    ConsolidationOptions,
+    ConsolidationOutcome,
+    ExtractedMemory,
+    MemoryScope,
+    Phase1Options,
+    Phase1Status,
+    StateRuntime,
+    StateSettings,
+    Thread,
+    consolidate_memories,
+    memory_root,
+    run_phase1,
+)
+
+Open = Callable[[StateSettings], StateRuntime]
+
+SECONDS = 2
+LEASE = timedelta(seconds=SECONDS)
+TABLES = ("memory_phase1_jobs", "thread_memory", "memory_scope_dirty", "memory_consolidation_locks")
+SCOPES = (MemoryScope.cwd(CWD), MemoryScope.user())
+
+EXTRACTION_STEPS = [
+    "after claim",
+    "within",
+    "before store",
+    "before upsert",
+    "after upsert",
+    "after succeed",
+    "after mark",
+    "after store",
+    "before write",
+    "after write",
+    "after render",
+]
+CONSOLIDATION_STEPS = ["after acquire", "before write", "within", "before clean", "after clean", "after release"]
+
+
+def orders(settings: StateSettings, **values: Any) -> Orders:
+    url = settings.database_url
+    return Orders(settings.codex_home, url and url.get_secret_value(), **({"owner": OWNER} | values))
+
+
+def rows_of(runtime: StateRuntime) -> dict[str, list[Any]]:
+    with runtime.read() as state:
+        connection = state.session.connection()
+        return {
+            table: sorted(map(repr, connection.execute(text(f"SELECT * FROM {table}")).mappings())) for table in TABLES
+        }
+
+
+def files_of(home: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in sorted((home / "memories").rglob("*.md"))}
+
+
+def finish_with_another_worker(runtime: StateRuntime, *, expected: int) -> None:
+    """Passes of another worker, until every job is done."""
+
+    def extract(thread: Thread) -> ExtractedMemory:
+        return ExtractedMemory(f"of {thread.id} by {OTHER}", f"by {OTHER}")
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        run_phase1(runtime, extract, owner=OTHER, options=Phase1Options(lease=LEASE))
+        with runtime.read() as state:
+            if state.phase1_jobs.count_by_status()[Phase1Status.SUCCEEDED] == expected:
+                return
+        time.sleep(0.1)
+    pytest.fail("the jobs were not finished")
+
+
+def check_each_output_is_there_once(runtime: StateRuntime, threads: list[Thread]) -> None:
+    """Every job succeeded once, its memory is its holder's, and the files show exactly that."""
+    with runtime.read() as state:
+        jobs = state.phase1_jobs.list()
+        assert len(jobs) == 2 * len(threads)
+        for scope in SCOPES:
+            memories = {memory.thread_id: memory for memory in state.thread_memories.last_n_for_scope(scope, 100)}
+            mark = state.memory_scopes.get(scope)
+            assert mark is not None
+            assert mark.dirty
+            root = memory_root(runtime.codex_home, scope)
+            assert {path.stem for path in (root / "raw_memories").iterdir()} == {str(key) for key in memories}
+            for thread in threads:
+                (job,) = [job for job in jobs if (job.thread_id, job.scope_kind) == (thread.id, scope.kind)]
+                assert job.status is Phase1Status.SUCCEEDED
+                assert memories[thread.id].raw_memory == f"of {thread.id} by {job.owner_session_id}"
+                assert job.raw_memory_path == root / "raw_memories" / f"{thread.id}.md"
+                assert job.raw_memory_path.read_text().endswith(f"\n\n{memories[thread.id].raw_memory}\n")
+                assert f"by {job.owner_session_id} (thread {thread.id}" in (root / "memory_summary.md").read_text()
+
+
+@pytest.mark.parametrize("step", EXTRACTION_STEPS)
+def test_an_extraction_killed_at_any_step_is_finished_by_another_worker(
+    settings: StateSettings, opened: Open, step: str
+) -> None:
+    """L2, L5: its outputs are there exactly once."""
+    runtime = opened(settings)
+    threads = add_threads(runtime, 3)
+    with Worker(orders(settings, lease=SECONDS, at=step)) as worker:
+        assert worker.finish()[0] == -signal.SIGKILL
+    let_leases_end(runtime, SECONDS)
+    finish_with_another_worker(runtime, expected=6)
+    check_each_output_is_there_once(runtime, threads)
+    with runtime.read() as state:
+        finished_before = [job for job in state.phase1_jobs.list() if job.owner_session_id == OWNER]
+        assert {job.attempt for job in finished_before} <= {1}, "what was finished was not claimed again"
+        committed = step in {"after store", "before write", "after write", "after render"}
+        assert bool(finished_before) == committed
+
+
+@pytest.mark.parametrize("step", ["within", "before store"])
+def test_an_extraction_paused_past_its_lease_changes_nothing(settings: StateSettings, opened: Open, step: str) -> None:
+    """L2."""
+    runtime = opened(settings)
+    threads = add_threads(runtime, 2)
+    with Worker(orders(settings, lease=SECONDS, concurrency=2, at=step, happens="SIGSTOP")) as worker:
+        worker.wait_until_paused()
+        finish_with_another_worker(runtime, expected=4)
+        rows, files = rows_of(runtime), files_of(settings.codex_home)
+        worker.signal(signal.SIGCONT)
+        status, outcomes = worker.finish()
+    assert (status, outcomes) == (0, ["lost"] * 4)
+    assert rows_of(runtime) == rows
+    assert files_of(settings.codex_home) == files
+    check_each_output_is_there_once(runtime, threads)
+    with runtime.read() as state:
+        assert {job.owner_session_id for job in state.phase1_jobs.list()} == {OTHER}
+
+
+@pytest.mark.parametrize("step", ["before render", "before write", "after write"])
+def test_a_worker_paused_while_it_writes_files_leaves_the_newest_texts(
+    settings: StateSettings, opened: Open, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    from codex_state.memory import files
+
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.2)
+    runtime = opened(settings)
+    threads = add_threads(runtime, 2)
+    with Worker(orders(settings, lease=SECONDS, at=step, happens="SIGSTOP")) as worker:
+        worker.wait_until_paused()
+        finish_with_another_worker(runtime, expected=4)
+        worker.signal(signal.SIGCONT)
+        assert worker.finish()[0] == 0
+    check_each_output_is_there_once(runtime, threads)
+
+
+def test_an_interrupted_worker_gives_its_jobs_back_at_once(settings: StateSettings, opened: Open) -> None:
+    """With a lease of an hour: nobody waits for its end."""
+    runtime = opened(settings)
+    threads = add_threads(runtime, 3)
+    log, gate = settings.codex_home / "log", settings.codex_home / "gate"
+    with Worker(orders(settings, concurrency=2, log=log, pause_for=gate)) as worker:
+        while not log.exists() or len(log.read_text().splitlines()) < 2:
+            time.sleep(0.01)
+        worker.signal(signal.SIGINT)
+        status, error = worker.finish()
+    assert status == -signal.SIGINT
+    assert error.rstrip().endswith("KeyboardInterrupt")
+    with runtime.read() as state:
+        jobs = state.phase1_jobs.list()
+        assert {job.status for job in jobs} == {Phase1Status.FAILED}
+        assert {job.failure_reason for job in jobs} == {"the pass was interrupted"}
+    report = run_phase1(
+        runtime,
+        lambda thread: ExtractedMemory(f"of {thread.id} by {OTHER}", f"by {OTHER}"),
+        owner=OTHER,
+    )
+    assert report.succeeded == 6
+    check_each_output_is_there_once(runtime, threads)
+
+
+def test_workers_killed_again_and_again_get_everything_done_once(settings: StateSettings, opened: Open) -> None:
+    runtime = opened(settings)
+    threads = add_threads(runtime, 8)
+    for round_, step in enumerate(["after upsert", "after store", "before mark", "before write"]):
+        owner = OWNER if round_ % 2 else OTHER
+        with Worker(orders(settings, owner=owner, lease=SECONDS, concurrency=4, at=step)) as worker:
+            assert worker.finish()[0] == -signal.SIGKILL
+        let_leases_end(runtime, SECONDS)
+    finish_with_another_worker(runtime, expected=16)
+    check_each_output_is_there_once(runtime, threads)
+
+
+def remember_everything(runtime: StateRuntime) -> list[Thread]:
+    threads = add_threads(runtime, 2)
+    run_phase1(runtime, lambda thread: ExtractedMemory(f"of {thread.id} by {OWNER}", f"by {OWNER}"), owner=OWNER)
+    return threads
+
+
+@pytest.mark.parametrize("step", CONSOLIDATION_STEPS)
+def test_a_consolidation_killed_at_any_step_leaves_its_scope_dirty_for_another(
+    settings: StateSettings, opened: Open, step: str
+) -> None:
+    runtime = opened(settings)
+    remember_everything(runtime)
+    with Worker(orders(settings, phase="consolidate", lease=SECONDS, at=step)) as worker:
+        assert worker.finish()[0] == -signal.SIGKILL
+    with runtime.read() as state:
+        assert len(state.memory_scopes.list_dirty()) == 2, "the mark is cleaned with the lock's release"
+    let_leases_end(runtime, SECONDS)
+    options = ConsolidationOptions(lease=LEASE)
+    calls: list[MemoryScope] = []
+    report = consolidate_memories(runtime, lambda scope, _memories: calls.append(scope), owner=OTHER, options=options)
+    assert report.count(ConsolidationOutcome.CLEAN) == 2
+    assert sorted(map(str, calls)) == sorted(map(str, SCOPES))
+    with runtime.read() as state:
+        assert state.memory_scopes.list_dirty() == []
+        assert state.consolidation_locks.list() == []
+
+
+def check_a_paused_consolidation_changes_nothing(settings: StateSettings, runtime: StateRuntime, step: str) -> None:
+    remember_everything(runtime)
+    given = orders(settings, phase="consolidate", lease=SECONDS, concurrency=2, at=step, happens="SIGSTOP")
+    with Worker(given) as worker:
+        worker.wait_until_paused()
+        time.sleep(SECONDS + 1)
+        with runtime.begin() as state:
+            for scope in SCOPES:
+                root = memory_root(settings.codex_home, scope)
+                state.consolidation_locks.try_acquire(root, owner=OTHER, lease=LEASE)
+                state.memory_scopes.mark_dirty(scope)
+        rows = rows_of(runtime)
+        worker.signal(signal.SIGCONT)
+        status, outcomes = worker.finish()
+    assert status == 0
+    assert "lost" in outcomes
+    assert set(outcomes) <= {"lost", "skipped"}, "a scope that it hadn't locked yet was locked by the other"
+    assert rows_of(runtime) == rows
+
+
+def test_a_consolidation_paused_past_its_lease_changes_nothing(settings: StateSettings, opened: Open) -> None:
+    """L2."""
+    check_a_paused_consolidation_changes_nothing(settings, opened(settings), "within")
+
+
+def test_a_consolidation_paused_in_its_last_transaction_changes_nothing(
+    postgres_settings: StateSettings, opened: Open
+) -> None:
+    """L2. On SQLite nobody can take over meanwhile: there is one writer."""
+    check_a_paused_consolidation_changes_nothing(postgres_settings, opened(postgres_settings), "before clean")
+
+
+def test_the_orders_of_a_worker_survive_their_journey(sqlite_settings: StateSettings) -> None:
+    given = orders(sqlite_settings, at="after claim", log=Path("/log"), lease=2)
+    assert Orders.loads(given.dumps()) == given
+    assert json.loads(given.dumps())["home"] == str(sqlite_settings.codex_home)
