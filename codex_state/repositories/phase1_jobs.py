@@ -67,7 +67,10 @@ _CLAIM = claim_from(
         bindparam("new_source", type_=EpochSeconds()),
         bindparam("new_token", type_=text),
         literal_column("1"),
-    ).where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
+    )
+    .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
+    # On PostgreSQL a thread that is being deleted is waited for, and then missed, before the foreign key looks at it.
+    .with_for_update(of=_threads, read=True, key_share=True)
 )
 
 _REFUSAL = (

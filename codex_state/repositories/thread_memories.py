@@ -63,21 +63,33 @@ def _new_memory(kind: ColumnElement[Any], key: ColumnElement[Any]) -> tuple[Colu
     )
 
 
-_UPSERT = _upsert_from(select(_threads.c.id, *_new_memory(_scope_kind, _scope_key)).where(_threads.c.id == _thread_id))
-_UPSERT_CWD = _upsert_from(
-    select(_threads.c.id, *_new_memory(literal_column("'cwd'"), _threads.c.cwd)).where(_threads.c.id == _thread_id)
-)
+_OF_THREAD = _threads.c.id == _thread_id
+
+
+def _of_thread(kind: ColumnElement[Any], key: ColumnElement[Any]) -> Select[Any]:
+    # On PostgreSQL a thread that is being deleted is waited for, and then missed, before the foreign key looks at it.
+    return (
+        select(_threads.c.id, *_new_memory(kind, key))
+        .where(_OF_THREAD)
+        .with_for_update(of=_threads, read=True, key_share=True)
+    )
+
+
+_UPSERT = _upsert_from(_of_thread(_scope_kind, _scope_key))
+_UPSERT_CWD = _upsert_from(_of_thread(literal_column("'cwd'"), _threads.c.cwd))
 _UPSERT_IF_OWNER = _upsert_from(
     select(_jobs.c.thread_id, *_new_memory(_jobs.c.scope_kind, _jobs.c.scope_key))
+    .select_from(_threads.join(_jobs, _jobs.c.thread_id == _threads.c.id))
     .where(
-        _jobs.c.thread_id == _thread_id,
+        _OF_THREAD,
         _jobs.c.scope_kind == _scope_kind,
         _jobs.c.scope_key == _scope_key,
         _jobs.c.status == literal_column(f"'{Phase1Status.RUNNING.value}'"),
         _jobs.c.ownership_token == bindparam("token", type_=text),
     )
-    # On PostgreSQL a take-over and this write must not pass each other; SQLite has one writer anyway.
-    .with_for_update()
+    # On PostgreSQL a take-over and this write must not pass each other; SQLite has one writer anyway. The thread comes
+    # first, as for whoever deletes it: the other way round they could wait for each other.
+    .with_for_update(of=[_threads, _jobs], key_share=True)
 )
 
 _GET = (
@@ -108,7 +120,7 @@ _INVALIDATE = (
     .values(invalidated_at=server_now(), invalid_reason=bindparam("reason", type_=text))
     .returning(_memories.c.thread_id)
 )
-_THREAD_EXISTS = select(_threads.c.id).where(_threads.c.id == _thread_id)
+_THREAD_EXISTS = select(_threads.c.id).where(_OF_THREAD)
 
 
 def _key_of(thread_id: UUID, scope: MemoryScope) -> dict[str, Any]:

@@ -130,7 +130,8 @@ def test_the_holders_writes_seek_their_job_by_its_key(state: State) -> None:
         f"SEARCH memory_phase1_jobs USING INDEX {by_key}"
     ]
     assert _plan_of(state, lambda state: state.thread_memories.upsert_if_owner(lease, "r", "s")) == [
-        f"SEARCH memory_phase1_jobs USING INDEX {by_key}"
+        f"SEARCH memory_phase1_jobs USING INDEX {by_key}",
+        "SEARCH threads USING COVERING INDEX sqlite_autoindex_threads_1 (id=?)",
     ]
     assert _plan_of(state, lambda state: state.phase1_jobs.fail(lease, "broken")) == [
         f"SEARCH memory_phase1_jobs USING INDEX {by_key}"

@@ -1,0 +1,146 @@
+"""Batch claims that run at once: the cap holds, nobody takes what another took, and nobody waits for another."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from codex_state.errors import ThreadNotFoundError
+from codex_state.models import Claimed, MemoryScope, Phase1Key, Phase1Lease, Phase1Status, Skipped
+from codex_state.runtime import State, StateRuntime
+from codex_state.testing.samples import NOON, a_thread
+from tests import stores
+
+_HOUR = timedelta(hours=1)
+_AGES = timedelta(days=36_500)
+_WORKERS = 4
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateRuntime]:
+    with stores.fresh_settings(request.param, tmp_path, request) as settings, StateRuntime.open(settings) as runtime:
+        yield runtime
+
+
+def _store_threads(runtime: StateRuntime, count: int) -> list[UUID]:
+    threads = [a_thread() for _ in range(count)]
+    with runtime.begin() as state:
+        state.threads.upsert_many(threads)
+    return [thread.id for thread in threads]
+
+
+def _claim(state: State, limit: int, max_running: int | None = None) -> list[Phase1Lease]:
+    return state.phase1_jobs.claim_candidates(
+        owner=uuid4(), lease=_HOUR, limit=limit, max_running=max_running, max_age=_AGES, scope_kinds=["user"]
+    )
+
+
+@pytest.mark.parametrize("mode", ["autocommit", "begin"])
+def test_the_cap_on_live_leases_holds_when_many_claim_at_once(runtime: StateRuntime, mode: str) -> None:
+    _store_threads(runtime, 100)
+    for round_number in range(1, 11):
+        start = threading.Barrier(_WORKERS)
+
+        def claim(_: int, start: threading.Barrier = start, cap: int = round_number * 3) -> int:
+            with getattr(runtime, mode)() as state:
+                if mode == "autocommit" or runtime.database.dialect == "postgresql":
+                    state.session.connection()
+                    start.wait(30)  # on SQLite a unit of work holds the write lock from its start
+                return len(_claim(state, limit=64, max_running=cap))
+
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            granted = sum(pool.map(claim, range(_WORKERS)))
+        assert granted == 3
+        with runtime.read() as state:
+            assert state.phase1_jobs.count_by_status()[Phase1Status.RUNNING] == round_number * 3
+
+
+def test_batches_that_are_claimed_at_once_share_the_threads_between_them(runtime: StateRuntime) -> None:
+    """L1: each is granted once."""
+    threads = _store_threads(runtime, 200)
+    taken: list[list[UUID]] = [[] for _ in range(_WORKERS)]
+
+    def drain(worker: int) -> None:
+        with runtime.autocommit() as state:
+            idle = 0
+            while idle < 3:  # a batch may come back empty because another worker was faster
+                leases = _claim(state, limit=7)
+                idle = 0 if leases else idle + 1
+                taken[worker] += [lease.key.thread_id for lease in leases]
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        list(pool.map(drain, range(_WORKERS)))
+    counts = Counter(thread for worker in taken for thread in worker)
+    assert counts == Counter(threads)
+
+
+@pytest.mark.parametrize("runtime", ["postgresql"], indirect=True)
+def test_a_batch_that_is_not_committed_keeps_nobody_waiting(runtime: StateRuntime) -> None:
+    # SQLite has one writer, so there the second waits for the first one's commit in any case.
+    threads = set(_store_threads(runtime, 10))
+    with runtime.begin() as first:
+        mine = {lease.key.thread_id for lease in _claim(first, limit=5)}
+        with runtime.autocommit() as second:
+            second.session.connection().execute(text("SET lock_timeout = '100ms'"))
+            others = {lease.key.thread_id for lease in _claim(second, limit=10)}
+            assert others == threads - mine
+            # Rows that refer to a claimed thread aren't held up either.
+            outcome = second.phase1_jobs.try_claim(
+                Phase1Key(min(mine), MemoryScope("cwd", "/work")),
+                owner=uuid4(),
+                source_updated_at=NOON,
+                lease=_HOUR,
+            )
+            assert isinstance(outcome, Claimed)
+            second.thread_memories.upsert(min(mine), "raw", "summary")
+            second.session.connection().execute(text("RESET lock_timeout"))
+
+
+@pytest.mark.parametrize("write", ["claim", "memory", "memory for scope", "guarded memory"])
+def test_a_thread_that_is_deleted_at_the_same_time_is_found_or_missed(runtime: StateRuntime, write: str) -> None:
+    """L8: never the foreign key's error, never a deadlock."""
+    start = threading.Barrier(2)
+    scope = MemoryScope.user()
+
+    def claim(state: State, thread_id: UUID) -> Claimed[Phase1Lease] | Skipped:
+        return state.phase1_jobs.try_claim(
+            Phase1Key(thread_id, scope), owner=uuid4(), source_updated_at=NOON, lease=timedelta(0)
+        )
+
+    def try_to_write(thread_id: UUID) -> None:
+        with runtime.autocommit() as state:
+            lease = claim(state, thread_id).lease  # type: ignore[union-attr]
+            start.wait(30)
+            try:
+                match write:
+                    case "claim":
+                        claim(state, thread_id)
+                    case "memory":
+                        state.thread_memories.upsert(thread_id, "raw", "summary")
+                    case "memory for scope":
+                        state.thread_memories.upsert_for_scope(thread_id, scope, "raw", "summary")
+                    case _:
+                        state.thread_memories.upsert_if_owner(lease, "raw", "summary")
+            except ThreadNotFoundError:
+                pass
+
+    def delete(thread_id: UUID) -> None:
+        with runtime.autocommit() as state:
+            state.session.connection()
+            start.wait(30)
+            assert state.threads.delete(thread_id) is True
+
+    with ThreadPoolExecutor(2) as pool:
+        for thread_id in _store_threads(runtime, 60):
+            for done in [pool.submit(try_to_write, thread_id), pool.submit(delete, thread_id)]:
+                done.result(60)
+    with runtime.read() as state:
+        assert state.phase1_jobs.list() == []
