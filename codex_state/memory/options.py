@@ -52,8 +52,9 @@ class Phase1Options:
     """A thread to leave alone: the caller's own."""
     max_running: int | None = None
     """How many live leases there may be at once, over all workers; ``None`` for no bound."""
-    home: str | None = None
-    """Only threads of this home; ``None`` for all."""
+    all_homes: bool = False
+    """Whether threads of every home are extracted. By default they are the runtime's own, whose rollouts are within
+    reach, and those that name no home."""
     write_files: bool = True
     """Whether the scopes' memories are also written as files, under the runtime's home."""
 

@@ -17,7 +17,7 @@ from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, trust_clock
 from codex_state.memory.options import Phase1Options
 from codex_state.memory.phase1_extraction import INTERRUPTED, Extraction, Surroundings, lost
 from codex_state.memory.reports import Phase1Progress, Phase1Report, Phase1Result, Phase1Skipped
-from codex_state.models import Claimed, Phase1Key, Phase1Lease, Skipped, Thread
+from codex_state.models import LOCAL_HOME, Claimed, Phase1Key, Phase1Lease, Skipped, Thread
 from codex_state.runtime import State, StateRuntime
 
 _log = logging.getLogger("codex_state")
@@ -93,7 +93,7 @@ class Pass:
                 scope_kinds=options.scope_kinds,
                 exclude=options.exclude,
                 max_running=options.max_running,
-                home=options.home,
+                home=None if options.all_homes else {self._runtime.home, LOCAL_HOME},
             )
 
         requested_at, leases = self._runtime.run(claim)

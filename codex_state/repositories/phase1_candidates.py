@@ -45,7 +45,7 @@ class _Shape(NamedTuple):
     scope_kinds: tuple[str, ...]
     excluding: bool
     capped: bool
-    of_home: bool
+    of_homes: bool
 
 
 def statement_of(
@@ -58,7 +58,7 @@ def statement_of(
     scope_kinds: Collection[str],
     exclude: UUID | None,
     max_running: int | None,
-    home: str | None,
+    home: str | Collection[str] | None,
 ) -> tuple[ReturningInsert[Any], dict[str, Any]]:
     """The batch claim and its parameters.
 
@@ -79,7 +79,7 @@ def statement_of(
     if max_running is not None:
         parameters["max_running"] = max_running
     if home is not None:
-        parameters["of_home"] = home
+        parameters["of_homes"] = [home] if isinstance(home, str) else list(home)
     shape = _Shape(tuple(sorted(set(scope_kinds))), exclude is not None, max_running is not None, home is not None)
     return _claim(shape), parameters
 
@@ -157,8 +157,8 @@ def _candidates(shape: _Shape) -> Select[Any]:
     )
     if shape.excluding:
         statement = statement.where(_threads.c.id != bindparam("excluded_thread", type_=UuidText()))
-    if shape.of_home:
-        statement = statement.where(_threads.c.home == bindparam("of_home"))
+    if shape.of_homes:
+        statement = statement.where(_threads.c.home.in_(bindparam("of_homes", expanding=True)))
     return statement
 
 

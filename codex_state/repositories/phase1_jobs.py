@@ -191,7 +191,7 @@ class Phase1JobRepository(Repository):
         scope_kinds: Collection[str] = ("cwd", "user"),
         exclude: UUID | None = None,
         max_running: int | None = None,
-        home: str | None = None,
+        home: str | Collection[str] | None = None,
     ) -> list[Phase1Lease]:
         """Claim the jobs of the most recently updated threads that have something to extract, in one statement.
 
@@ -210,7 +210,7 @@ class Phase1JobRepository(Repository):
             max_running: how many live leases there may be at once, over all workers; stale ones don't count, so they
                 can
                 always be taken over. ``None`` for no bound.
-            home: only threads of this home; ``None`` means all.
+            home: only threads of this home, or of one of these; ``None`` means all.
 
         Returns:
             The leases, most recently updated thread first.

@@ -632,3 +632,14 @@ def test_an_empty_working_directory_has_no_scope_of_its_own(runtime: StateRuntim
     (thread,) = add_threads(runtime, cwd=Path())
     report = run_phase1(runtime, extract, owner=OWNER)
     assert [result.key for result in report.results] == [user_key(thread)]
+
+
+def test_threads_of_other_homes_are_left_to_their_own_workers(runtime: StateRuntime) -> None:
+    """Their rollouts are out of reach, and a failure would be terminal."""
+    (mine,) = add_threads(runtime, home=runtime.home)
+    (nobodys,) = add_threads(runtime)
+    (far,) = add_threads(runtime, home="another machine")
+    report = run_phase1(runtime, extract, owner=OWNER)
+    assert {result.key.thread_id for result in report.results} == {mine.id, nobodys.id}
+    report = run_phase1(runtime, extract, owner=OWNER, options=Phase1Options(all_homes=True))
+    assert {result.key.thread_id for result in report.results} == {far.id}

@@ -135,6 +135,11 @@ class TestCandidates:
         assert _claimed_threads(state, home="server") == [there.id]
         assert _claimed_threads(state, home="nowhere") == []
 
+    def test_several_homes_may_be_looked_at(self, state: State) -> None:
+        here, _, there = (_stored(state, home=home) for home in ("laptop", "phone", "server"))
+        assert _claimed_threads(state, home=[]) == []
+        assert set(_claimed_threads(state, home=["laptop", "server"])) == {here.id, there.id}
+
     def test_only_the_asked_sources_count(self, state: State) -> None:
         _stored(state, source="cli")
         wanted = [_stored(state, source="exec"), _stored(state, source="mcp")]
