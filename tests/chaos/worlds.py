@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Table
 
-from codex_state.database import Database
+from codex_state.database import QUEUE_SUFFIX, Database
 from codex_state.models import metadata
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON
@@ -38,6 +40,19 @@ class World:
                 table.name: [tuple(row) for row in connection.exec_driver_sql(_all_of(table))]
                 for table in metadata.sorted_tables
             }
+
+    def queue_is_taken(self) -> bool:
+        """Whether a process stands at the head of the SQLite file's queue of writers."""
+        path = self.database.path
+        assert path is not None
+        descriptor = os.open(path.with_name(path.name + QUEUE_SUFFIX), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
 
 def _all_of(table: Table) -> str:

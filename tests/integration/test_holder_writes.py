@@ -6,8 +6,6 @@ stopped past its lease, another process takes over, and the first goes on with i
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,6 @@ import pytest
 import stores
 from sqlalchemy import text
 
-from codex_state.database import QUEUE_SUFFIX
 from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from tests.chaos import worlds
 from tests.chaos.grants import GRANTS, add_thread, take
@@ -179,23 +176,10 @@ def test_a_holders_token_opens_nothing_but_its_own_work(world: World, write: Reg
 
 def _wait_until_somebody_waits(world: World) -> None:
     deadline = time.monotonic() + 60
-    waits = _waits_in_queue if world.database.dialect == "sqlite" else _waits_for_a_lock
+    waits = World.queue_is_taken if world.database.dialect == "sqlite" else _waits_for_a_lock
     while not waits(world):
         assert time.monotonic() < deadline, "the write does not wait"
         time.sleep(0.001)
-
-
-def _waits_in_queue(world: World) -> bool:
-    path = world.database.path
-    assert path is not None
-    descriptor = os.open(path.with_name(path.name + QUEUE_SUFFIX), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _waits_for_a_lock(world: World) -> bool:
