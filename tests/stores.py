@@ -13,7 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import postgres
 import pytest
 
 from codex_state.database import Database, prepare_sqlite_file
@@ -21,6 +20,7 @@ from codex_state.models import metadata
 from codex_state.settings import StateSettings
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON
+from tests import postgres
 
 BUSY_TIMEOUT = timedelta(seconds=30)
 """Longer than the default, because many tests share the machine's cores."""

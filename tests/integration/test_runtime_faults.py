@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import stores
 from sqlalchemy import event
 
 from codex_state.database import Database
@@ -18,6 +17,7 @@ from codex_state.errors import DatabaseFullError
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import a_log_line, a_thread
+from tests import stores
 
 # Disk full
 

@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-import stores
 from sqlalchemy import MetaData, create_engine, event, text
 from sqlalchemy.orm import registry
 from sqlmodel import Field, Session, SQLModel, select
@@ -31,6 +30,7 @@ from codex_state.models import Claimed, MemoryScope, Phase1Key, Thread
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import NOON, a_thread, a_tool
+from tests import stores
 
 own = MetaData()
 

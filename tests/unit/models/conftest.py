@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import postgres
 import pytest
-import stores
-from sample_table import SAMPLES
 
 from codex_state.database import Database
+from tests import postgres, stores
+from tests.sample_table import SAMPLES
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

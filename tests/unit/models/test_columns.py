@@ -11,12 +11,12 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_table import SAMPLES, Colour
 from sqlalchemy import insert, select, text
 
 from codex_state.database import Database
 from codex_state.errors import InvalidInputError, InvalidRowError, StateError
 from codex_state.models import columns
+from tests.sample_table import SAMPLES, Colour
 
 storable_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 paths = st.lists(

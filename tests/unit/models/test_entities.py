@@ -10,9 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-import postgres
 import pytest
-import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -37,6 +35,7 @@ from codex_state.models import (
 )
 from codex_state.repositories import BackfillRepository, DynamicToolRepository, Phase1JobRepository, ThreadRepository
 from codex_state.testing.samples import a_thread, a_tool
+from tests import postgres, stores
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

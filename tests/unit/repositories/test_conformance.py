@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import stores
 
 from codex_state.database import Database
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.conformance import *  # noqa: F403 - this is how it is used
+from tests import stores
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import stores
 
 from codex_state.database import Database
 from codex_state.models import MemoryScope
 from codex_state.repositories import MemoryScopeRepository
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.conformance import TestMemoryScopes, clock, state
+from tests import stores
 
 __all__ = ["TestMemoryScopes", "clock", "state"]
 
