@@ -1,0 +1,423 @@
+"""A Hypothesis state machine that runs the rules of leases beside real stores.
+
+Several workers claim, steal, renew, finish, fail and write, also with leases they lost long ago, while the clock
+jumps. After every step each store must have given the answer of the model, and hold exactly its rows (laws L1, L2,
+L4, L9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import UUID
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from sqlmodel import Session
+
+from codex_state.database import Database
+from codex_state.errors import ThreadNotFoundError
+from codex_state.models import Claimed, MemoryScope, Phase1Key, Skipped, metadata
+from codex_state.models.columns import to_epoch_seconds
+from codex_state.runtime import State
+from codex_state.testing import lease_model as model
+from codex_state.testing.clock import ManualClock
+from codex_state.testing.samples import NOON, a_thread
+from codex_state.testing.stored_rows import StoredRows, read_rows
+
+THREADS = tuple(UUID(int=number) for number in (1, 2))
+OWNERS = tuple(UUID(int=number) for number in (101, 102, 103))
+CWD = Path("/work")
+SCOPES = (MemoryScope.cwd(CWD), MemoryScope.user())
+KEYS = tuple(Phase1Key(thread, scope) for thread in THREADS for scope in SCOPES)
+ROOTS = (Path("/memories/one"), Path("/memories/user"))
+
+keys = st.sampled_from(KEYS)
+owners = st.sampled_from(OWNERS)
+roots = st.sampled_from(ROOTS)
+scopes = st.sampled_from(SCOPES)
+leases = st.sampled_from([-5, 0, 1, 10, 3600])
+sources = st.integers(0, 3)
+texts = st.sampled_from(["one", "two", "naïve → 数据"])
+watermarks = st.sampled_from(["archived_sessions/a", "sessions/b", "sessions/c", "sessions/é", "sessions/\U0001d537"])
+jumps = st.sampled_from([-3600, -1, 1, 9, 10, 11, 3599, 3600, 3601])
+
+
+@dataclass(slots=True)
+class Store:
+    """A database under test, with the clock that was installed in it."""
+
+    database: Database
+    clock: ManualClock
+    tokens: dict[str, str] = field(default_factory=dict)
+    """The store's own random tokens, and what the model calls them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One claim that was granted: the model's token for it, and the lease that each store gave."""
+
+    token: str
+    key: Any
+    leases: tuple[Any, ...]
+
+
+def _moment(seconds: int) -> datetime:
+    return NOON + timedelta(seconds=seconds)
+
+
+class LeaseMachine(RuleBasedStateMachine):
+    """The machine. Use ``lease_machine`` to give it stores."""
+
+    stores: ClassVar[Sequence[Store]] = ()
+
+    job_grants: Bundle[Grant] = Bundle("job_grants")
+    lock_grants: Bundle[Grant] = Bundle("lock_grants")
+    backfill_grants: Bundle[Grant] = Bundle("backfill_grants")
+    marks: Bundle[tuple[MemoryScope, int]] = Bundle("marks")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = to_epoch_seconds(NOON)
+        self.grants = 0
+        self.rows = StoredRows()
+        self.open = ExitStack()
+        self.sessions: list[Session] = []
+
+    def teardown(self) -> None:
+        """Close the sessions."""
+        self.open.close()
+
+    @initialize()
+    def begin(self) -> None:
+        """Start from empty tables, at noon, with two threads."""
+        for store in self.stores:
+            store.tokens.clear()
+            store.clock.set(NOON)
+            with store.database.begin() as session:
+                for table in reversed(metadata.sorted_tables):
+                    session.connection().execute(table.delete())
+            # Held, as a worker holds it: opening one for every step would cost more than the steps.
+            self.sessions.append(self.open.enter_context(store.database.autocommit()))
+        for thread in THREADS:
+            self.add_thread(thread)
+
+    # Asking every store the same
+
+    def ask(self, verb: Callable[[State, int], Any]) -> list[Any]:
+        """The answers of all stores to one verb, which gets the store's number as well."""
+        return [verb(State(session), number) for number, session in enumerate(self.sessions)]
+
+    def agree(self, expected: object, verb: Callable[[State, int], Any]) -> None:
+        """Every store must answer what the model expects."""
+        for answer in self.ask(verb):
+            assert answer == expected, f"the model says {expected!r}, a store {answer!r}"
+
+    def claim(self, key: Any, expected: model.ClaimOutcome, token: str, verb: Callable[[State, int], Any]) -> Any:
+        """Every store must grant or refuse as the model does. Returns the grant for a bundle."""
+        answers = self.ask(verb)
+        for answer in answers:
+            outcome = answer.reason if isinstance(answer, Skipped) else model.GRANTED
+            assert outcome == expected, f"the model says {expected!r}, a store {outcome!r}"
+        if expected != model.GRANTED:
+            return multiple()
+        granted = tuple(answer.lease if isinstance(answer, Claimed) else answer for answer in answers)
+        for store, lease in zip(self.stores, granted, strict=True):
+            assert lease.ownership_token not in store.tokens, "a token was given twice"
+            store.tokens[lease.ownership_token] = token
+        return Grant(token, key, granted)
+
+    def new_token(self) -> str:
+        """What the model calls the next grant."""
+        self.grants += 1
+        return f"grant {self.grants}"
+
+    # Time and threads
+
+    @rule(seconds=jumps)
+    def jump(self, seconds: int) -> None:
+        """Let time pass, or turn the clock back."""
+        self.now += seconds
+        for store in self.stores:
+            store.clock.advance(timedelta(seconds=seconds))
+
+    @rule(thread=st.sampled_from(THREADS))
+    def delete_thread(self, thread: UUID) -> None:
+        """Delete a thread: its jobs and memories go with it, and leases on them are lost."""
+        self.agree(thread in self.rows.threads, lambda state, _: state.threads.delete(thread))
+        self.rows.threads.discard(thread)
+        for key in [key for key in self.rows.jobs if key.thread_id == thread]:
+            del self.rows.jobs[key]
+        for key in [key for key in self.rows.memories if key.thread_id == thread]:
+            del self.rows.memories[key]
+
+    @rule(thread=st.sampled_from(THREADS))
+    def add_thread(self, thread: UUID) -> None:
+        """Give a deleted thread a row again."""
+        self.agree(
+            thread not in self.rows.threads,
+            lambda state, _: state.threads.insert_if_absent(a_thread(id=thread, cwd=CWD)),
+        )
+        self.rows.threads.add(thread)
+
+    # Extraction jobs
+
+    @rule(target=job_grants, key=keys, owner=owners, source=sources, lease=leases)
+    def claim_job(self, key: Phase1Key, owner: UUID, source: int, lease: int) -> Any:
+        """Claim a job, or steal it."""
+        if key.thread_id not in self.rows.threads:
+            return self._claim_without_thread(key, owner)
+        token = self.new_token()
+        job, expected = model.claim_job(
+            self.rows.jobs.get(key),
+            owner=str(owner),
+            token=token,
+            source=to_epoch_seconds(_moment(source)),
+            lease=lease,
+            now=self.now,
+        )
+        grant = self.claim(
+            key,
+            expected,
+            token,
+            lambda state, _: state.phase1_jobs.try_claim(
+                key, owner=owner, source_updated_at=_moment(source), lease=timedelta(seconds=lease)
+            ),
+        )
+        self._keep(self.rows.jobs, key, job)
+        return grant
+
+    def _claim_without_thread(self, key: Phase1Key, owner: UUID) -> Any:
+        def claim(state: State, _: int) -> Any:
+            try:
+                return state.phase1_jobs.try_claim(key, owner=owner, source_updated_at=NOON, lease=timedelta(0))
+            except ThreadNotFoundError:
+                return "no thread"
+
+        self.agree("no thread", claim)
+        return multiple()
+
+    @rule(grant=job_grants)
+    def renew_job(self, grant: Grant) -> None:
+        """Renew a lease, held or lost."""
+        job, outcome = model.renew_job(self.rows.jobs.get(grant.key), grant.token, self.now)
+        self.agree(bool(outcome), lambda state, n: state.phase1_jobs.renew(grant.leases[n]) is not None)
+        self._keep(self.rows.jobs, grant.key, job)
+
+    @rule(grant=job_grants, text=texts)
+    def succeed_job(self, grant: Grant, text: str) -> None:
+        """Finish a job."""
+        job, outcome = model.succeed_job(self.rows.jobs.get(grant.key), grant.token, "/raw.md", text, self.now)
+        self.agree(
+            outcome,
+            lambda state, n: state.phase1_jobs.succeed(
+                grant.leases[n], raw_memory_path=Path("/raw.md"), summary_hash=text
+            ),
+        )
+        self._keep(self.rows.jobs, grant.key, job)
+
+    @rule(grant=job_grants, text=texts, retry=st.sampled_from([None, 0, 10]))
+    def fail_job(self, grant: Grant, text: str, retry: int | None) -> None:
+        """Fail a job, for good or until later."""
+        job, outcome = model.fail_job(self.rows.jobs.get(grant.key), grant.token, text, retry, self.now)
+        after = None if retry is None else timedelta(seconds=retry)
+        self.agree(outcome, lambda state, n: state.phase1_jobs.fail(grant.leases[n], text, retry_after=after))
+        self._keep(self.rows.jobs, grant.key, job)
+
+    @rule(grant=job_grants, text=texts)
+    def release_job(self, grant: Grant, text: str) -> None:
+        """Give a job back."""
+        job, outcome = model.release_job(self.rows.jobs.get(grant.key), grant.token, text, self.now)
+        self.agree(outcome, lambda state, n: state.phase1_jobs.release(grant.leases[n], text))
+        self._keep(self.rows.jobs, grant.key, job)
+
+    @rule(key=keys)
+    def requeue_job(self, key: Phase1Key) -> None:
+        """Have a failed job tried again."""
+        job, outcome = model.requeue_job(self.rows.jobs.get(key), self.now)
+        self.agree(outcome, lambda state, _: state.phase1_jobs.requeue(key))
+        self._keep(self.rows.jobs, key, job)
+
+    # Memories
+
+    @rule(grant=job_grants, raw=texts, summary=texts)
+    def write_memory_if_owner(self, grant: Grant, raw: str, summary: str) -> None:
+        """Write a memory as the holder of its job."""
+        if grant.key.thread_id not in self.rows.threads:
+            return
+        memory, outcome = model.write_memory_if_owner(
+            self.rows.memories.get(grant.key),
+            self.rows.jobs.get(grant.key),
+            grant.token,
+            raw_memory=raw,
+            memory_summary=summary,
+            now=self.now,
+        )
+        self.agree(
+            bool(outcome), lambda state, n: bool(state.thread_memories.upsert_if_owner(grant.leases[n], raw, summary))
+        )
+        self._keep(self.rows.memories, grant.key, memory)
+
+    @rule(key=keys, raw=texts, summary=texts)
+    def write_memory(self, key: Phase1Key, raw: str, summary: str) -> None:
+        """Write a memory whoever holds its job."""
+        if key.thread_id not in self.rows.threads:
+            return
+        memory = model.write_memory(self.rows.memories.get(key), raw, summary, self.now)
+        self.agree(
+            memory.updated_at,
+            lambda state, _: to_epoch_seconds(
+                state.thread_memories.upsert_for_scope(key.thread_id, key.scope, raw, summary).updated_at
+            ),
+        )
+        self.rows.memories[key] = memory
+
+    # Scopes
+
+    @rule(target=marks, scope=scopes)
+    def mark_dirty(self, scope: MemoryScope) -> tuple[MemoryScope, int]:
+        """Note something new in a scope."""
+        mark = model.mark_dirty(self.rows.marks.get(scope), self.now)
+        self.agree(mark.updated_at, lambda state, _: to_epoch_seconds(state.memory_scopes.mark_dirty(scope)))
+        self.rows.marks[scope] = mark
+        return scope, mark.updated_at
+
+    @rule(seen=marks)
+    def mark_clean(self, seen: tuple[MemoryScope, int]) -> None:
+        """Note that a scope is consolidated up to a mark, whoever holds a lock."""
+        self._mark_clean(seen, None)
+
+    @rule(seen=marks, grant=lock_grants)
+    def mark_clean_under_lock(self, seen: tuple[MemoryScope, int], grant: Grant) -> None:
+        """The same as the holder of a lock, held or lost."""
+        self._mark_clean(seen, grant)
+
+    def _mark_clean(self, seen: tuple[MemoryScope, int], grant: Grant | None) -> None:
+        scope, seconds = seen
+        lock = None if grant is None else self.rows.locks.get(grant.key)
+        still_locked = grant is None or (lock is not None and lock.token == grant.token)
+        mark, expected = model.mark_clean(self.rows.marks.get(scope), seconds, still_locked=still_locked)
+        moment = _moment(seconds - to_epoch_seconds(NOON))
+        self.agree(
+            expected,
+            lambda state, n: state.memory_scopes.mark_clean(
+                scope, seen=moment, lock=None if grant is None else grant.leases[n]
+            ),
+        )
+        self._keep(self.rows.marks, scope, mark)
+
+    # Consolidation locks
+
+    @rule(target=lock_grants, root=roots, owner=owners, lease=leases)
+    def acquire_lock(self, root: Path, owner: UUID, lease: int) -> Any:
+        """Take a lock, again, or from another."""
+        token = self.new_token()
+        lock, expected = model.acquire_lock(
+            self.rows.locks.get(root), owner=str(owner), token=token, lease=lease, now=self.now
+        )
+        grant = self.claim(
+            root,
+            expected,
+            token,
+            lambda state, _: state.consolidation_locks.try_acquire(root, owner=owner, lease=timedelta(seconds=lease)),
+        )
+        self.rows.locks[root] = lock
+        return grant
+
+    @rule(grant=lock_grants)
+    def renew_lock(self, grant: Grant) -> None:
+        """Renew a lock, held or lost."""
+        lock, outcome = model.renew_lock(self.rows.locks.get(grant.key), grant.token, self.now)
+        self.agree(bool(outcome), lambda state, n: state.consolidation_locks.renew(grant.leases[n]) is not None)
+        self._keep(self.rows.locks, grant.key, lock)
+
+    @rule(grant=lock_grants)
+    def release_lock(self, grant: Grant) -> None:
+        """Release a lock, held or lost."""
+        lock, outcome = model.release_lock(self.rows.locks.get(grant.key), grant.token)
+        self.agree(outcome, lambda state, n: state.consolidation_locks.release(grant.leases[n]))
+        self._keep(self.rows.locks, grant.key, lock)
+
+    # Backfill
+
+    @rule(target=backfill_grants, owner=st.sampled_from(["one", "two"]), lease=leases, again=st.booleans())
+    def claim_backfill(self, owner: str, lease: int, again: bool) -> Any:
+        """Claim the backfill, or steal it."""
+        token = self.new_token()
+        row, expected = model.claim_backfill(
+            self.rows.backfill, owner=owner, token=token, lease=lease, now=self.now, again=again
+        )
+        grant = self.claim(
+            None,
+            expected,
+            token,
+            lambda state, _: state.backfill.try_claim(owner=owner, lease=timedelta(seconds=lease), again=again),
+        )
+        self.rows.backfill = row
+        return grant
+
+    @rule(target=backfill_grants, owner=st.sampled_from(["one", "two"]), from_the_start=st.booleans())
+    def take_over_backfill(self, owner: str, from_the_start: bool) -> Any:
+        """Take the backfill over by force."""
+        token = self.new_token()
+        self.rows.backfill = model.take_over_backfill(
+            self.rows.backfill, owner=owner, token=token, now=self.now, from_the_start=from_the_start
+        )
+        return self.claim(
+            None,
+            model.GRANTED,
+            token,
+            lambda state, _: state.backfill.mark_running(
+                owner=owner, lease=timedelta(hours=1), from_the_start=from_the_start
+            ),
+        )
+
+    @rule(grant=backfill_grants)
+    def renew_backfill(self, grant: Grant) -> None:
+        """Renew the backfill's lease, held or lost."""
+        self.rows.backfill, outcome = model.change_held_backfill(self.rows.backfill, grant.token, self.now)
+        self.agree(outcome, lambda state, n: state.backfill.renew(grant.leases[n]))
+
+    @rule(grant=backfill_grants, watermark=watermarks)
+    def checkpoint_backfill(self, grant: Grant, watermark: str) -> None:
+        """Note progress, possibly behind what is noted already."""
+        self.rows.backfill, outcome = model.checkpoint_backfill(self.rows.backfill, grant.token, watermark, self.now)
+        self.agree(outcome, lambda state, n: state.backfill.checkpoint(grant.leases[n], watermark))
+
+    @rule(grant=backfill_grants, watermark=st.none() | watermarks)
+    def complete_backfill(self, grant: Grant, watermark: str | None) -> None:
+        """Note that all is done."""
+        self.rows.backfill, outcome = model.complete_backfill(self.rows.backfill, grant.token, watermark, self.now)
+        self.agree(outcome, lambda state, n: state.backfill.complete(grant.leases[n], watermark))
+
+    @rule(grant=backfill_grants)
+    def release_backfill(self, grant: Grant) -> None:
+        """Give the backfill back."""
+        self.rows.backfill, outcome = model.release_backfill(self.rows.backfill, grant.token, self.now)
+        self.agree(outcome, lambda state, n: state.backfill.release(grant.leases[n]))
+
+    @staticmethod
+    def _keep(rows: dict[Any, Any], key: Any, row: Any) -> None:
+        if row is None:
+            rows.pop(key, None)
+        else:
+            rows[key] = row
+
+    @invariant()
+    def every_row_agrees(self) -> None:
+        """Every store holds exactly the model's rows."""
+        for store, session in zip(self.stores, self.sessions, strict=True):
+            stored = read_rows(session, store.tokens)
+            assert stored == self.rows, f"the model holds {self.rows}, a store {stored}"
+
+
+def lease_machine(stores: Sequence[Store]) -> type[LeaseMachine]:
+    """The state machine over these stores: one for each engine that must behave alike. Their tables are emptied.
+
+    Use ``.TestCase`` of the result, or ``hypothesis.stateful.run_state_machine_as_test``.
+    """
+    return type("LeaseMachineOverStores", (LeaseMachine,), {"stores": tuple(stores)})

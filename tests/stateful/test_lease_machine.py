@@ -1,0 +1,83 @@
+"""The lease rules, by Hypothesis: model, SQLite and PostgreSQL agree on every answer and on every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stores
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from codex_state.models import HolderWrite, SkipReason
+from codex_state.testing import lease_model
+from codex_state.testing.lease_machine import Store, lease_machine
+
+PATIENT = settings(
+    deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck), stateful_step_count=50
+)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Store]:
+    url = stores.copy_of(stores.sqlite_template(tmp_path), tmp_path / "sqlite")
+    with stores.opened(url) as database, stores.clocked(database, tmp_path) as (_, clock):
+        yield Store(database, clock)
+
+
+@pytest.fixture
+def both(sqlite: Store, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[Store]]:
+    with ExitStack() as stack:
+        server = request.getfixturevalue("postgres_server")
+        database = stack.enter_context(stores.opened(stack.enter_context(stores.postgres_with_schema(server))))
+        (tmp_path / "postgresql").mkdir()
+        clock = stack.enter_context(stores.clocked(database, tmp_path / "postgresql")).clock
+        yield [sqlite, Store(database, clock)]
+
+
+def test_model_and_sqlite_agree_on_every_outcome_and_every_row(sqlite: Store) -> None:
+    run_state_machine_as_test(lease_machine([sqlite]), settings=settings(PATIENT, max_examples=400))
+
+
+def test_model_sqlite_and_postgresql_agree_in_lockstep(both: list[Store]) -> None:
+    run_state_machine_as_test(lease_machine(both), settings=settings(PATIENT, max_examples=40))
+
+
+def _refuses_at_the_very_end(job: lease_model.Job, source: int, lease: int, now: int) -> SkipReason | None:
+    refusal = ORIGINAL_REFUSAL(job, source, lease, now)
+    at_the_end = job.status == lease_model.RUNNING and job.started_at == now - max(lease, 0)
+    return SkipReason.RUNNING if at_the_end else refusal
+
+
+def _renews_for_anybody(job: lease_model.Job | None, token: str, now: int) -> Any:
+    return (None, HolderWrite.LEASE_LOST) if job is None else (replace(job, started_at=now), HolderWrite.APPLIED)
+
+
+def _repeats_a_mark(mark: lease_model.Mark | None, now: int) -> lease_model.Mark:
+    return lease_model.Mark(dirty=True, updated_at=now)
+
+
+ORIGINAL_REFUSAL = lease_model.refusal_of
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("refusal_of", _refuses_at_the_very_end),
+        ("renew_job", _renews_for_anybody),
+        ("mark_dirty", _repeats_a_mark),
+    ],
+)
+def test_a_model_and_a_store_that_disagree_are_told_apart(
+    name: str, wrong: Any, sqlite: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_model, name, wrong)
+    with pytest.raises(AssertionError, match="the model"):
+        run_state_machine_as_test(
+            lease_machine([sqlite]),
+            settings=settings(PATIENT, max_examples=200, phases=[Phase.generate], report_multiple_bugs=False),
+        )
