@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -9,9 +10,10 @@ import typer
 from codex_state.cli import exits
 from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json, Limit, ScopeKey, ScopeKind
-from codex_state.cli.output import note, record_of, write_json
+from codex_state.cli.output import json_value, note, record_of, write_json
 from codex_state.cli.parsing import thread_id_of
-from codex_state.cli.tables import Column, ago, write_table
+from codex_state.cli.scopes import database_time
+from codex_state.cli.tables import Column, ago, left, write_table
 from codex_state.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -32,21 +34,38 @@ def list_jobs(
         Literal["running", "succeeded", "failed"] | None,
         typer.Option(help="Only jobs in this state.", show_default=False),
     ] = None,
+    lease: Annotated[
+        int, typer.Option(metavar="SECONDS", min=0, help="The lease that the workers use, for what is left of it.")
+    ] = 3600,
     limit: Limit = 50,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """List jobs, the most recently started first."""
+    """List jobs, the most recently started first: who holds them, what is left of the lease, why they failed.
+
+    A running job counts as started anew with each renewal of its lease.
+    """
     from codex_state.models import Phase1Status
 
     wanted = None if status is None else Phase1Status(status)
     with opened(context, codex_home) as runtime, runtime.read() as state:
         jobs = state.phase1_jobs.list(status=wanted, limit=limit)
         counts = state.phase1_jobs.count_by_status()
+        now = database_time(state)
+    duration = timedelta(seconds=lease)
     if as_json:
-        write_json({"items": [record_of(job) for job in jobs]})
+        ends = [_lease_end(job, duration) for job in jobs]
+        items = [record_of(job) | {"lease_ends_at": json_value(end)} for job, end in zip(jobs, ends, strict=True)]
+        write_json({"items": items})
         return
-    write_table(_columns(), jobs)
+    held: Column[Phase1Job] = Column(
+        "LEASE",
+        lambda j: _lease_end(j, duration),
+        lambda j: "-" if (end := _lease_end(j, duration)) is None else left(end, now),
+        from_width=100,
+    )
+    holder: Column[Phase1Job] = Column("HOLDER", lambda j: j.owner_session_id, from_width=160, style="dim")
+    write_table(_columns(held, holder), jobs)
     note(", ".join(f"{count} {state}" for state, count in counts.items()) if any(counts.values()) else "no jobs yet")
 
 
@@ -122,13 +141,18 @@ def _jobs(state: State, thread_id: UUID | None, kind: str | None, key: str | Non
     return state.session.exec(statement).all()
 
 
-def _columns() -> list[Column[Phase1Job]]:
+def _lease_end(job: Phase1Job, lease: timedelta) -> datetime | None:
+    return None if job.started_at is None or job.status != "running" else job.started_at + lease
+
+
+def _columns(*more: Column[Phase1Job]) -> list[Column[Phase1Job]]:
     return [
         Column("THREAD", lambda j: j.thread_id),
         Column("SCOPE", lambda j: j.scope_kind),
         Column("STATUS", lambda j: j.status.value, _status),
         Column("STARTED", lambda j: j.started_at, lambda j: ago(j.started_at), style="dim"),
         Column("TRY", lambda j: j.attempt, from_width=100, right=True),
+        *more,
         Column(
             "KEY", lambda j: j.scope_key, lambda j: j.scope_key.rpartition("/")[2][:18], from_width=120, style="cyan"
         ),

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codex_state.cli.opening import opened
-from codex_state.cli.options import CodexHome, Json, Limit, ScopeKey, ScopeKind
-from codex_state.cli.output import note, record_of, write_json
+from codex_state.cli.options import CodexHome, Json, Limit, ScopeKey, ScopeKind, ThreadId
+from codex_state.cli.output import columns_of, note, one_line, record_of, write, write_json
 from codex_state.cli.parsing import thread_id_of
-from codex_state.cli.tables import Column, ago, write_table
+from codex_state.cli.tables import Column, ago, write_details, write_table
+from codex_state.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +21,6 @@ if TYPE_CHECKING:
     from codex_state.runtime import State
 
 app = typer.Typer(no_args_is_help=True, help="What was remembered of threads.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keep ``list`` a command of its own, although it is the only one."""
 
 
 @app.command("list")
@@ -53,6 +49,35 @@ def list_memories(
     write_table(_columns(), memories)
     if not memories:
         note("no memories match")
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    *,
+    thread: ThreadId,
+    scope_kind: ScopeKind = None,
+    scope_key: ScopeKey = None,
+    codex_home: CodexHome = None,
+    as_json: Json = False,
+) -> None:
+    """Show a thread's memory in full: the newest one, unless a scope is named."""
+    thread_id = thread_id_of(thread)
+    with opened(context, codex_home) as runtime, runtime.read() as state:
+        found = _memories(state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=True, limit=1)
+        known = state.threads.get(thread_id) is not None
+    if not found:
+        scope = " in that scope" if scope_kind or scope_key else ""
+        raise StateError(
+            f"nothing is remembered of thread {thread_id}{scope}" if known else f"thread not found: {thread_id}"
+        )
+    (memory,) = found
+    if as_json:
+        write_json(record_of(memory))
+        return
+    details = columns_of(memory)
+    write_details((name, value) for name, value in details if name != "raw_memory")
+    write("\n" + "".join(f"{one_line(line, keep_spaces=True)}\n" for line in memory.raw_memory.splitlines()))
 
 
 def _memories(

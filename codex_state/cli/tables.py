@@ -132,6 +132,17 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
     return "now"
 
 
+def left(end: datetime, now: datetime) -> str:
+    """How much of a lease is left, in at most ten characters."""
+    seconds = int((end - now).total_seconds())
+    if seconds <= 0:
+        return "over"
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit} left"
+    return f"{seconds}s left"
+
+
 def short_key(scope_key: str) -> str:
     """A scope's key in a few characters: the last part of a directory."""
     return scope_key.rstrip("/").rpartition("/")[2][:18] or scope_key

@@ -81,7 +81,8 @@ def test_jobs_are_listed_with_every_column(cli: Cli) -> None:
         str(DONE): "succeeded",
     }
     for item in items:
-        assert set(item) == set(Phase1Job.__table__.columns.keys())  # type: ignore[attr-defined]
+        assert set(item) == {*Phase1Job.__table__.columns.keys(), "lease_ends_at"}  # type: ignore[attr-defined]
+        assert (item["lease_ends_at"] is not None) == (item["status"] == "running")
     (done,) = [item for item in items if item["status"] == "succeeded"]
     assert (done["raw_memory_path"], done["source_updated_at"], done["attempt"]) == (
         "/m/raw.md",

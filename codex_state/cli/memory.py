@@ -1,0 +1,264 @@
+"""``codex-state memory run``: a pass of the memory pipeline, with an extractor of yours."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codex_state.cli import exits
+from codex_state.cli.loading import function_of
+from codex_state.cli.opening import opened
+from codex_state.cli.options import CodexHome, Json
+from codex_state.cli.output import json_value, note, one_line, write, write_json
+from codex_state.cli.tables import console_of
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from codex_state.memory import (
+        ConsolidationOptions,
+        ConsolidationReport,
+        ConsolidationResult,
+        Phase1Options,
+        Phase1Progress,
+        Phase1Report,
+        Phase1Result,
+    )
+    from codex_state.runtime import StateRuntime
+
+_NAMED_FAILURES = 20
+_SECONDS_BETWEEN_LINES = 5.0
+
+app = typer.Typer(no_args_is_help=True, help="The pipeline that extracts and consolidates memories.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep ``run`` a command of its own, although it is the only one."""
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    *,
+    extractor: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="What to remember of a thread: gets a Thread, returns an ExtractedMemory or None. May be async.",
+            show_default=False,
+        ),
+    ],
+    consolidator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Then consolidates each dirty scope: gets the scope and its memories. May be async.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="How many threads at most.")] = 64,
+    lease: Annotated[
+        int,
+        typer.Option(metavar="SECONDS", min=2, help="How long a worker may be silent; the same for all workers."),
+    ] = 3600,
+    concurrency: Annotated[int, typer.Option(metavar="N", min=1, help="How many threads at the same time.")] = 64,
+    timeout: Annotated[
+        int, typer.Option(metavar="SECONDS", min=0, help="How long one extraction may take; 0 for no bound.")
+    ] = 3600,
+    attempts: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How often a failing thread is tried, in later runs.")
+    ] = 1,
+    codex_home: CodexHome = None,
+    as_json: Json = False,
+) -> None:
+    """Run one pass: extract what is to be remembered of recent threads, each once, whoever else does the same.
+
+    A thread whose extractor raises is named, and is failed for good unless --attempts says otherwise.
+    """
+    from datetime import timedelta
+    from uuid import uuid4
+
+    from codex_state.memory import ConsolidationOptions, Phase1Options, RetryPolicy
+
+    extract = function_of(extractor)
+    consolidate = None if consolidator is None else function_of(consolidator)
+    duration = timedelta(seconds=timeout) if timeout else None
+    extraction = Phase1Options(
+        lease=timedelta(seconds=lease),
+        limit=limit,
+        concurrency=concurrency,
+        timeout=duration,
+        retry=RetryPolicy(attempts=attempts),
+    )
+    owner = uuid4()
+    with opened(context, codex_home) as runtime:
+        try:
+            report = _extract(runtime, extract, owner, extraction)
+            consolidated = None
+            if consolidate is not None:
+                options = ConsolidationOptions(concurrency=concurrency, timeout=duration)
+                consolidated = _consolidate(runtime, consolidate, owner, options)
+        except (KeyboardInterrupt, SystemExit):
+            note("interrupted; what was stored is kept, and what wasn't finished was given back")
+            raise
+    if as_json:
+        write_json(_as_json(owner, report, consolidated))
+    else:
+        write("".join(f"{line}\n" for line in _summary(report, consolidated)))
+    _name_failures(report, consolidated)
+    if report.failed and report.failed == report.claimed:
+        raise typer.Exit(exits.FAILED)
+
+
+def _extract(runtime: StateRuntime, extract: Callable[..., Any], owner: UUID, options: Phase1Options) -> Phase1Report:
+    from codex_state.memory import arun_phase1, run_phase1
+    from codex_state.memory.calling import is_async
+
+    with _shown_progress() as progress, _quiet_log():
+        if not is_async(extract):
+            return run_phase1(runtime, extract, owner=owner, options=options, progress=progress)
+        import asyncio
+
+        return asyncio.run(arun_phase1(runtime, extract, owner=owner, options=options, progress=progress))
+
+
+def _consolidate(
+    runtime: StateRuntime, consolidate: Callable[..., Any], owner: UUID, options: ConsolidationOptions
+) -> ConsolidationReport:
+    from codex_state.memory import aconsolidate_memories, consolidate_memories
+    from codex_state.memory.calling import is_async
+
+    with _quiet_log():
+        if not is_async(consolidate):
+            return consolidate_memories(runtime, consolidate, owner=owner, options=options)
+        import asyncio
+
+        return asyncio.run(aconsolidate_memories(runtime, consolidate, owner=owner, options=options))
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[Phase1Progress], None]]:
+    import sys
+
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[figures]}")
+    with Progress(*columns, console=console_of(stderr=True), transient=True, expand=True) as bar:
+        task = bar.add_task("Extracting", total=None, figures="")
+
+        def show(progress: Phase1Progress) -> None:
+            bar.update(task, total=progress.claimed or 1, completed=progress.finished, figures=_figures_of(progress))
+
+        yield show
+
+
+def _lines() -> Callable[[Phase1Progress], None]:
+    last = time.monotonic()
+
+    def show(progress: Phase1Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            note(_figures_of(progress))
+
+    return show
+
+
+def _figures_of(progress: Phase1Progress) -> str:
+    return f"{progress.finished:,}/{progress.claimed:,} jobs, {progress.running:,} threads running"
+
+
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Without the warning for each mishap: they are named at the end."""
+    log = logging.getLogger("codex_state")
+    level = log.level
+    if level > logging.INFO:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _as_json(owner: UUID, report: Phase1Report, consolidated: ConsolidationReport | None) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "owner_session_id": str(owner),
+        "claimed": report.claimed,
+        "succeeded": report.succeeded,
+        "nothing": report.nothing,
+        "failed": report.failed,
+        "lost": report.lost,
+        "items": [_record_of(result) for result in report.results],
+    }
+    if consolidated is not None:
+        record["consolidation"] = {"items": [_consolidation_record_of(result) for result in consolidated.results]}
+    return record
+
+
+def _record_of(result: Phase1Result) -> dict[str, Any]:
+    return {
+        "thread_id": str(result.key.thread_id),
+        "scope_kind": result.key.scope.kind,
+        "scope_key": result.key.scope.key,
+        "outcome": result.outcome.value,
+        "attempt": result.attempt,
+        "reason": result.reason,
+        "retry_after_seconds": None if result.retry_after is None else int(result.retry_after.total_seconds()),
+        "raw_memory_path": json_value(result.raw_memory_path),
+        "summary_hash": result.summary_hash,
+        "files_error": result.files_error,
+    }
+
+
+def _consolidation_record_of(result: ConsolidationResult) -> dict[str, Any]:
+    return {
+        "scope_kind": result.scope.kind,
+        "scope_key": result.scope.key,
+        "outcome": result.outcome.value,
+        "memories": result.memories,
+        "reason": result.reason,
+    }
+
+
+def _summary(report: Phase1Report, consolidated: ConsolidationReport | None) -> Iterator[str]:
+    yield (
+        f"{report.claimed:,} jobs: {report.succeeded:,} remembered, {report.nothing:,} with nothing to remember, "
+        f"{report.failed:,} failed, {report.lost:,} lost"
+    )
+    if consolidated is not None:
+        counts = (f"{consolidated.count(outcome):,} {outcome.value.replace('_', ' ')}" for outcome in _outcomes())
+        yield f"{len(consolidated.results):,} dirty scopes: {', '.join(counts)}"
+
+
+def _outcomes() -> Iterator[Any]:
+    from codex_state.memory import ConsolidationOutcome
+
+    return iter(ConsolidationOutcome)
+
+
+def _name_failures(report: Phase1Report, consolidated: ConsolidationReport | None) -> None:
+    told = [
+        f"{result.outcome.value}: {result.key.thread_id} {result.key.scope.kind}: {result.reason}"
+        for result in report.results
+        if result.reason
+    ]
+    told += [
+        f"{result.outcome.value.replace('_', ' ')}: {result.scope.kind} {result.scope.key}: {result.reason}"
+        for result in (consolidated.results if consolidated else ())
+        if result.reason
+    ]
+    told += sorted({result.files_error for result in report.results if result.files_error})
+    for line in told[:_NAMED_FAILURES]:
+        note(one_line(line))
+    if len(told) > _NAMED_FAILURES:
+        note(f"and {len(told) - _NAMED_FAILURES:,} more; --json names all")

@@ -1,0 +1,298 @@
+"""`codex-state memory run`, `scopes`, `locks`, `memories show`, and what `jobs list` tells of leases."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cli_process import Cli, InProcess
+from memory_support import CWD, OTHER, add_threads, claim, cwd_key, user_key
+
+from codex_state import MemoryScope, Phase1Status, StateRuntime, StateSettings, memory_root
+from codex_state.cli.tables import left
+
+EXTRACTORS = """
+import asyncio, pathlib, time
+from codex_state import ExtractedMemory
+
+def extract(thread):
+    if thread.title == "broken":
+        raise ValueError("the model\\nsaid no")
+    if thread.title == "dull":
+        return None
+    return ExtractedMemory(f"# {thread.title}\\n\\n- raw", f"about {thread.title}")
+
+async def extract_later(thread):
+    await asyncio.sleep(0.01)
+    return extract(thread)
+
+class Tools:
+    @staticmethod
+    def extract(thread):
+        return extract(thread)
+
+def hang(thread):
+    pathlib.Path("started").touch()
+    time.sleep(60)
+
+async def hang_later(thread):
+    pathlib.Path("started").touch()
+    await asyncio.sleep(60)
+
+def consolidate(scope, memories):
+    if scope.kind == "cwd":
+        raise RuntimeError("no model")
+
+async def consolidate_later(scope, memories):
+    await asyncio.sleep(0.01)
+
+NOT_A_FUNCTION = 7
+"""
+
+
+@pytest.fixture
+def home(migrated_home: Path, sqlite_settings: StateSettings, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home; the working directory, where the extractors are, is the one above."""
+    directory = sqlite_settings.codex_home.parent
+    (directory / "extractors_of_a_test.py").write_text(EXTRACTORS)
+    (directory / "broken_on_import.py").write_text("1 / 0")
+    (directory / "needs_another.py").write_text("import no_such_package_at_all")
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("extractors_of_a_test", "broken_on_import", "needs_another"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return sqlite_settings.codex_home
+
+
+@pytest.fixture
+def runtime(home: Path) -> Iterator[StateRuntime]:
+    with StateRuntime.open(StateSettings(codex_home=home)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def cli(home: Path) -> Cli:
+    return InProcess(home)
+
+
+def run(cli: Cli, function: str, *options: str) -> tuple[str, ...]:
+    return ("memory", "run", "--extractor", f"extractors_of_a_test:{function}", *options)
+
+
+@pytest.mark.parametrize("function", ["extract", "extract_later", "Tools.extract"])
+def test_a_pass_tells_what_became_of_every_job(cli: Cli, runtime: StateRuntime, function: str) -> None:
+    (good,) = add_threads(runtime, title="good")
+    (dull,) = add_threads(runtime, title="dull")
+    (broken,) = add_threads(runtime, title="broken")
+    done = cli.ok(*run(cli, function, "--json"))
+    told = done.json
+    assert {key: told[key] for key in ("claimed", "succeeded", "nothing", "failed", "lost")} == {
+        "claimed": 6,
+        "succeeded": 2,
+        "nothing": 2,
+        "failed": 2,
+        "lost": 0,
+    }
+    outcomes = {(item["thread_id"], item["scope_kind"]): item["outcome"] for item in told["items"]}
+    assert outcomes == {
+        (str(thread.id), kind): outcome
+        for thread, outcome in ((good, "succeeded"), (dull, "nothing"), (broken, "failed"))
+        for kind in ("cwd", "user")
+    }
+    item = next(item for item in told["items"] if (item["thread_id"], item["scope_kind"]) == (str(good.id), "user"))
+    path = memory_root(runtime.codex_home, MemoryScope.user()) / "raw_memories" / f"{good.id}.md"
+    assert item["raw_memory_path"] == str(path)
+    assert len(item["summary_hash"]) == 64
+    assert path.read_text().endswith("# good\n\n- raw\n")
+    assert f"failed: {broken.id} cwd: ValueError: the model said no" in done.stderr
+    with runtime.read() as state:
+        job = state.phase1_jobs.get(user_key(good))
+    assert job is not None
+    assert str(job.owner_session_id) == told["owner_session_id"]
+
+
+def test_people_get_one_line(cli: Cli, runtime: StateRuntime) -> None:
+    add_threads(runtime, 2, title="good")
+    assert cli.ok(*run(cli, "extract")).stdout == (
+        "4 jobs: 4 remembered, 0 with nothing to remember, 0 failed, 0 lost\n"
+    )
+    assert cli.ok(*run(cli, "extract")).stdout.startswith("0 jobs")
+
+
+def test_a_terminal_gets_a_bar_and_the_line(home: Path, runtime: StateRuntime) -> None:
+    add_threads(runtime, 2, title="good")
+    shown = Cli(home).on_terminal(*run(Cli(home), "extract"), columns=100).stdout
+    assert "Extracting" in shown
+    assert "4 jobs: 4 remembered" in shown
+
+
+def test_a_pass_in_which_everything_fails_is_a_failure(cli: Cli, runtime: StateRuntime) -> None:
+    add_threads(runtime, title="broken")
+    done = cli(*run(cli, "extract", "--json"))
+    assert done.status == 1
+    assert done.json["failed"] == 2
+    assert {item["retry_after_seconds"] for item in done.json["items"]} == {None}
+
+
+def test_attempts_let_a_failing_thread_be_tried_again_later(cli: Cli, runtime: StateRuntime) -> None:
+    add_threads(runtime, title="broken")
+    done = cli(*run(cli, "extract", "--attempts", "2", "--json"))
+    assert {item["retry_after_seconds"] for item in done.json["items"]} == {3600}
+
+
+def test_the_limit_is_kept(cli: Cli, runtime: StateRuntime) -> None:
+    add_threads(runtime, 5, title="good")
+    done = cli.ok(*run(cli, "extract", "--limit", "2", "--concurrency", "1", "--json"))
+    assert done.json["claimed"] == 4
+
+
+def test_a_consolidator_gets_the_dirty_scopes_afterwards(cli: Cli, runtime: StateRuntime) -> None:
+    add_threads(runtime, 2, title="good")
+    consolidator = ("--consolidator", "extractors_of_a_test:consolidate")
+    done = cli.ok(*run(cli, "extract", *consolidator, "--json"))
+    assert {item["scope_kind"]: item["outcome"] for item in done.json["consolidation"]["items"]} == {
+        "cwd": "failed",
+        "user": "clean",
+    }
+    assert f"failed: cwd {CWD}: RuntimeError: no model" in done.stderr
+    later = ("--consolidator", "extractors_of_a_test:consolidate_later")
+    assert cli.ok(*run(cli, "extract", *later)).stdout.endswith(
+        "1 dirty scopes: 1 clean, 0 dirty again, 0 failed, 0 lost, 0 skipped\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "told"),
+    [
+        ("extract", 2, "malformed function 'extract'; expected module:function"),
+        (":extract", 2, "malformed function"),
+        ("no_such_module_here:extract", 2, "there is no module 'no_such_module_here'"),
+        ("extractors_of_a_test.sub:extract", 2, "there is no module 'extractors_of_a_test.sub'"),
+        ("extractors_of_a_test:nothing", 2, "extractors_of_a_test has no function 'nothing'"),
+        ("extractors_of_a_test:NOT_A_FUNCTION", 2, "has no function 'NOT_A_FUNCTION'"),
+        ("broken_on_import:extract", 1, "can't import broken_on_import: ZeroDivisionError"),
+        ("needs_another:extract", 1, "can't import needs_another: ModuleNotFoundError"),
+    ],
+)
+def test_a_function_that_cannot_be_found_is_named(cli: Cli, function: str, status: int, told: str) -> None:
+    done = cli.refused("memory", "run", "--extractor", function)
+    assert done.status == status
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize("options", [("--lease", "1"), ("--concurrency", "0"), ("--attempts", "0"), ("--limit", "-1")])
+def test_options_that_make_no_sense_are_refused(cli: Cli, options: tuple[str, str]) -> None:
+    assert cli.refused(*run(cli, "extract", *options)).status == 2
+
+
+@pytest.mark.parametrize("function", ["hang", "hang_later"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_pass_gives_its_jobs_back(
+    home: Path, runtime: StateRuntime, function: str, number: signal.Signals, status: int
+) -> None:
+    """With the lease of an hour: whoever comes next need not wait for its end."""
+    add_threads(runtime, 3)
+    with Cli(home).started(*run(Cli(home), function)) as process:
+        while not (home.parent / "started").exists():
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "interrupted; what was stored is kept" in stderr
+    assert "Traceback" not in stderr
+    with runtime.read() as state:
+        assert state.phase1_jobs.count_by_status()[Phase1Status.RUNNING] == 0
+    assert InProcess(home).ok(*run(Cli(home), "extract", "--json")).json["succeeded"] == 6
+
+
+def test_scopes_tell_what_waits_since_when_and_where(cli: Cli, runtime: StateRuntime) -> None:
+    assert "no scope waits" in cli.ok("scopes").stderr
+    scopes = [MemoryScope.cwd(CWD), MemoryScope.user()]
+    with runtime.begin() as state:
+        marks = [state.memory_scopes.mark_dirty(scope) for scope in scopes]
+        state.memory_scopes.mark_clean(scopes[1], seen=marks[1])
+    items = cli.ok("scopes", "--json").json["items"]
+    assert items == [
+        {
+            "scope_kind": "cwd",
+            "scope_key": str(CWD),
+            "dirty": True,
+            "updated_at": marks[0].isoformat().replace("+00:00", "Z"),
+            "memory_root": str(memory_root(runtime.codex_home, scopes[0])),
+        }
+    ]
+    everything = cli.ok("scopes", "--all", "--json").json["items"]
+    assert [(item["scope_kind"], item["dirty"]) for item in everything] == [("cwd", True), ("user", False)]
+    assert cli.ok("scopes", "--limit", "0", "--json").json == {"items": []}
+    assert cli.ok("scopes").stdout.split("\t")[:2] == ["cwd", "yes"]
+
+
+def test_locks_tell_who_holds_what_and_until_when(cli: Cli, runtime: StateRuntime) -> None:
+    assert "nobody consolidates" in cli.ok("locks").stderr
+    root = memory_root(runtime.codex_home, MemoryScope.user())
+    with runtime.begin() as state:
+        state.consolidation_locks.try_acquire(root, owner=OTHER, lease=timedelta(minutes=10))
+    (item,) = cli.ok("locks", "--json").json["items"]
+    assert (item["cwd"], item["working_thread_id"]) == (str(root), str(OTHER))
+    moments = [datetime.fromisoformat(item[name]) for name in ("updated_at", "lease_ends_at")]
+    assert moments[1] - moments[0] == timedelta(minutes=10)
+    assert str(OTHER) in cli.ok("locks").stdout
+
+
+def test_jobs_tell_what_is_left_of_the_lease(home: Path, cli: Cli, runtime: StateRuntime) -> None:
+    running, failed = add_threads(runtime, 2)
+    claim(runtime, user_key(running), owner=OTHER)
+    lease = claim(runtime, cwd_key(failed))
+    with runtime.begin() as state:
+        state.phase1_jobs.fail(lease, "broken")
+    items = {item["thread_id"]: item for item in cli.ok("jobs", "list", "--lease", "60", "--json").json["items"]}
+    started = datetime.fromisoformat(items[str(running.id)]["started_at"])
+    assert datetime.fromisoformat(items[str(running.id)]["lease_ends_at"]) == started + timedelta(seconds=60)
+    assert items[str(failed.id)]["lease_ends_at"] is None
+    shown = re.sub("\x1b\\[[0-9;]*m", "", Cli(home).on_terminal("jobs", "list", columns=200).stdout)
+    assert re.search("(59m|1h) left", shown)
+    assert str(OTHER) in shown
+    assert "over" in Cli(home).on_terminal("jobs", "list", "--lease", "0", columns=200).stdout
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "over"),
+        (0, "over"),
+        (1, "1s left"),
+        (59, "59s left"),
+        (60, "1m left"),
+        (7199, "1h left"),
+        (90000, "1d left"),
+    ],
+)
+def test_what_is_left_is_told_in_few_characters(seconds: int, text: str) -> None:
+    moment = datetime(2026, 2, 10, tzinfo=UTC)
+    assert left(moment + timedelta(seconds=seconds), moment) == text
+
+
+def test_a_memory_is_shown_in_full(cli: Cli, runtime: StateRuntime) -> None:
+    (thread,) = add_threads(runtime, title="good")
+    with runtime.begin() as state:
+        state.thread_memories.upsert_for_scope(thread.id, MemoryScope.cwd(CWD), "# Raw\n\n  - \x1b[31mred", "short")
+        state.thread_memories.upsert_for_scope(thread.id, MemoryScope.user(), "of the user", "user")
+        state.thread_memories.invalidate(thread.id, MemoryScope.user(), "wrong")
+    shown = cli.ok("memories", "show", thread.id.hex, "--scope-kind", "cwd").stdout
+    assert "memory_summary\tshort\n" in shown
+    assert shown.endswith("\n# Raw\n\n  - \ufffd[31mred\n")
+    record = cli.ok("memories", "show", str(thread.id), "--scope-key", "user", "--json").json
+    assert (record["raw_memory"], record["invalid_reason"]) == ("of the user", "wrong")
+
+
+def test_a_thread_without_memory_and_a_missing_one_are_told_apart(cli: Cli, runtime: StateRuntime) -> None:
+    (thread,) = add_threads(runtime)
+    assert "nothing is remembered of thread" in cli.refused("memories", "show", str(thread.id)).stderr
+    assert "in that scope" in cli.refused("memories", "show", str(thread.id), "--scope-kind", "cwd").stderr
+    assert "thread not found" in cli.refused("memories", "show", str(OTHER)).stderr
