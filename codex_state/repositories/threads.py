@@ -15,6 +15,7 @@ from codex_state.models import LOCAL_HOME, Anchor, Phase1Job, SortKey, Thread, T
 from codex_state.models.columns import EpochSeconds, IntegerFlag, PathText, UuidText, text
 from codex_state.repositories import thread_listing
 from codex_state.repositories.base import Repository, select_entity, table_of
+from codex_state.repositories.prepared import atomically
 
 # One insert construct serves both databases: what PostgreSQL's ON CONFLICT renders, SQLite's dialect renders as well.
 _threads = table_of(Thread)
@@ -95,6 +96,7 @@ _DELETE_VANISHED = (
     )
     .returning(_threads.c.id)
 )
+_LOCK = select(_threads.c.id).where(_BY_ID).with_for_update()
 _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
 
@@ -275,7 +277,14 @@ class ThreadRepository(Repository):
             Whether the row was deleted.
         """
         parameters = {"thread_id": thread_id, "missing_path": rollout_path, "of_home": home}
-        return self._one(_DELETE_VANISHED, parameters) is not None
+        connection = self._connection
+        if connection.dialect.name != "postgresql":
+            return self._one(_DELETE_VANISHED, parameters) is not None
+        # A statement that waits for a row judges other tables as they were before it waited. So the wait comes first:
+        # from then on nobody can insert a row that refers to the thread, and what is there is seen.
+        with atomically(connection):
+            self._one(_LOCK, parameters)
+            return self._one(_DELETE_VANISHED, parameters) is not None
 
 
 def _row_of(thread: Thread) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,3 +145,32 @@ def test_a_thread_that_is_deleted_at_the_same_time_is_found_or_missed(runtime: S
                 done.result(60)
     with runtime.read() as state:
         assert state.phase1_jobs.list() == []
+
+
+@pytest.mark.parametrize("primary", ["memory", "job", "title"])
+def test_a_vanished_rollout_does_not_take_what_is_written_at_the_same_time(runtime: StateRuntime, primary: str) -> None:
+    """L7: memories, jobs and titles are in no rollout."""
+    thread = a_thread()
+    with runtime.begin() as state:
+        state.threads.upsert(thread)
+
+    def delete() -> bool:
+        with runtime.autocommit() as state:
+            return state.threads.delete_vanished(thread.id, thread.rollout_path, thread.home)
+
+    with ThreadPoolExecutor(1) as pool:
+        with runtime.begin() as state:
+            match primary:
+                case "memory":
+                    state.thread_memories.upsert(thread.id, "raw", "summary")
+                case "job":
+                    key = Phase1Key(thread.id, MemoryScope.user())
+                    state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=NOON, lease=_HOUR)
+                case _:
+                    state.threads.set_title(thread.id, "mine")
+            deleted = pool.submit(delete)
+            time.sleep(0.3)  # it judges the row now, and must judge again when it can have it
+            assert not deleted.done()
+        assert deleted.result(60) is False
+    with runtime.read() as state:
+        assert state.threads.get(thread.id) is not None
