@@ -193,8 +193,7 @@ class StateRuntime:
 
         Raises:
             UnknownCommitOutcomeError: the connection broke during the commit. Only the caller can know whether
-                repeating is
-                safe.
+                repeating is safe.
             DatabaseError: the last attempt's error.
         """
         attempt = 1

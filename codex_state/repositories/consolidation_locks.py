@@ -59,8 +59,7 @@ class ConsolidationLockRepository(Repository):
             cwd: the memory root to be locked.
             owner: who consolidates. The same owner gets the lock again at any time, with a fresh token.
             lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes
-                over
-                at once.
+                over at once.
         """
         token = uuid4().hex
         parameters = {

@@ -92,8 +92,7 @@ class LogRepository(Repository):
             max_age: by the database's clock.
             max_rows: how many lines stay.
             max_bytes: how much text stays, with about 64 bytes a line for the rest of a row. A single newer line over
-                the
-                bound goes as well.
+                the bound goes as well.
         """
         deleted = 0
         if max_age is not None:

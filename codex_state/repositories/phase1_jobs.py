@@ -158,8 +158,7 @@ class Phase1JobRepository(Repository):
             owner: the session that will do the work, for people to see. The token, not the owner, is what guards.
             source_updated_at: which version of the thread will be extracted.
             lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes
-                over
-                a running job at once. Seconds are whole, so a lease may end up to one second early: trust
+                over a running job at once. Seconds are whole, so a lease may end up to one second early: trust
                 ``lease`` minus one second minus a margin, counted from *before* this call.
 
         Raises:
@@ -208,8 +207,7 @@ class Phase1JobRepository(Repository):
             scope_kinds: ``cwd``, ``user`` or both. A thread without a known directory has no ``cwd`` scope.
             exclude: the caller's own thread.
             max_running: how many live leases there may be at once, over all workers; stale ones don't count, so they
-                can
-                always be taken over. ``None`` for no bound.
+                can always be taken over. ``None`` for no bound.
             home: only threads of this home, or of one of these; ``None`` means all.
 
         Returns:
