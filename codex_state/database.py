@@ -28,6 +28,7 @@ from codex_state.errors import (
     ConnectionLostError,
     DatabaseBusyError,
     DatabaseUnavailableError,
+    InvalidInputError,
     StateError,
     UnknownCommitOutcomeError,
     advice_for,
@@ -195,12 +196,13 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
     )
     translate_errors(base)
     event.listen(base, "connect", _set_up_sqlite_connection)
-    writer, reader = base.execution_options(), base.execution_options()
+    writer, autocommit, reader = base.execution_options(), base.execution_options(), base.execution_options()
     event.listen(writer, "begin", _begin_immediate)
     event.listen(reader, "begin", _begin_read_only)
     event.listen(reader, "commit", _end_read_only)
     event.listen(reader, "rollback", _end_read_only)
-    return Database(writer, autocommit=base, reader=reader, opened=opened)
+    event.listen(autocommit, "savepoint", _refuse_savepoint)
+    return Database(writer, autocommit, reader, opened)
 
 
 def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
@@ -241,6 +243,11 @@ def _end_read_only(connection: Connection) -> None:
     _run_in_begin(connection, "PRAGMA query_only = OFF")
 
 
+def _refuse_savepoint(_connection: Connection, _name: str) -> None:
+    # On SQLite it would begin a transaction that isn't a writer's, whatever is written in it (L6).
+    raise InvalidInputError("in autocommit there is no transaction to go back in; use begin()")
+
+
 def prepare_sqlite_file(database: Database) -> None:
     """Choose the file-wide settings of a new SQLite file: WAL, and space that can be given back (L10).
 
@@ -268,9 +275,11 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Datab
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
     translate_errors(base)
+    autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
+    event.listen(autocommit, "savepoint", _refuse_savepoint)
     return Database(
         base,
-        autocommit=base.execution_options(isolation_level="AUTOCOMMIT"),
+        autocommit,
         # One snapshot for the whole unit, as SQLite gives it.
         reader=base.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
     )

@@ -189,6 +189,16 @@ def test_in_autocommit_a_failed_statement_does_not_end_the_session(runtime: Stat
     assert len(_ids(runtime)) == 1
 
 
+def test_in_autocommit_there_is_no_savepoint(runtime: StateRuntime) -> None:
+    """L6: on SQLite it would begin a transaction that is upgraded later."""
+    with runtime.autocommit() as state:
+        with pytest.raises(InvalidInputError, match="begin"), state.session.begin_nested():
+            state.threads.upsert(a_thread())
+        state.session.rollback()
+        state.threads.upsert(a_thread())
+    assert len(_ids(runtime)) == 1
+
+
 def test_in_autocommit_a_batch_is_stored_whole_or_not_at_all(runtime: StateRuntime) -> None:
     """L5."""
     threads = [a_thread(), a_thread(), a_thread(tokens_used=-1)]
