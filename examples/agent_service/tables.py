@@ -1,0 +1,40 @@
+"""The service's own tables, beside the state's in the same database."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy.schema import CreateTable
+from sqlmodel import Field, Session, SQLModel
+
+
+class Message(SQLModel, table=True):
+    """What was said in a thread."""
+
+    thread_id: UUID = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    role: str
+    text: str
+
+
+class Worker(SQLModel, table=True):
+    """A process of the service. Its id is the owner of the jobs that it claims."""
+
+    id: UUID = Field(primary_key=True)
+    pid: int
+    started_at: datetime
+
+
+class Notebook(SQLModel, table=True):
+    """What the consolidation made of a scope: the text that an agent gets to read."""
+
+    scope_kind: str = Field(primary_key=True)
+    scope_key: str = Field(primary_key=True)
+    text: str
+
+
+def create_tables(session: Session) -> None:
+    """Create the tables, unless another process just did."""
+    for model in (Message, Worker, Notebook):
+        session.connection().execute(CreateTable(model.__table__, if_not_exists=True))  # type: ignore[attr-defined]

@@ -1,0 +1,143 @@
+"""The example service, for real: two worker processes on loopback, one of which is killed at its work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+THREADS = 24
+
+
+class Service:
+    """The running service."""
+
+    def __init__(self, process: subprocess.Popen[bytes], client: httpx.Client) -> None:
+        self.process = process
+        self._client = client
+
+    def get(self, path: str, **parameters: str) -> Any:
+        response = self._client.get(path, params=parameters)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def post(self, path: str, body: Any) -> Any:
+        response = self._client.post(path, json=body)
+        assert response.status_code == 201, response.text
+        return response.json()
+
+    def wait_until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                if true():
+                    return
+            except httpx.TransportError:
+                pass  # the process that took the connection was killed
+            time.sleep(0.1)
+        pytest.fail("it did not happen")
+
+
+@contextmanager
+def serving(home: Path, **settings: str) -> Iterator[Service]:
+    log = home.parent / "service.log"
+    # The socket is ours, so no port is guessed; the service's processes inherit it.
+    with socket.socket() as listener, log.open("wb") as output:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "agent_service.service:app"]
+        environment = {f"AGENT_SERVICE_{name.upper()}": value for name, value in settings.items()}
+        process = subprocess.Popen(
+            [*command, "--fd", str(listener.fileno()), "--workers", "2"],
+            env=os.environ | environment | {"CODEX_HOME": str(home)},
+            pass_fds=[listener.fileno()],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=url, timeout=30, headers={"Connection": "close"}) as client:
+                service = Service(process, client)
+                service.wait_until(lambda: len(service.get("/workers")) >= 2)
+                yield service
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+            sys.stderr.write(log.read_text())
+
+
+def store_threads(service: Service) -> list[str]:
+    return [
+        service.post(
+            "/threads",
+            {"title": f"Thread {number}", "cwd": f"/work/{number % 3}", "messages": ["hello", f"wish {number}"]},
+        )["id"]
+        for number in range(THREADS)
+    ]
+
+
+def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_killed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with serving(home, lease_seconds="3", pause_seconds="0.2", concurrency="3", model_seconds="1") as service:
+        ids = store_threads(service)
+
+        before: list[dict[str, Any]] = []
+
+        def at_work() -> bool:
+            before[:] = service.get("/jobs")
+            return {job["status"] for job in before} == {"running", "succeeded"}
+
+        service.wait_until(at_work)
+        ((victim, _),) = Counter(job["pid"] for job in before if job["status"] == "running").most_common(1)
+        os.kill(victim, signal.SIGKILL)
+
+        def all_done() -> bool:
+            jobs = service.get("/jobs")
+            return len(jobs) == 2 * THREADS and {job["status"] for job in jobs} == {"succeeded"}
+
+        service.wait_until(all_done)
+        after = {(job["thread_id"], job["scope"]): job for job in service.get("/jobs")}
+        for job in before:
+            if job["status"] == "succeeded":
+                assert after[job["thread_id"], job["scope"]] == job, "what was finished was not done again"
+        taken_over = [job for job in after.values() if job["attempt"] > 1]
+        assert taken_over, "the killed process held jobs, and others took them over"
+        assert victim not in {job["pid"] for job in taken_over}
+        for number, thread_id in enumerate(ids):
+            assert service.get(f"/threads/{thread_id}/memory") == {
+                "summary": f"Thread {number}: wish {number}",
+                "raw_memory": f"- asked: hello\n- asked: wish {number}",
+            }
+
+        def notebooks_are_complete() -> bool:
+            texts = [service.get("/notebook", cwd=f"/work/{number}")["text"] for number in range(3)]
+            return sorted(line for text in texts for line in text.splitlines()) == sorted(
+                f"- Thread {number}: wish {number}" for number in range(THREADS)
+            )
+
+        service.wait_until(notebooks_are_complete)
+        assert len(service.get("/workers")) == 3, "the killed process was replaced"
+
+
+def test_a_service_that_is_told_to_stop_gives_its_jobs_back(tmp_path: Path) -> None:
+    """With a lease of ten minutes: the next one need not wait for its end."""
+    home = tmp_path / "home"
+    with serving(home, pause_seconds="0.2", model_seconds="60") as service:
+        store_threads(service)
+        service.wait_until(lambda: any(job["status"] == "running" for job in service.get("/jobs")))
+    assert service.process.returncode in {0, -signal.SIGTERM}
+    with serving(home, pause_seconds="0.2", model_seconds="0") as service:
+        service.wait_until(lambda: [job["status"] for job in service.get("/jobs")] == ["succeeded"] * 2 * THREADS)
