@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,10 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
-import httpx
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -24,19 +28,21 @@ THREADS = 24
 class Service:
     """The running service."""
 
-    def __init__(self, process: subprocess.Popen[bytes], client: httpx.Client) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
         self.process = process
-        self._client = client
+        self._url = url
 
     def get(self, path: str, **parameters: str) -> Any:
-        response = self._client.get(path, params=parameters)
-        assert response.status_code == 200, response.text
-        return response.json()
+        return self._answer(Request(f"{self._url}{path}?{urlencode(parameters)}"))
 
     def post(self, path: str, body: Any) -> Any:
-        response = self._client.post(path, json=body)
-        assert response.status_code == 201, response.text
-        return response.json()
+        content = json.dumps(body).encode()
+        return self._answer(Request(f"{self._url}{path}", content, {"Content-Type": "application/json"}))
+
+    @staticmethod
+    def _answer(request: Request) -> Any:
+        with urlopen(request, timeout=30) as response:
+            return json.load(response)
 
     def wait_until(self, true: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -44,8 +50,11 @@ class Service:
             try:
                 if true():
                     return
-            except httpx.TransportError:
-                pass  # the process that took the connection was killed
+            except (URLError, ConnectionError, HTTPException) as error:
+                # The process that took the connection was killed, or there is nothing yet.
+                assert not isinstance(error, HTTPError) or error.code == 404, error.read()
+                if isinstance(error, HTTPError):
+                    error.close()
             time.sleep(0.1)
         pytest.fail("it did not happen")
 
@@ -68,10 +77,9 @@ def serving(home: Path, **settings: str) -> Iterator[Service]:
         )
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            with httpx.Client(base_url=url, timeout=30, headers={"Connection": "close"}) as client:
-                service = Service(process, client)
-                service.wait_until(lambda: len(service.get("/workers")) >= 2)
-                yield service
+            service = Service(process, url)
+            service.wait_until(lambda: len(service.get("/workers")) >= 2)
+            yield service
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
