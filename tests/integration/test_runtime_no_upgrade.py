@@ -167,7 +167,7 @@ def test_reading_before_writing_meets_no_stale_snapshot_though_it_would_by_itsel
             connection.execute("BEGIN")
             connection.execute("SELECT * FROM threads").fetchall()
             both_have_read.wait(30)
-            connection.execute("UPDATE threads SET title = title")
+            connection.execute("UPDATE threads SET title = title || '.'")  # an update to the same changes no page
             connection.execute("COMMIT")
         except sqlite3.OperationalError:
             return False
