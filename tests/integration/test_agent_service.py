@@ -50,11 +50,12 @@ class Service:
             try:
                 if true():
                     return
-            except (URLError, ConnectionError, HTTPException) as error:
-                # The process that took the connection was killed, or there is nothing yet.
-                assert not isinstance(error, HTTPError) or error.code == 404, error.read()
-                if isinstance(error, HTTPError):
-                    error.close()
+            except HTTPError as error:
+                with error:
+                    if error.code != 404:
+                        raise
+            except (URLError, ConnectionError, HTTPException):
+                pass  # the process that took the connection was killed
             time.sleep(0.1)
         pytest.fail("it did not happen")
 
