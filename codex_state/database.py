@@ -159,7 +159,16 @@ def translate_errors(engine: Engine) -> None:
         if context.connection is None and isinstance(error, ConnectionLostError):
             # There was none to be lost: the server refused it, or there is no server.
             return DatabaseUnavailableError(f"{error} ({advice_for(DatabaseUnavailableError)})")
+        if isinstance(error, ConnectionLostError) and _commits_by_itself(context):
+            return UnknownCommitOutcomeError(f"{error} (the statement may or may not have been kept)")
         return error
+
+
+def _commits_by_itself(context: ExceptionContext) -> bool:
+    connection = context.connection
+    if connection is None or connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        return False
+    return not (context.statement or "").lstrip().upper().startswith("SELECT")
 
 
 def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:

@@ -373,6 +373,28 @@ def test_a_connection_that_breaks_during_the_commit_leaves_the_outcome_unknown(r
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("runtime", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("kind", ["write", "batch", "read"])
+def test_a_connection_that_breaks_in_autocommit_leaves_the_outcome_of_a_write_unknown(
+    runtime: StateRuntime, kind: str
+) -> None:
+    with runtime.autocommit() as state:
+        state.threads.list_ids(limit=1)
+        _kill_backend(runtime, state)
+        expected = ConnectionLostError if kind == "read" else UnknownCommitOutcomeError
+        with pytest.raises(expected) as broken:
+            match kind:
+                case "write":
+                    state.threads.upsert(a_thread())
+                case "batch":
+                    state.threads.upsert_many([a_thread(), a_thread()])
+                case _:
+                    state.threads.list_ids(limit=1)
+        assert broken.value.retryable is (kind == "read")
+    with runtime.autocommit() as state:
+        state.threads.upsert(a_thread())
+
+
 def test_a_database_in_memory_serves_one_unit_after_the_other(tmp_path: Path) -> None:
     with StateRuntime.open(StateSettings(codex_home=tmp_path, database_url="sqlite://")) as runtime:
         assert runtime.database.path is None
