@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
@@ -20,6 +20,7 @@ from codex_state.database import Database
 from codex_state.errors import (
     ConnectionLostError,
     DatabaseBusyError,
+    DatabaseError,
     DatabaseReadOnlyError,
     IntegrityViolationError,
     InvalidInputError,
@@ -374,23 +375,24 @@ def test_a_connection_that_breaks_during_the_commit_leaves_the_outcome_unknown(r
 
 
 @pytest.mark.parametrize("runtime", ["postgresql"], indirect=True)
-@pytest.mark.parametrize("kind", ["write", "batch", "read"])
+@pytest.mark.parametrize(
+    ("work", "expected"),
+    [
+        (lambda state: state.threads.upsert(a_thread()), UnknownCommitOutcomeError),
+        (lambda state: state.threads.upsert_many([a_thread(), a_thread()]), UnknownCommitOutcomeError),
+        (lambda state: state.threads.list_ids(limit=1), ConnectionLostError),
+    ],
+    ids=["write", "batch", "read"],
+)
 def test_a_connection_that_breaks_in_autocommit_leaves_the_outcome_of_a_write_unknown(
-    runtime: StateRuntime, kind: str
+    runtime: StateRuntime, work: Callable[[State], None], expected: type[DatabaseError]
 ) -> None:
     with runtime.autocommit() as state:
         state.threads.list_ids(limit=1)
         _kill_backend(runtime, state)
-        expected = ConnectionLostError if kind == "read" else UnknownCommitOutcomeError
         with pytest.raises(expected) as broken:
-            match kind:
-                case "write":
-                    state.threads.upsert(a_thread())
-                case "batch":
-                    state.threads.upsert_many([a_thread(), a_thread()])
-                case _:
-                    state.threads.list_ids(limit=1)
-        assert broken.value.retryable is (kind == "read")
+            work(state)
+        assert broken.value.retryable is (expected is ConnectionLostError)
     with runtime.autocommit() as state:
         state.threads.upsert(a_thread())
 
