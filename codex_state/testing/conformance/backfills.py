@@ -180,6 +180,25 @@ class TestBackfills:
         assert state.backfill.checkpoint(lease, "sessions/a") is HolderWrite.APPLIED
         assert _watermark(state) == "sessions/a"
 
+    def test_a_complete_backfill_can_be_claimed_again_from_the_start(self, state: State, clock: ManualClock) -> None:
+        state.backfill.complete(_claim(state), "sessions/z")
+        clock.advance(_SECOND)
+        outcome = state.backfill.try_claim(owner="me", lease=_LEASE, again=True)
+        assert isinstance(outcome, Claimed)
+        assert outcome.lease.last_watermark is None
+        assert state.backfill.get() == _row(outcome.lease, updated_at=NOON + _SECOND, last_success_at=NOON)
+
+    def test_a_running_backfill_is_not_claimed_again_until_its_lease_is_over(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        lease = _claim(state)
+        state.backfill.checkpoint(lease, "sessions/a")
+        assert state.backfill.try_claim(owner="other", lease=_LEASE, again=True) == _RUNNING
+        assert _watermark(state) == "sessions/a"
+        clock.advance(_LEASE)
+        assert isinstance(state.backfill.try_claim(owner="other", lease=_LEASE, again=True), Claimed)
+        assert state.backfill.renew(lease) is HolderWrite.LEASE_LOST
+
     def test_force_works_where_nothing_ever_ran(self, state: State) -> None:
         lease = state.backfill.mark_running("laptop", owner="me", lease=_LEASE)
         assert state.backfill.get("laptop") == _row(lease)

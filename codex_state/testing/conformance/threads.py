@@ -213,6 +213,58 @@ class TestThreads:
         assert state.thread_memories.get(other.id) is not None
         assert state.phase1_jobs.get(Phase1Key(other.id, scope)) is not None
 
+    def test_a_thread_can_be_relocated(self, state: State) -> None:
+        thread, other = a_thread(), a_thread()
+        state.threads.upsert_many([thread, other])
+        for archived_at in (NOON, None):
+            moved = {"rollout_path": Path("/b"), "cwd": Path("/elsewhere"), "archived_at": archived_at}
+            assert (
+                state.threads.relocate(thread.id, Path("/b"), cwd=Path("/elsewhere"), archived_at=archived_at) is True
+            )
+            assert state.threads.get(thread.id) == a_thread(
+                **(thread.model_dump() | moved | {"archived": archived_at is not None})
+            )
+        assert state.threads.get(other.id) == other
+        assert state.threads.relocate(uuid4(), Path("/b"), cwd=Path("/"), archived_at=None) is False
+
+    def test_the_rollouts_of_one_home_can_be_listed(self, state: State) -> None:
+        here = [a_thread(rollout_path=Path("/a")), a_thread(rollout_path=Path("/b"), archived_at=NOON)]
+        state.threads.upsert_many([*here, a_thread(rollout_path=Path("/c"), home="laptop")])
+        assert sorted(state.threads.rollout_paths()) == [Path("/a"), Path("/b")]
+        assert list(state.threads.rollout_paths("laptop")) == [Path("/c")]
+        assert list(state.threads.rollout_paths("nowhere")) == []
+
+    def test_a_thread_whose_rollout_vanished_is_deleted_with_its_tools(self, state: State) -> None:
+        thread = a_thread()
+        state.threads.upsert(thread)
+        state.dynamic_tools.persist([a_tool(thread)])
+        assert state.threads.delete_vanished(thread.id, thread.rollout_path, thread.home) is True
+        assert state.threads.get(thread.id) is None
+        assert state.dynamic_tools.get(thread.id) is None
+        assert state.threads.delete_vanished(thread.id, thread.rollout_path, thread.home) is False
+
+    @pytest.mark.parametrize("reason", ["memory", "job", "title", "moved", "home"])
+    def test_a_thread_with_something_to_lose_survives_its_rollout(self, state: State, reason: str) -> None:
+        """L7: and only its own home may judge that the file is gone."""
+        thread = a_thread()
+        state.threads.upsert(thread)
+        path, home = thread.rollout_path, thread.home
+        match reason:
+            case "memory":
+                state.thread_memories.upsert(thread.id, "raw", "summary")
+            case "job":
+                key = Phase1Key(thread.id, MemoryScope.user())
+                state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=NOON, lease=timedelta(hours=1))
+            case "title":
+                state.threads.set_title(thread.id, "mine")
+            case "moved":
+                path = Path("/where/it/was/before")
+            case _:
+                home = "laptop"
+        stored = state.threads.get(thread.id)
+        assert state.threads.delete_vanished(thread.id, path, home) is False
+        assert state.threads.get(thread.id) == stored
+
     def test_what_was_handed_out_does_not_change_with_later_writes(self, state: State) -> None:
         thread = a_thread(title="before")
         state.threads.upsert(thread)
