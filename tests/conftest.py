@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every child would inherit that: those that
+# are interrupted by a test would go on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
