@@ -222,19 +222,29 @@ def test_a_broken_connection_is_replaced(postgres_settings: StateSettings, opene
 
 
 def test_renewals_have_a_connection_of_their_own(runtime: StateRuntime) -> None:
-    """The work may hold every other pooled connection for longer than a lease lasts."""
+    """The work may take every pooled connection that it gets, for longer than a lease lasts."""
     lease = claim(runtime, user_key(add_threads(runtime)[0]), lease=SECONDS)
+    taken, give_back = threading.Semaphore(0), threading.Event()
+
+    def take() -> None:
+        with runtime.autocommit() as state:
+            state.session.connection()
+            taken.release()
+            give_back.wait(60)
+
     with LeaseKeeper(runtime) as keeper:
         kept = keeper.keep(lease, requested_at=trust_clock())
         time.sleep(0.2)
-        sessions = [runtime.autocommit() for _ in range(runtime.settings.pool_size - 1)]
-        try:
-            for session in sessions:
-                session.__enter__().session.connection()
-            assert not kept.signal.wait(SECONDS + 1)
-        finally:
-            for session in sessions:
-                session.__exit__(None, None, None)
+        takers = [threading.Thread(target=take) for _ in range(runtime.settings.pool_size)]
+        for taker in takers:
+            taker.start()
+        for _ in takers[1:]:
+            assert taken.acquire(timeout=60)
+        assert not kept.signal.wait(SECONDS + 1)
+        assert not taken.acquire(blocking=False), "the last connection isn't to be had"
+        give_back.set()
+        for taker in takers:
+            taker.join()
 
 
 def test_a_pool_of_one_connection_is_shared_with_the_work(sqlite_settings: StateSettings, opened: Open) -> None:

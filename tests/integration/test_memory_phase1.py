@@ -643,3 +643,15 @@ def test_threads_of_other_homes_are_left_to_their_own_workers(runtime: StateRunt
     assert {result.key.thread_id for result in report.results} == {mine.id, nobodys.id}
     report = run_phase1(runtime, extract, owner=OWNER, options=Phase1Options(all_homes=True))
     assert {result.key.thread_id for result in report.results} == {far.id}
+
+
+def test_a_pass_works_on_a_database_in_memory(tmp_path: Path) -> None:
+    """It has one connection, for the work and the renewals alike."""
+    with StateRuntime.open(StateSettings(codex_home=tmp_path, database_url="sqlite://")) as runtime:
+        add_threads(runtime, 10)
+
+        def slow(thread: Thread) -> ExtractedMemory:
+            time.sleep(4)
+            return extract(thread)
+
+        assert run_phase1(runtime, slow, owner=OWNER, options=SHORT).succeeded == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -105,6 +106,7 @@ def test_an_interrupted_crew_leaves_calls_behind_and_waits_for_writes() -> None:
     def slow_write() -> None:
         storing.set()
         assert hung.signal.wait(60), "interrupted while it stores"
+        time.sleep(0.2)
 
     stored.finishes = slow_write
     crew = Crew([hung, stored, Step("never", notes)], 2)
