@@ -152,6 +152,8 @@ _POSTGRESQL_BY_STATE: dict[str, type[DatabaseError]] = {
     "3D000": DatabaseUnavailableError,
     "57P01": ConnectionLostError,
     "57P02": ConnectionLostError,
+    "57P05": ConnectionLostError,
+    "25P03": ConnectionLostError,
 }
 
 _POSTGRESQL_BY_CLASS: dict[str, type[StateError]] = {
@@ -159,6 +161,7 @@ _POSTGRESQL_BY_CLASS: dict[str, type[StateError]] = {
     "22": InvalidInputError,
     "23": IntegrityViolationError,
     "28": DatabaseUnavailableError,
+    "54": InvalidInputError,  # a value beyond a limit of the server, like a key too long for an index
 }
 
 _PSYCOPG_BY_NAME: dict[str, type[StateError]] = {
@@ -169,7 +172,7 @@ _PSYCOPG_BY_NAME: dict[str, type[StateError]] = {
 
 _ADVICE: dict[type[StateError], str] = {
     DatabaseBusyError: "another process held the database for the whole busy timeout; try again",
-    DatabaseReadOnlyError: "check the permissions of the file and of its directory",
+    DatabaseReadOnlyError: "the unit of work is read-only, or the file or its directory can't be written",
     DatabaseUnavailableError: "check the path or URL, its permissions, and that the server runs",
     DatabaseFullError: "free some space; nothing of this transaction was kept",
     DatabaseCorruptError: "move the file aside and run the backfill again; rollouts are the source of the index",

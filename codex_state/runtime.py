@@ -126,9 +126,7 @@ class StateRuntime:
         if settings.database_url is not None:
             url: str | URL = settings.database_url.get_secret_value()
         else:
-            directory = settings.database_path.parent
-            make_directory(directory)
-            remove_older_state_files(directory)
+            make_directory(settings.database_path.parent)
             url = URL.create("sqlite", database=str(settings.database_path))
         database = Database.open(url, pool_size=settings.pool_size, busy_timeout=settings.busy_timeout)
         created = database.path is not None and not database.path.exists()
@@ -139,6 +137,9 @@ class StateRuntime:
                     migrations.verified_revision(session.connection())
                 prepare_sqlite_file(database)
             migrations.ensure_current(database.engine, migrate=settings.migrate)
+            if settings.database_url is None:
+                # Last: a home whose state this version can't use keeps what an older one may still read (L7).
+                remove_older_state_files(settings.database_path.parent)
         except BaseException:
             database.close()
             raise
@@ -171,6 +172,11 @@ class StateRuntime:
     def engine(self) -> Engine:
         """For a service's own sessions: ``Session(runtime.engine)`` writes under the same rules."""
         return self.database.engine
+
+    @property
+    def read_engine(self) -> Engine:
+        """For a service's own sessions that only read: they see one snapshot, hold up no writer, and can't write."""
+        return self.database.read_engine
 
     def begin(self) -> AbstractContextManager[State]:
         """One write transaction: committed at the end of the block, rolled back when it raises."""

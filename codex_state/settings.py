@@ -69,7 +69,7 @@ class StateSettings(BaseSettings):
     migrate: bool = True
     """Whether opening brings an older schema up to date; if not, an older schema is refused."""
 
-    backfill_lease: timedelta = Field(default=timedelta(seconds=900), gt=timedelta(0))
+    backfill_lease: timedelta = Field(default=timedelta(seconds=900), ge=timedelta(seconds=1))
     """How long a backfill worker may be silent before another takes over."""
 
     backfill_wait: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))

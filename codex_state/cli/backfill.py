@@ -31,7 +31,7 @@ def backfill(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """Index every rollout of the home.
+    """Index every rollout of the home, or what is new since the last time.
 
     Goes on where an interrupted run stopped. A file that can't be read is named and doesn't stop the rest.
     """
@@ -41,7 +41,9 @@ def backfill(
     with opened(context, codex_home) as runtime:
         try:
             with shown_progress() as on_progress, _quiet_log():
-                report = rollout.backfill(runtime, on_progress=on_progress, again=again, retry_failed=retry_failed)
+                report = rollout.backfill(
+                    runtime, on_progress=on_progress, refresh=True, again=again, retry_failed=retry_failed
+                )
         except KeyboardInterrupt:
             note("interrupted; what was indexed is kept, and the next run goes on from there")
             raise

@@ -43,6 +43,8 @@ class StateModel(SQLModel, registry=entities):
         """
         entity: Self = cls.__mapper__.class_manager.new_instance()  # type: ignore[attr-defined]
         entity.__dict__.update(zip(cls.column_names(), values, strict=True))
+        # Every field was given, which is what pydantic's `exclude_unset` asks.
+        object.__setattr__(entity, "__pydantic_fields_set__", cls._all_fields())
         return entity
 
     @classmethod
@@ -58,6 +60,11 @@ class StateModel(SQLModel, registry=entities):
             return values
         # Something isn't loaded: an entity of a session of the caller's own, or one that was built by hand.
         return {name: getattr(self, name) for name in self.column_names()}
+
+    @classmethod
+    @cache
+    def _all_fields(cls) -> set[str]:
+        return set(cls.column_names())
 
     @classmethod
     @cache

@@ -68,22 +68,13 @@ def _claim(where: ColumnElement[bool] | None, **reset: Any) -> ReturningInsert[A
     )
 
 
-_TRY_CLAIM = _claim(
-    and_(
-        _states.c.status != _COMPLETE,
-        or_(
-            _states.c.status != _RUNNING,
-            seconds_of(_states.c.updated_at) <= server_now() - bindparam("lease_seconds", type_=BigInteger()),
-        ),
-    )
+_is_free = or_(
+    _states.c.status != _RUNNING,
+    seconds_of(_states.c.updated_at) <= server_now() - bindparam("lease_seconds", type_=BigInteger()),
 )
-_TRY_CLAIM_AGAIN = _claim(
-    or_(
-        _states.c.status != _RUNNING,
-        seconds_of(_states.c.updated_at) <= server_now() - bindparam("lease_seconds", type_=BigInteger()),
-    ),
-    last_watermark=null(),
-)
+_TRY_CLAIM = _claim(and_(_states.c.status != _COMPLETE, _is_free))
+_TRY_CLAIM_AGAIN = _claim(_is_free, last_watermark=null())
+_TRY_CLAIM_REFRESH = _claim(_is_free)
 _TAKE_OVER = _claim(None)
 _TAKE_OVER_FROM_THE_START = _claim(None, last_watermark=null())
 
@@ -143,7 +134,7 @@ class BackfillRepository(Repository):
         return state is not None and state.status is BackfillStatus.COMPLETE
 
     def try_claim(
-        self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta, again: bool = False
+        self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta, again: bool = False, refresh: bool = False
     ) -> Claimed[BackfillLease] | Skipped:
         """Claim the home's backfill, unless it is complete (``UP_TO_DATE``) or somebody works on it (``RUNNING``).
 
@@ -152,9 +143,11 @@ class BackfillRepository(Repository):
             owner: who will work on it, for people: host and process.
             lease: how long the worker may be silent before another takes over, in whole seconds.
             again: claim a complete one as well, and forget the watermark, so that every rollout is handled again.
+            refresh: claim a complete one as well, and keep the watermark.
         """
         parameters = _claim_parameters(home, owner) | {"lease_seconds": whole_seconds(lease)}
-        row = self._one(_TRY_CLAIM_AGAIN if again else _TRY_CLAIM, parameters)
+        statement = _TRY_CLAIM_AGAIN if again else _TRY_CLAIM_REFRESH if refresh else _TRY_CLAIM
+        row = self._one(statement, parameters)
         if row is not None:
             return Claimed(_lease_of(row, parameters, lease))
         refusal = self._one(_REFUSAL, {"of_home": home})

@@ -31,11 +31,12 @@ from codex_state.models.columns import UuidText, text
 from codex_state.repositories.base import seconds_of, table_of
 from codex_state.repositories.phase1_claims import claim_from, claimable
 from codex_state.repositories.prepared import atomically
-from codex_state.sql import fresh_token
+from codex_state.sql import byte_length, fresh_token
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
 _LOCK_THE_CAP = select(func.pg_advisory_xact_lock(literal_column("5070246951133876512")))
+_MAX_KEY_BYTES = 2000
 _RUNNING = literal_column(f"'{Phase1Status.RUNNING.value}'", text)
 
 
@@ -191,7 +192,10 @@ def _key_of(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def _has_scope(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[bool]:
-    return cwd != literal_column("''", text) if kind == SCOPE_CWD else literal_column("1") == literal_column("1")
+    if kind != SCOPE_CWD:
+        return literal_column("1") == literal_column("1")
+    # A directory that isn't known has no scope, nor has one whose path PostgreSQL couldn't hold in a key.
+    return and_(cwd != literal_column("''", text), byte_length(cwd) <= literal_column(str(_MAX_KEY_BYTES)))
 
 
 def _room() -> ColumnElement[int]:

@@ -204,7 +204,8 @@ class Phase1JobRepository(Repository):
             limit: how many threads at most; each gives up to one lease per scope kind.
             max_age: threads not updated for longer than this are left alone.
             sources: which sources count as interactive.
-            scope_kinds: ``cwd``, ``user`` or both. A thread without a known directory has no ``cwd`` scope.
+            scope_kinds: ``cwd``, ``user`` or both. A thread without a known directory, or with one of more than 2,000
+                bytes, has no ``cwd`` scope.
             exclude: the caller's own thread.
             max_running: how many live leases there may be at once, over all workers; stale ones don't count, so they
                 can always be taken over. ``None`` for no bound.

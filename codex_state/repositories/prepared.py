@@ -143,10 +143,16 @@ def execute_many(connection: Connection, statement: Executable, rows: Sequence[M
 
 @contextmanager
 def atomically(connection: Connection) -> Iterator[None]:
-    """One transaction for the block, also on a connection that commits every statement by itself."""
+    """One transaction for the block, also on a connection that commits every statement by itself.
+
+    On any other connection the block joins the transaction that is open or that its first write will open: committing
+    that is up to whoever opened the session.
+    """
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite":
-        begin = None if driver.in_transaction else "BEGIN IMMEDIATE"
+        # With an isolation level, Python's driver itself begins a transaction before the first write.
+        by_itself = driver.isolation_level is None and not driver.in_transaction
+        begin = "BEGIN IMMEDIATE" if by_itself else None
     else:
         begin = "BEGIN" if driver.autocommit and driver.info.transaction_status == _IDLE else None
     if begin is None:

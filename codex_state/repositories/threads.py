@@ -52,6 +52,12 @@ _UPSERT_FROM_ROLLOUT = _overwrite(
 )
 
 _PATH = select(_threads.c.rollout_path).where(_BY_ID)
+_ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(
+    _threads.c.id.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))
+)
+_ROLLOUTS_AT = select(_threads.c.rollout_path, _threads.c.updated_at).where(
+    _threads.c.rollout_path.in_(bindparam("paths", expanding=True, type_=PathText()))
+)
 _ALL_PATHS = select(_threads.c.rollout_path).where(_threads.c.home == bindparam("of_home", type_=text))
 _PATH_ARCHIVED = {flag: _PATH.where(_threads.c.archived == flag) for flag in (True, False)}
 
@@ -68,7 +74,7 @@ _SET_ARCHIVED = (
 )
 _RELOCATE = (
     update(_threads)
-    .where(_BY_ID)
+    .where(_BY_ID, _threads.c.home == bindparam("of_home", type_=text))
     .values(
         rollout_path=bindparam("new_rollout_path", type_=PathText()),
         cwd=bindparam("new_cwd", type_=PathText()),
@@ -240,19 +246,38 @@ class ThreadRepository(Repository):
         }
         return self._one(_SET_ARCHIVED, parameters) is not None
 
-    def relocate(self, thread_id: UUID, rollout_path: Path, *, cwd: Path, archived_at: datetime | None) -> bool:
+    def relocate(
+        self, thread_id: UUID, rollout_path: Path, *, cwd: Path, archived_at: datetime | None, home: str = LOCAL_HOME
+    ) -> bool:
         """Repair where the thread's rollout lies, its directory, and since when it is archived (``None``: it isn't).
 
-        Tells whether the thread has a row.
+        Tells whether the thread has a row of this home. Another home's row isn't touched.
         """
         parameters = {
             "thread_id": thread_id,
+            "of_home": home,
             "new_rollout_path": rollout_path,
             "new_cwd": cwd,
             "new_archived": archived_at is not None,
             "new_archived_at": archived_at,
         }
         return self._one(_RELOCATE, parameters) is not None
+
+    def rollouts_of(self, thread_ids: Collection[UUID]) -> dict[UUID, tuple[Path, datetime]]:
+        """Where the rollouts of these threads lie and when they were last written, by their rows.
+
+        For a few hundred threads at once.
+        """
+        rows = self._all(_ROLLOUTS_OF, {"thread_ids": list(thread_ids)}) if thread_ids else ()
+        return {row.id: (row.rollout_path, row.updated_at) for row in rows}
+
+    def rollouts_at(self, paths: Collection[str]) -> Sequence[tuple[Path, datetime]]:
+        """Which of these paths rows point at, and when those rollouts were last written, by their rows.
+
+        For a few hundred paths at once. No index serves it: it reads every row.
+        """
+        rows = self._all(_ROLLOUTS_AT, {"paths": [Path(path) for path in paths]}) if paths else ()
+        return [(row.rollout_path, row.updated_at) for row in rows]
 
     def set_memory_mode(self, thread_id: UUID, memory_mode: str) -> bool:
         """Say what may be remembered of the thread. Tells whether the thread has a row."""

@@ -26,6 +26,7 @@ from codex_state.rollout.files import RolloutFile, WalkProblem, walk_rollouts
 from codex_state.rollout.fold import Extraction
 from codex_state.rollout.metadata import normalized_cwd_text, thread_of, tools_of
 from codex_state.rollout.progress import BackfillOutcome, BackfillProgress, BackfillReport, OnProgress
+from codex_state.rollout.selection import Selection, every_rollout, those_that_changed, those_without_a_row
 from codex_state.rollout.worker import Extracted, Result
 from codex_state.runtime import State, StateRuntime
 
@@ -40,18 +41,22 @@ def backfill(
     runtime: StateRuntime,
     *,
     on_progress: OnProgress | None = None,
+    refresh: bool = False,
     again: bool = False,
     retry_failed: bool = False,
     workers: int | None = None,
 ) -> BackfillReport:
-    """Bring the index of the runtime's home up to date with its rollouts.
+    """Build the index of the runtime's home from its rollouts, or go on building it.
 
     What an earlier run (of this process or another) has handled isn't handled again, and a complete index is left
-    alone. Interrupting is safe at any moment: the next run goes on after the last committed batch.
+    alone unless one of the options below says otherwise: whoever writes rollouts keeps it up to date by
+    ``apply_rollout_items``. Interrupting is safe at any moment: the next run goes on after the last committed batch.
 
     Args:
         runtime: an open state. Its settings give the home, the lease and the batch size.
         on_progress: called after each batch.
+        refresh: go through all rollouts and handle those whose row isn't up to date: written, added, moved or restored
+            by someone who left the index alone, or failed before.
         again: handle every rollout again, also when the index is complete.
         retry_failed: go through all rollouts again, but handle only those that have no row.
         workers: child processes that decode; 0 for none; ``None`` to decide by the amount of work and the cores.
@@ -63,8 +68,10 @@ def backfill(
     started = time.monotonic()
     lease_time = runtime.settings.backfill_lease
     with runtime.autocommit() as state:
-        claim = state.backfill.try_claim(runtime.home, owner=_own_name(), lease=lease_time, again=again or retry_failed)
         found = state.backfill.get(runtime.home)
+        claim = state.backfill.try_claim(
+            runtime.home, owner=_own_name(), lease=lease_time, again=again or retry_failed, refresh=refresh
+        )
     if not isinstance(claim, Claimed):
         complete = claim.reason is SkipReason.UP_TO_DATE
         outcome = BackfillOutcome.COMPLETE if complete else BackfillOutcome.RUNNING
@@ -72,6 +79,11 @@ def backfill(
         return BackfillReport(outcome, watermark=watermark, seconds=time.monotonic() - started)
     run = _Run(runtime, claim.lease, on_progress, retry_failed=retry_failed)
     try:
+        if retry_failed:
+            run.select = those_without_a_row(runtime)
+        elif refresh and not again:
+            run.after = None
+            run.select = those_that_changed(runtime)
         run.all_batches(workers)
     except _LeaseLostError:
         _log.warning("another worker took the backfill over; this one's last batch was refused")
@@ -110,7 +122,10 @@ class _Run:
         self._lease = lease
         self._on_progress = on_progress
         self._retry_failed = retry_failed
-        self._known = _paths_with_a_row(runtime) if retry_failed else frozenset[str]()
+        self.select: Selection = every_rollout()
+        """Which of the rollouts that are met are handled."""
+        self.after = lease.last_watermark
+        """Which rollouts aren't even looked at: those up to this watermark."""
         self._started = time.monotonic()
         self._renewed = self._started
         self._bytes_done = 0
@@ -142,9 +157,7 @@ class _Run:
 
     def _files(self, *, report: bool) -> Iterator[RolloutFile]:
         problems = self._note_problem if report else None
-        for file in walk_rollouts(self._runtime.codex_home, after=self._lease.last_watermark, on_problem=problems):
-            if file.path not in self._known:
-                yield file
+        return self.select(walk_rollouts(self._runtime.codex_home, after=self.after, on_problem=problems))
 
     def _measure(self) -> tuple[int, int]:
         """How many files and bytes there are to do. A file that vanishes meanwhile counts as empty."""
@@ -244,7 +257,7 @@ class _Run:
             elif isinstance(result, Extracted) and file.path in wanted:
                 report.upserted += 1
                 report.parse_errors += result.extraction.parse_errors
-        report.watermark = batch[-1][0].watermark
+        report.watermark = max(report.watermark or "", batch[-1][0].watermark)
 
     def _progress(self, files_total: int, bytes_total: int) -> BackfillProgress:
         return BackfillProgress(
@@ -272,8 +285,3 @@ def _tools_of(state: State, extractions: Iterable[Extraction]) -> Iterator[Dynam
         # The head may be another thread's; its tools count only where that thread has a row.
         if extraction.tools_thread_id == extraction.draft.id or state.threads.get(owner) is not None:
             yield from tools_of(owner, extraction.tools)
-
-
-def _paths_with_a_row(runtime: StateRuntime) -> frozenset[str]:
-    with runtime.read() as state:
-        return frozenset(str(path) for path in state.threads.rollout_paths(runtime.home))

@@ -37,6 +37,10 @@ IMAGE_ONLY = "[Image]"
 """The first user message of a thread that began with nothing but images."""
 
 
+_EARLIEST, _LATEST = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999, which are all that Python's times can say."""
+
+
 class ThreadDraft(Struct):
     """A thread's row in the making. Times are whole epoch seconds; ``cwd`` is empty while it isn't known."""
 
@@ -282,6 +286,8 @@ def extract(path: str, default_provider: str) -> Extraction:
             raise unreadable(path, error) from error
     draft = fold.finish()
     draft.updated_at = modified_seconds(status)
+    if not _EARLIEST <= draft.updated_at <= _LATEST:
+        raise RolloutError(f"the rollout {path} has a modification time out of range: {draft.updated_at} s")
     owner, tools = fold.tools
     return Extraction(storable(draft), fold.memory_mode, tools, owner, parse_errors)
 

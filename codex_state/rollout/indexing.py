@@ -47,7 +47,8 @@ def repair_row(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
     """Make the thread's row agree with where its rollout lies.
 
     An existing row keeps everything but its path, its archived mark and the spelling of its directory; nothing is
-    written when they are right already. A missing one is made from the rollout.
+    written when they are right already, or when the row belongs to another home. A missing one is made from the
+    rollout.
 
     Raises:
         RolloutError: there is no row, and the file can't be made into one.
@@ -58,6 +59,8 @@ def repair_row(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
     if thread is None:
         index_rollout(runtime, path)
         return
+    if thread.home != runtime.home:
+        return  # the thread was seen in another home as well, whose row it is
     cwd = normalize_cwd(thread.cwd)
     if (thread.rollout_path, thread.cwd, thread.archived_at is not None) == (path, cwd, archived):
         return
@@ -65,4 +68,4 @@ def repair_row(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
     if archived:
         archived_at = thread.archived_at or from_epoch_seconds(modified_seconds(path.stat()))
     with runtime.begin() as state:
-        state.threads.relocate(thread_id, path, cwd=cwd, archived_at=archived_at)
+        state.threads.relocate(thread_id, path, cwd=cwd, archived_at=archived_at, home=runtime.home)

@@ -475,7 +475,7 @@ class TestWorkers:
 
 class TestLease:
     def test_a_long_batch_keeps_its_lease(self, runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-        for number in range(1, 9):
+        for number in range(1, 13):
             write_rollout(runtime.codex_home, number)
         claims: list[object] = []
         run_job = extractors.run_job
@@ -483,13 +483,13 @@ class TestLease:
         def slow(job: worker.Job) -> Any:
             time.sleep(0.5)
             with runtime.autocommit() as state:
-                claims.append(state.backfill.try_claim(runtime.home, owner="other", lease=timedelta(seconds=2)))
+                claims.append(state.backfill.try_claim(runtime.home, owner="other", lease=timedelta(seconds=4)))
             return run_job(job)
 
         monkeypatch.setattr(extractors, "run_job", slow)
-        report = backfill(with_settings(runtime, backfill_lease=timedelta(seconds=2)), workers=0)
+        report = backfill(with_settings(runtime, backfill_lease=timedelta(seconds=4)), workers=0)
         assert report.status is BackfillOutcome.COMPLETE
-        assert len(claims) == 8
+        assert len(claims) == 12
         assert all(isinstance(claim, Skipped) for claim in claims)
 
     @pytest.mark.parametrize("moment", ["within a batch", "between two batches", "before completing"])

@@ -50,10 +50,10 @@ def test_people_get_a_sentence_and_the_names_of_what_failed(executable: Cli) -> 
     assert done.stderr.count("\n") == 1
 
 
-def test_a_complete_index_is_left_alone_unless_asked(cli: Cli) -> None:
+def test_only_what_is_new_or_failed_is_read_again_unless_asked(cli: Cli) -> None:
     cli.ok("backfill")
     done = cli.ok("backfill", "--json").json
-    assert (done["status"], done["scanned"], done["failures"]) == ("complete", 0, [])
+    assert (done["status"], done["scanned"], done["upserted"], done["failed"]) == ("complete", 1, 0, 1)
     retried = cli.ok("backfill", "--retry-failed", "--json").json
     assert (retried["scanned"], retried["failed"]) == (1, 1)
     again = cli.ok("backfill", "--again", "--json").json
