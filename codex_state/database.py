@@ -61,8 +61,9 @@ class Database:
         self._inherited: list[Pool] = []
         self.engine = engine
         """For sessions of your own that write; on SQLite their transactions start with ``BEGIN IMMEDIATE``."""
+        self.read_engine = reader
+        """For sessions of your own that only read: one snapshot each, in which a write fails."""
         self._autocommit = autocommit
-        self._reader = reader
         _databases.add(self)
 
     @classmethod
@@ -111,7 +112,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """One read-only snapshot. A write in it fails with ``DatabaseReadOnlyError``."""
-        with _own_errors(), Session(self._reader, expire_on_commit=False) as session:
+        with _own_errors(), Session(self.read_engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -144,6 +145,8 @@ def sqlite_path(url: URL) -> Path | None:
     name = url.database
     if url.get_backend_name() != "sqlite" or not name or name == ":memory:":
         return None
+    if name.startswith("file:"):
+        raise ConfigurationError("SQLite's file: URIs are not supported; give a plain path, sqlite:///path")
     return Path(name).absolute()
 
 
@@ -187,7 +190,8 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
         return connection
 
     base = create_engine(
-        url,
+        # Whatever driver the URL names: async callers come through threads, to this one.
+        url.set(drivername="sqlite+pysqlite"),
         connect_args={
             "factory": connection_of,
             # No implicit BEGIN from the driver: it would be a deferred one, which can't be upgraded safely (L6).
@@ -297,7 +301,8 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Datab
 def _with_lock_timeout(url: URL, busy_timeout: timedelta) -> str:
     """The server options of a connection: those of the URL, which win, after ours."""
     given = url.query.get("options", "")
-    ours = f"-c lock_timeout={int(busy_timeout.total_seconds() * 1000)}"
+    # Zero would mean to wait for ever.
+    ours = f"-c lock_timeout={max(1, int(busy_timeout.total_seconds() * 1000))}"
     return " ".join([ours, *([given] if isinstance(given, str) else given)]).strip()
 
 
