@@ -3,10 +3,14 @@
 Opening a database that is current costs two small reads and doesn't import Alembic. Anything else happens in one
 exclusive transaction: of many processes and threads that open a fresh database at once, one migrates and the others
 find it done; and a crash leaves the schema as it was.
+
+A service with tables and an Alembic history of its own can share the database: our history is in a table of our own,
+and ``except_codex_state`` keeps the service's autogeneration from our tables.
 """
 
 from codex_state.migrations.drift import check
 from codex_state.migrations.running import Migrated, downgrade, ensure_current, upgrade
+from codex_state.migrations.sharing import except_codex_state, is_codex_state_table
 from codex_state.migrations.stored import HEAD, current_revision, verified_revision
 
 __all__ = [
@@ -16,6 +20,8 @@ __all__ = [
     "current_revision",
     "downgrade",
     "ensure_current",
+    "except_codex_state",
+    "is_codex_state_table",
     "upgrade",
     "verified_revision",
 ]

@@ -6,15 +6,19 @@ from typing import Any
 
 from sqlalchemy import Connection, DefaultClause
 
-from codex_state.migrations.stored import HEAD, current_revision, our_tables
+from codex_state.migrations.stored import HEAD, VERSION_TABLE, current_revision, our_tables
 from codex_state.models import metadata
 
 
-def comparison_options() -> dict[str, Any]:
-    """How Alembic compares: all it can, but only tables of ours, as others may share the database."""
+def context_options() -> dict[str, Any]:
+    """What Alembic is to know of us: our history's table, and how to compare.
+
+    It compares all it can, but only tables of ours, as a service may share the database.
+    """
     from codex_state.migrations import sqlite_indexes
 
     return {
+        "version_table": VERSION_TABLE,
         "target_metadata": metadata,
         "compare_type": True,
         "compare_server_default": _default_differs,
@@ -40,7 +44,7 @@ def check(connection: Connection) -> list[str]:
     revision = current_revision(connection)
     if revision != HEAD:
         differences.append(f"the revision is {revision!r} instead of {HEAD!r}")
-    context = MigrationContext.configure(connection, opts=comparison_options())
+    context = MigrationContext.configure(connection, opts=context_options())
     for difference in compare_metadata(context, metadata):
         # Differences of one column come as a list.
         differences += map(_sentence, difference if isinstance(difference, list) else [difference])

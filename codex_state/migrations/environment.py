@@ -11,7 +11,7 @@ from sqlalchemy import URL, Connection, make_url
 
 from codex_state.database import Database, prepare_sqlite_file
 from codex_state.errors import StateError
-from codex_state.migrations.drift import comparison_options
+from codex_state.migrations.drift import context_options
 from codex_state.migrations.exclusive import exclusive_transaction, refuse_enforced_foreign_keys
 from codex_state.migrations.stored import verified_revision
 from codex_state.settings import StateSettings
@@ -43,7 +43,7 @@ def _run_on(context: EnvironmentContext, connection: Connection) -> None:
 
 def _run_in_transaction(context: EnvironmentContext, connection: Connection) -> None:
     verified_revision(connection)
-    context.configure(connection=connection, render_as_batch=True, **comparison_options())
+    context.configure(connection=connection, render_as_batch=True, **context_options())
     context.run_migrations()
 
 
@@ -52,7 +52,7 @@ def _write_sql(context: EnvironmentContext) -> None:
         url=_configured_url(),
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
-        **comparison_options(),
+        **context_options(),
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -15,9 +15,10 @@ from codex_state.models import metadata
 HEAD = "0012_phase1_failures"
 """The revision that this version speaks."""
 
-VERSION_TABLE = "alembic_version"
+VERSION_TABLE = "codex_state_version"
+"""Where our revision is noted. A service that shares the database has Alembic's ``alembic_version`` for its own."""
 
-_REVISIONS = "SELECT version_num FROM alembic_version"
+_REVISIONS = "SELECT version_num FROM codex_state_version"
 
 ORIGINALS_VERSION_TABLE = "_sqlx_migrations"
 """Where the original Codex runtime notes its own migrations."""
@@ -57,18 +58,13 @@ def verified_revision(connection: Connection) -> str | None:
     revision = _recorded_revision(connection, tables)
     if revision == HEAD:
         return revision
-    ours = tables & our_tables()
     if revision is None:
+        ours = tables & our_tables()
         if ours:
             raise ForeignSchemaError(_foreign(connection, tables, ours))
         return None
     if _is_known(revision):
         return revision
-    if not ours:
-        raise ForeignSchemaError(
-            f"{where(connection)} is at revision {revision!r} of another program's migrations; "
-            "set CODEX_STATE_DATABASE_URL to a database of its own"
-        )
     raise SchemaTooNewError(
         f"{where(connection)} is at revision {revision!r}, and this version of codex-state knows those up to {HEAD!r}; "
         "upgrade codex-state, or set CODEX_SQLITE_HOME or CODEX_STATE_DATABASE_URL to another place. "
@@ -119,7 +115,7 @@ def _tables(connection: Connection) -> frozenset[str]:
 def _recorded_revision(connection: Connection, tables: frozenset[str]) -> str | None:
     if VERSION_TABLE not in tables:
         return None
-    # Our history has no branches. Several rows are somebody else's, and won't be known.
+    # Our history has no branches. Several rows are none of our making, and won't be known.
     revisions = sorted(revision for (revision,) in _rows(connection, _REVISIONS))
     return " ".join(revisions) or None
 

@@ -28,8 +28,9 @@ entities = registry(metadata=metadata)
 class StateModel(SQLModel, registry=entities):
     """Base of the entities, with a registry and metadata of its own.
 
-    A service can have its own ``Thread`` class and its own ``SQLModel.metadata`` beside these, and its Alembic
-    autogeneration won't see our tables.
+    A service can have its own ``Thread`` class and its own ``SQLModel.metadata`` beside these. If its tables are in the
+    same database, its Alembic autogeneration finds ours there and would drop them, unless its ``env.py`` says
+    ``include_name=codex_state.migrations.except_codex_state``.
 
     As with every SQLModel table, the constructor doesn't validate: ``model_validate`` does, and the schema's CHECK
     constraints are the last word.

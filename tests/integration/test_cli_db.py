@@ -66,6 +66,22 @@ def test_drift_is_named(cli: Cli) -> None:
     assert "idx_threads_created_at" in done.stdout
 
 
+def test_a_services_tables_and_alembic_history_in_the_same_database_are_no_drift_and_stay(cli: Cli) -> None:
+    cli.ok("db", "upgrade")
+    service = {"alembic_version": [("1975ea83b712",)], "customers": [("Ada",)]}
+    with closing(sqlite3.connect(cli.home / "state_4.sqlite")) as connection:
+        for table, rows in service.items():
+            connection.execute(f"CREATE TABLE {table} (value TEXT)")
+            connection.executemany(f"INSERT INTO {table} VALUES (?)", rows)
+        connection.commit()
+    assert cli.ok("db", "check", "--json").json == {"ok": True, "head": HEAD, "differences": []}
+    assert cli.ok("db", "current").stdout == f"{HEAD} (head)\n"
+    cli.ok("db", "downgrade", "-1")
+    cli.ok("db", "upgrade")
+    with closing(sqlite3.connect(cli.home / "state_4.sqlite")) as connection:
+        assert {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in service} == service
+
+
 def test_an_unknown_revision_is_refused(cli: Cli) -> None:
     cli.ok("db", "upgrade")
     assert "nosuch" in cli.refused("db", "upgrade", "nosuch").stderr
@@ -76,7 +92,7 @@ def test_a_newer_schema_is_refused_and_left_untouched(cli: Cli) -> None:
     cli.ok("db", "upgrade")
     database = cli.home / "state_4.sqlite"
     with closing(sqlite3.connect(database)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999_future'")
+        connection.execute("UPDATE codex_state_version SET version_num = '9999_future'")
         connection.commit()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     before = database.read_bytes()

@@ -23,7 +23,7 @@ STATEMENTS = {
     "DROP INDEX idx_threads_source": "index idx_threads_source of table threads is missing",
     "CREATE INDEX idx_logs_level ON logs (level)": "index idx_logs_level of table logs is not ours",
     "CREATE TABLE memory_phase2_jobs (id INTEGER)": "table memory_phase2_jobs is not ours",
-    "UPDATE alembic_version SET version_num = '0009_homes'": "the revision is '0009_homes' instead of",
+    "UPDATE codex_state_version SET version_num = '0009_homes'": "the revision is '0009_homes' instead of",
 }
 
 POSTGRESQL_STATEMENTS = {

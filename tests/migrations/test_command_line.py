@@ -75,7 +75,7 @@ def test_a_newer_database_is_refused_in_a_sentence(database: Database, url: str,
     migrations.upgrade(database.engine)
     with database.engine.begin() as connection:
         insert_samples(connection)
-        update(connection, "UPDATE alembic_version SET version_num = '0099_from_the_future'")
+        update(connection, "UPDATE codex_state_version SET version_num = '0099_from_the_future'")
     with database.engine.connect() as connection:
         before = describe(connection), read_all(connection)
     answer = alembic(*arguments.split(), CODEX_STATE_DATABASE_URL=url)
@@ -112,6 +112,7 @@ def test_it_waits_for_a_migration_that_is_under_way(database: Database, url: str
 
 def test_the_sql_of_an_upgrade_can_be_written_out_and_run_by_hand(postgres_url: str) -> None:
     sql = succeeds("upgrade", "head", "--sql", CODEX_STATE_DATABASE_URL=postgres_url)
+    assert "alembic_version" not in sql
     engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.connection.cursor().execute(sql)

@@ -133,7 +133,7 @@ def test_a_directory_without_a_lock_file_is_migrated_under_the_transaction_alone
 
 
 FRAGMENTS = [
-    "CREATE TABLE alembic_version",
+    "CREATE TABLE codex_state_version",
     "CREATE TABLE logs",
     "UPDATE memory_consolidation_locks",
     "ck_threads_archived",

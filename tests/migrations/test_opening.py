@@ -103,7 +103,7 @@ def test_an_empty_database_is_refused_when_the_caller_asked_not_to_migrate(datab
 @pytest.mark.parametrize("opener", OPENERS)
 def test_a_newer_database_is_refused_and_left_as_it_is(database: Database, opener: Callable[[Engine], object]) -> None:
     migrations.upgrade(database.engine)
-    changed(database, "UPDATE alembic_version SET version_num = '0099_from_the_future'")
+    changed(database, "UPDATE codex_state_version SET version_num = '0099_from_the_future'")
     with database.engine.begin() as connection:
         insert_samples(connection)
     with database.engine.connect() as connection:
@@ -121,7 +121,7 @@ def test_a_newer_sqlite_file_stays_the_same_to_the_byte(tmp_path: Path, opener: 
     path = tmp_path / "state.sqlite"
     with stores.opened(f"sqlite:///{path}") as database:
         migrations.upgrade(database.engine)
-        changed(database, "UPDATE alembic_version SET version_num = '0099_from_the_future'")
+        changed(database, "UPDATE codex_state_version SET version_num = '0099_from_the_future'")
     before = path.read_bytes()
     with stores.opened(f"sqlite:///{path}") as database, pytest.raises(SchemaTooNewError):
         opener(database.engine)
@@ -162,19 +162,31 @@ def test_tables_of_our_names_that_somebody_else_made_are_refused(database: Datab
         assert set(describe(connection)) == {"logs", "threads"}
 
 
-def test_another_programs_alembic_history_is_refused(database: Database) -> None:
+def test_tables_of_our_names_are_refused_whatever_another_programs_alembic_history_says(database: Database) -> None:
     changed(
         database,
+        "CREATE TABLE threads (id INTEGER)",
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)",
-        "INSERT INTO alembic_version VALUES ('1975ea83b712')",
+        f"INSERT INTO alembic_version VALUES ('{migrations.HEAD}')",
     )
-    with pytest.raises(ForeignSchemaError, match="'1975ea83b712' of another program"):
+    assert revision(database) is None
+    with pytest.raises(ForeignSchemaError, match=r"did not create \(threads\)"):
+        migrations.ensure_current(database.engine)
+
+
+def test_an_unknown_revision_is_a_newer_one_of_ours_even_without_tables_of_ours(database: Database) -> None:
+    changed(
+        database,
+        "CREATE TABLE codex_state_version (version_num VARCHAR(32) NOT NULL)",
+        "INSERT INTO codex_state_version VALUES ('0099_from_the_future')",
+    )
+    with pytest.raises(SchemaTooNewError, match="0099_from_the_future"):
         migrations.ensure_current(database.engine)
 
 
 def test_a_history_with_several_heads_is_refused(database: Database) -> None:
     migrations.upgrade(database.engine)
-    changed(database, "INSERT INTO alembic_version VALUES ('0010_checks')")
+    changed(database, "INSERT INTO codex_state_version VALUES ('0010_checks')")
     with pytest.raises(SchemaTooNewError, match="0010_checks 0012_phase1_failures"):
         migrations.ensure_current(database.engine)
 
