@@ -1,0 +1,13 @@
+"""Mutants that can't be told from the original, and why. One that a check kills after all mustn't stand here."""
+
+from __future__ import annotations
+
+_SINGLETON = "a CHECK of the schema allows no other id"
+
+EQUIVALENT: dict[str, str] = {
+    **{f"backfills.{verb} without [id = 1]": _SINGLETON for verb in ("renew", "checkpoint", "complete_it", "release")},
+    "backfills.checkpoint with [>=] in [last_watermark > ?]": "of two equal watermarks either may stay",
+    "backfills.complete_it with [>=] in [last_watermark > ?]": "of two equal watermarks either may stay",
+    "phase1_jobs.succeed keeps the old failure_reason": "the claim has removed it already",
+    "memory_scopes.mark_clean_if_locked without [ownership_token = ?]": "the IN compares the token as well",
+}

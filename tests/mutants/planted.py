@@ -1,0 +1,301 @@
+"""Bugs planted in the Python around the statements: more than one statement, a token that isn't fresh, two commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID
+
+from sqlalchemy import Connection, select
+
+from codex_state import database
+from codex_state.clock import server_now
+from codex_state.models import (
+    BackfillLease,
+    Claimed,
+    ConsolidationLock,
+    HolderWrite,
+    LockLease,
+    Phase1Job,
+    Phase1Key,
+    Phase1Lease,
+    Phase1Status,
+    Skipped,
+    SkipReason,
+)
+from codex_state.repositories import BackfillRepository, ConsolidationLockRepository, Phase1JobRepository
+from codex_state.repositories.holder_writes import HOLDER_WRITES
+from codex_state.rollout import backfilling
+from codex_state.runtime import State
+from tests.mutants.statements import SqlMutant, sql_mutants
+
+
+@dataclass(frozen=True)
+class PlantedMutant:
+    """One bug."""
+
+    name: str
+    plant: Callable[[ExitStack, Callable[[], None]], None]
+    """Plants it for as long as the stack is open; the function notes that it was met."""
+
+    @property
+    def is_core(self) -> bool:
+        return True
+
+    @contextmanager
+    def planted(self) -> Iterator[Callable[[], bool]]:
+        """Plant the bug. Gives a function that tells whether it was ever met."""
+        met = []
+        with ExitStack() as held:
+            self.plant(held, lambda: met.append(True))
+            yield lambda: bool(met)
+
+
+# Read, then write
+
+
+def _deferred(connection: Connection) -> Iterator[None]:
+    """A deferred transaction: it starts as a reader and becomes a writer later, unless one is open already."""
+    if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+        yield
+        return
+    connection.exec_driver_sql("BEGIN DEFERRED")
+    try:
+        yield
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")
+
+
+def _by_itself(_connection: Connection) -> Iterator[None]:
+    """No transaction: each statement commits by itself."""
+    yield
+
+
+_MODES = {
+    "in a deferred transaction": contextmanager(_deferred),
+    "in two statements": contextmanager(_by_itself),
+}
+
+
+def _now(repository: Any) -> int:
+    now: int = repository._connection.execute(select(server_now())).scalar_one()
+    return now
+
+
+def _is_claimable(job: Phase1Job | None, source: datetime, lease: timedelta, now: int) -> bool:
+    """The rules of a claim, rightly read; what is wrong is that others may write before the decision is stored."""
+    if job is None:
+        return True
+    match job.status:
+        case Phase1Status.FAILED:
+            return job.retry_at is not None and job.retry_at.timestamp() <= now
+        case Phase1Status.SUCCEEDED:
+            return job.source_updated_at < source
+        case Phase1Status.RUNNING:
+            return job.started_at is None or job.started_at.timestamp() <= now - max(lease.total_seconds(), 0)
+
+
+def _careless_claim(mode: str, met: Callable[[], None]) -> Any:
+    force = Phase1JobRepository.try_claim
+
+    def try_claim(
+        self: Phase1JobRepository, key: Phase1Key, *, owner: UUID, source_updated_at: datetime, lease: timedelta
+    ) -> Claimed[Phase1Lease] | Skipped:
+        met()
+        with _MODES[mode](self._connection):
+            if not _is_claimable(self.get(key), source_updated_at, lease, _now(self)):
+                return Skipped(SkipReason.RUNNING)
+            self._connection.exec_driver_sql(
+                "UPDATE memory_phase1_jobs SET status = 'running', started_at = NULL "
+                "WHERE thread_id = ? AND scope_kind = ? AND scope_key = ?",
+                (str(key.thread_id), key.scope.kind, key.scope.key),
+            )
+            return force(self, key, owner=owner, source_updated_at=source_updated_at, lease=timedelta(0))
+
+    return try_claim
+
+
+def _careless_acquire(mode: str, met: Callable[[], None]) -> Any:
+    force = ConsolidationLockRepository.try_acquire
+
+    def try_acquire(self: ConsolidationLockRepository, cwd: Any, *, owner: UUID, lease: timedelta) -> Any:
+        met()
+        with _MODES[mode](self._connection):
+            lock: ConsolidationLock | None = self.get(cwd)
+            over = _now(self) - max(lease.total_seconds(), 0)
+            if lock is not None and lock.working_thread_id != owner and lock.updated_at.timestamp() > over:
+                return Skipped(SkipReason.RUNNING)
+            return force(self, cwd, owner=owner, lease=timedelta(0))
+
+    return try_acquire
+
+
+def _careless_backfill_claim(mode: str, met: Callable[[], None]) -> Any:
+    def try_claim(
+        self: BackfillRepository, home: str = "local", *, owner: str, lease: timedelta, again: bool = False
+    ) -> Any:
+        met()
+        with _MODES[mode](self._connection):
+            found = self.get(home)
+            if found is not None and found.status == "complete" and not again:
+                return Skipped(SkipReason.UP_TO_DATE)
+            over = _now(self) - max(lease.total_seconds(), 0)
+            if found is not None and found.status == "running" and found.updated_at.timestamp() > over:
+                return Skipped(SkipReason.RUNNING)
+            return Claimed(self.mark_running(home, owner=owner, lease=lease, from_the_start=again))
+
+    return try_claim
+
+
+def _current_token(repository: Any, lease: Any) -> str | None:
+    """Whose token is stored for a lease's work while that runs."""
+    match lease:
+        case Phase1Lease(key=key):
+            job = Phase1JobRepository(repository._session).get(key)
+            return job.ownership_token if job is not None and job.status is Phase1Status.RUNNING else None
+        case LockLease(cwd=cwd):
+            lock = ConsolidationLockRepository(repository._session).get(cwd)
+            return None if lock is None else lock.ownership_token
+        case BackfillLease(home=home):
+            found = BackfillRepository(repository._session).get(home)
+            return found.ownership_token if found is not None and found.status == "running" else None
+    raise AssertionError(lease)
+
+
+def _unguarded(name: str) -> Iterator[SqlMutant]:
+    """The mutants that together take the guard off a holder's write."""
+    guards = ("without [? IN",) if name.startswith("memory_scopes") else ("without [ownership", "without [status")
+    for mutant in sql_mutants():
+        if mutant.statement.name == name and mutant.change.startswith(guards):
+            yield mutant
+
+
+_STATEMENT_OF = {
+    "Phase1JobRepository": "phase1_jobs",
+    "ThreadMemoryRepository": "thread_memories",
+    "MemoryScopeRepository": "memory_scopes",
+    "ConsolidationLockRepository": "consolidation_locks",
+    "BackfillRepository": "backfills",
+}
+_NAME_OF = {"mark_clean": "mark_clean_if_locked", "complete": "complete_it"}
+
+
+def _read_then_write(mode: str) -> Iterator[PlantedMutant]:
+    for repository, verb, careless in (
+        (Phase1JobRepository, "try_claim", _careless_claim),
+        (ConsolidationLockRepository, "try_acquire", _careless_acquire),
+        (BackfillRepository, "try_claim", _careless_backfill_claim),
+    ):
+        yield PlantedMutant(
+            f"{repository.__name__}.{verb} reads, then writes {mode}",
+            lambda held, met, repository=repository, verb=verb, careless=careless: held.enter_context(
+                patch.object(repository, verb, careless(mode, met))
+            ),
+        )
+    for write in HOLDER_WRITES:
+        yield PlantedMutant(f"{write.name} reads, then writes {mode}", _plant_careless_write(write, mode))
+
+
+def _plant_careless_write(write: Any, mode: str) -> Callable[[ExitStack, Callable[[], None]], None]:
+    unguarded = tuple(_unguarded(f"{_STATEMENT_OF[write.repository.__name__]}.{_NAME_OF.get(write.verb, write.verb)}"))
+    assert unguarded, write.name
+    intact = getattr(write.repository, write.verb)
+
+    def plant(held: ExitStack, met: Callable[[], None]) -> None:
+        for mutant in unguarded:
+            held.enter_context(mutant.planted())
+
+        def careless(self: Any, *arguments: Any, **options: Any) -> Any:
+            lease = next((value for value in (*arguments, *options.values()) if isinstance(value, write.lease)), None)
+            if lease is None:
+                return intact(self, *arguments, **options)
+            met()
+            with _MODES[mode](self._connection):
+                if _current_token(self, lease) != lease.ownership_token:
+                    return write.refused
+                return intact(self, *arguments, **options)
+
+        held.enter_context(patch.object(write.repository, write.verb, careless))
+
+    return plant
+
+
+# Tokens
+
+
+def _same_token(module: str) -> PlantedMutant:
+    def plant(held: ExitStack, met: Callable[[], None]) -> None:
+        def same() -> UUID:
+            met()
+            return UUID(int=7)
+
+        held.enter_context(patch(f"codex_state.repositories.{module}.uuid4", same))
+
+    return PlantedMutant(f"{module} gives everybody the same token", plant)
+
+
+# Transactions
+
+
+def _plant_checkpoint_after(held: ExitStack, met: Callable[[], None]) -> None:
+    store, checkpoint = backfilling._Run._store, backfilling._Run._checkpoint
+
+    def without(self: Any, state: State, extracted: Any, watermark: str) -> Any:
+        with patch.object(backfilling._Run, "_checkpoint", lambda *_: None):
+            answer = store(self, state, extracted, watermark)
+        state.session.commit()
+        met()
+        checkpoint(self, state, watermark)
+        return answer
+
+    held.enter_context(patch.object(backfilling._Run, "_store", without))
+
+
+def _plant_checkpoint_before(held: ExitStack, met: Callable[[], None]) -> None:
+    store, checkpoint = backfilling._Run._store, backfilling._Run._checkpoint
+
+    def without(self: Any, state: State, extracted: Any, watermark: str) -> Any:
+        checkpoint(self, state, watermark)
+        state.session.commit()
+        met()
+        with patch.object(backfilling._Run, "_checkpoint", lambda *_: None):
+            return store(self, state, extracted, watermark)
+
+    held.enter_context(patch.object(backfilling._Run, "_store", without))
+
+
+def _plant_ignored_refusal(held: ExitStack, met: Callable[[], None]) -> None:
+    checkpoint = BackfillRepository.checkpoint
+
+    def ignored(self: BackfillRepository, lease: BackfillLease, watermark: str) -> HolderWrite:
+        met()
+        checkpoint(self, lease, watermark)
+        return HolderWrite.APPLIED
+
+    held.enter_context(patch.object(BackfillRepository, "checkpoint", ignored))
+
+
+def _plant_deferred_writers(held: ExitStack, met: Callable[[], None]) -> None:
+    def deferred(connection: Connection) -> None:
+        met()
+        database._run_in_begin(connection, "BEGIN DEFERRED")
+
+    held.enter_context(patch.object(database, "_begin_immediate", deferred))
+
+
+def planted_mutants() -> tuple[PlantedMutant, ...]:
+    """Every bug of this module."""
+    return (
+        *(mutant for mode in _MODES for mutant in _read_then_write(mode)),
+        *(_same_token(module) for module in ("phase1_jobs", "consolidation_locks", "backfills")),
+        PlantedMutant("a writer's transaction starts as a reader's", _plant_deferred_writers),
+        PlantedMutant("the checkpoint is committed after its batch", _plant_checkpoint_after),
+        PlantedMutant("the checkpoint is committed before its batch", _plant_checkpoint_before),
+        PlantedMutant("a refused checkpoint doesn't stop its batch", _plant_ignored_refusal),
+    )
