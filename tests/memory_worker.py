@@ -134,12 +134,16 @@ def _arm(orders: Orders) -> None:
     setattr(owner, name, wrapped)
 
 
-_struck = threading.Lock()
+_striking, _struck = threading.Lock(), threading.Event()
 
 
 def _strike(orders: Orders) -> None:
-    if _struck.acquire(blocking=False):  # once, by whichever thread comes first
-        os.kill(os.getpid(), getattr(signal, orders.happens))
+    """Once, by whichever thread comes first. The others wait, so that a process isn't stopped amid their writes."""
+    with _striking:
+        if not _struck.is_set():
+            _struck.set()
+            # To this thread, which then doesn't run on. One to the process may be taken by a thread that sleeps.
+            signal.pthread_kill(threading.get_ident(), getattr(signal, orders.happens))
 
 
 def _called(orders: Orders, what: object) -> None:
