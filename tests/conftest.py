@@ -8,6 +8,7 @@ from pathlib import Path
 
 import postgres
 import pytest
+from hypothesis import HealthCheck, settings
 
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
@@ -15,6 +16,10 @@ from codex_state.settings import StateSettings
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every child would inherit that: those that
 # are interrupted by a test would go on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How fast an example runs says something about the machine, nothing about the code.
+settings.register_profile("gate", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gate")
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,8 @@ READS = {
     "ThreadRepository.list",
     "ThreadRepository.find_rollout_path",
     "ThreadRepository.rollout_paths",
+    "ThreadRepository.rollouts_at",
+    "ThreadRepository.rollouts_of",
     "ThreadMemoryRepository.last_n_for_scope",
     "Phase1JobRepository.get",
     "MemoryScopeRepository.get",
