@@ -5,12 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import sqlite3
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 from codex_state.database import Database
 from codex_state.models import BackfillLease, Claimed, LockLease, Phase1Lease, Skipped
@@ -46,14 +48,13 @@ class Rendezvous:
 
 
 @contextmanager
-def _opened(url: str, clock: str) -> Iterator[Database]:
-    database = Database.open(url)
-    try:
-        with ManualClock(Path(clock)) as manual:
-            manual.install(database)
-            yield database
-    finally:
-        database.close()
+def _opened(url: str, clock: str | None) -> Iterator[Database]:
+    with ExitStack() as held:
+        database = Database.open(url)
+        held.callback(database.close)
+        if clock is not None:
+            held.enter_context(ManualClock(Path(clock))).install(database)
+        yield database
 
 
 def claim_in_rounds(
@@ -76,7 +77,7 @@ def claim_in_rounds(
     channel.send({"won": won, "refused": refused})
 
 
-def finish_all(channel: Channel, url: str, clock: str, jobs: int, position: int) -> None:
+def finish_all(channel: Channel, url: str, clock: str | None, jobs: int, position: int) -> None:
     """Try to claim every job, in an order of one's own, and finish those that were won."""
     numbers = list(range(jobs))
     random.Random(position).shuffle(numbers)
@@ -96,6 +97,46 @@ def finish_all(channel: Channel, url: str, clock: str, jobs: int, position: int)
             worst = max(worst, time.monotonic() - before)
         seconds = time.monotonic() - started
     channel.send({"finished": finished, "claims": claims, "seconds": seconds, "worst": worst})
+
+
+_RAW_CLAIM = """
+INSERT INTO memory_phase1_jobs (thread_id, scope_kind, scope_key, status, owner_session_id, started_at,
+    source_updated_at, ownership_token, attempt)
+SELECT id, 'user', 'user', 'running', ?, CAST(strftime('%s', 'now') AS INTEGER), ?, ?, 1 FROM threads WHERE id = ?
+ON CONFLICT (thread_id, scope_kind, scope_key) DO UPDATE SET status = excluded.status,
+    owner_session_id = excluded.owner_session_id, started_at = excluded.started_at, finished_at = NULL,
+    failure_reason = NULL, source_updated_at = excluded.source_updated_at, raw_memory_path = NULL, summary_hash = NULL,
+    ownership_token = excluded.ownership_token, attempt = attempt + 1, retry_at = NULL
+WHERE status = 'failed' AND retry_at <= CAST(strftime('%s', 'now') AS INTEGER)
+    OR status = 'succeeded' AND source_updated_at < excluded.source_updated_at
+    OR status = 'running' AND started_at <= CAST(strftime('%s', 'now') AS INTEGER) - 3600
+RETURNING ownership_token
+"""
+_RAW_FINISH = """
+UPDATE memory_phase1_jobs SET status = 'succeeded', finished_at = CAST(strftime('%s', 'now') AS INTEGER)
+WHERE thread_id = ? AND scope_kind = 'user' AND scope_key = 'user' AND status = 'running' AND ownership_token = ?
+RETURNING attempt
+"""
+
+
+def finish_all_raw(channel: Channel, path: str, jobs: int, position: int) -> None:
+    """The floor: the same work by the same statements on the standard library's ``sqlite3``, with its busy handler."""
+    numbers = list(range(jobs))
+    random.Random(position).shuffle(numbers)
+    finished, worst = 0, 0.0
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as connection:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        channel.send("ready")
+        channel.receive()
+        started = time.monotonic()
+        for number in numbers:
+            before = time.monotonic()
+            thread, token = str(thread_id_of(str(number))), uuid4().hex
+            if connection.execute(_RAW_CLAIM, (str(owner_of("raw")), 1, token, thread)).fetchall():
+                finished += len(connection.execute(_RAW_FINISH, (thread, token)).fetchall())
+            worst = max(worst, time.monotonic() - before)
+        seconds = time.monotonic() - started
+    channel.send({"finished": finished, "claims": jobs, "seconds": seconds, "worst": worst})
 
 
 def take_candidates(channel: Channel, url: str, clock: str, position: int, limit: int) -> None:

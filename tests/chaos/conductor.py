@@ -1,0 +1,229 @@
+"""The conductor of the chaos: starts workers, kills, stops and continues them, and moves the clock."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from codex_state import StateRuntime, StateSettings
+from codex_state.clock import server_now
+from codex_state.database import Database
+from codex_state.testing.clock import ManualClock
+from codex_state.testing.history import Call, Recorder, read_calls
+from codex_state.testing.samples import NOON, a_thread
+from tests.chaos import audit
+from tests.chaos.grants import thread_id_of
+from tests.chaos.processes import Worker, WorkerError, WorkerHost
+from tests.chaos.worker import BUSY_TIMEOUT, PIPELINE, RECORDED, THREADS, final_reads, thread_name
+
+_TICK_SECONDS = 0.02
+_KILLS_PER_SECOND = 2.0
+_PAUSES_PER_SECOND = 1.5
+_JUMPS_PER_SECOND = 5.0
+_LONGEST_PAUSE = 3.5
+"""Longer than the longest lease."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A worker was stopped for a while, in nanoseconds of the monotonic clock."""
+
+    worker: str
+    start: int
+    end: int
+
+
+@dataclass
+class Run:
+    """What happened, as far as the conductor knows."""
+
+    name: str
+    dialect: str
+    manual: bool
+    seconds: float
+    kills: int = 0
+    jumps: int = 0
+    pauses: list[Pause] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """Workers that ended otherwise than they should."""
+    records: list[audit.Record] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    journals: list[Path] = field(default_factory=list)
+    integrity: str = ""
+
+
+class Conductor:
+    """One run of the chaos over one database."""
+
+    def __init__(
+        self,
+        host: WorkerHost,
+        url: str,
+        directory: Path,
+        *,
+        manual: bool,
+        seed: int,
+        workers: int,
+        bug: str | None = None,
+    ) -> None:
+        self._host = host
+        self._bug = bug
+        self._url = url
+        self._directory = directory
+        self._clock_path = directory / "clock" if manual else None
+        self._random = random.Random(seed)
+        self._count = workers
+        self._lives = 0
+        self._workers: dict[int, tuple[str, Worker]] = {}
+        self._stopped: dict[int, tuple[float, int]] = {}
+        """Until when each stopped worker rests, and since when, by its place."""
+
+    def run(self, name: str, seconds: float) -> Run:
+        """Let the workers loose for so many seconds."""
+        with ExitStack() as held:
+            clock = None
+            if self._clock_path is not None:
+                clock = held.enter_context(ManualClock(self._clock_path, NOON))
+            database = held.enter_context(self._prepared(clock))
+            recorder = held.enter_context(Recorder(self._directory / "conductor.calls", worker="conductor"))
+            run = Run(name, database.dialect, clock is not None, seconds)
+            with database.autocommit() as session:
+                recorder.read_clock(session)
+            self._conduct(run, clock, recorder)
+            with database.autocommit() as session:
+                recorder.read_clock(session)
+            with StateRuntime(self._settings, database).autocommit() as state:
+                final_reads(state, recorder)
+            run.records = audit.records(database)
+            run.integrity = _integrity_of(database)
+        run.calls = read_calls(self._directory.glob("*.calls"))
+        run.journals = sorted(self._directory.glob("*.journal"))
+        return run
+
+    @property
+    def _settings(self) -> StateSettings:
+        return StateSettings(codex_home=self._directory, database_url=self._url)
+
+    @contextmanager
+    def _prepared(self, clock: ManualClock | None) -> Iterator[Database]:
+        StateRuntime.open(self._settings).close()
+        database = Database.open(self._url, busy_timeout=BUSY_TIMEOUT)
+        try:
+            if clock is not None:
+                clock.install(database)
+            audit.install(database, str(server_now().compile(dialect=database.engine.dialect)))
+            with StateRuntime(self._settings, database).begin() as state:
+                state.threads.upsert_many(
+                    a_thread(id=thread_id_of(thread_name(home, number)), home=home)
+                    for home in (RECORDED, PIPELINE)
+                    for number in range(THREADS)
+                )
+            yield database
+        finally:
+            database.close()
+
+    def _conduct(self, run: Run, clock: ManualClock | None, recorder: Recorder) -> None:
+        self._began = time.monotonic()
+        self._until = self._began + run.seconds
+        try:
+            for place in range(self._count):
+                self._start(place)
+            while time.monotonic() < self._until:
+                time.sleep(_TICK_SECONDS)
+                self._continue_rested(run, time.monotonic())
+                self._respawn_ended(run)
+                if self._happens(_KILLS_PER_SECOND):
+                    self._kill(run)
+                if self._happens(_PAUSES_PER_SECOND):
+                    self._stop_one()
+                if clock is not None and self._happens(_JUMPS_PER_SECOND):
+                    self._jump(run, clock, recorder)
+        finally:
+            self._continue_rested(run, float("inf"))
+        for name, worker in self._workers.values():
+            self._end(run, name, worker)
+
+    def _happens(self, per_second: float) -> bool:
+        return self._random.random() < per_second * _TICK_SECONDS
+
+    def _start(self, place: int) -> None:
+        self._lives += 1
+        name = f"worker {place} life {self._lives}"
+        worker = self._host.start(
+            "tests.chaos.worker:run",
+            url=self._url,
+            clock=self._clock_path,
+            directory=self._directory,
+            name=name,
+            seed=self._random.getrandbits(32),
+            began=self._began,
+            until=self._until,
+            bug=self._bug,
+        )
+        self._workers[place] = (name, worker)
+
+    def _kill(self, run: Run) -> None:
+        place = self._random.choice(list(self._workers))
+        worker = self._workers[place][1]
+        if place in self._stopped:
+            self._note_pause(run, place)
+        worker.close()
+        run.kills += 1
+        self._start(place)
+
+    def _stop_one(self) -> None:
+        awake = [place for place in self._workers if place not in self._stopped]
+        if len(awake) <= 2:
+            return
+        place = self._random.choice(awake)
+        longest = _LONGEST_PAUSE if self._clock_path is None else _LONGEST_PAUSE / 5
+        self._stopped[place] = (time.monotonic() + self._random.uniform(0.1, longest), time.monotonic_ns())
+        self._workers[place][1].stop()
+
+    def _continue_rested(self, run: Run, now: float) -> None:
+        for place in [place for place, (until, _) in self._stopped.items() if until <= now]:
+            self._workers[place][1].proceed()
+            self._note_pause(run, place)
+
+    def _note_pause(self, run: Run, place: int) -> None:
+        _, since = self._stopped.pop(place)
+        run.pauses.append(Pause(self._workers[place][0], since, time.monotonic_ns()))
+
+    def _respawn_ended(self, run: Run) -> None:
+        for place, (name, worker) in list(self._workers.items()):
+            if place not in self._stopped and time.monotonic() < self._until - 0.5 and worker.has_ended():
+                self._end(run, name, worker)
+                self._start(place)
+
+    def _end(self, run: Run, name: str, worker: Worker) -> None:
+        try:
+            worker.receive()
+            worker.wait()
+        except (WorkerError, TimeoutError) as error:
+            run.failures.append(f"{name}: {error}")
+        worker.close()
+
+    def _jump(self, run: Run, clock: ManualClock, recorder: Recorder) -> None:
+        # Back only on SQLite: a statement and the trigger that records it read PostgreSQL's mirror of the clock one
+        # after the other, so a step back between them would look like a grant before its time.
+        steps = (-2, -1, 1, 1, 1, 2, 4) if self._url.startswith("sqlite") else (1, 1, 1, 2, 4)
+        moment = clock.now + timedelta(seconds=self._random.choice(steps))
+        with recorder.set_clock(moment):
+            clock.set(moment)
+        run.jumps += 1
+
+
+def _integrity_of(database: Database) -> str:
+    """What the database says about itself; "ok" is all there is on PostgreSQL."""
+    if database.dialect != "sqlite":
+        return "ok"
+    with database.read() as session:
+        connection = session.connection()
+        found = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+        found += [f"dangling {tuple(row)}" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
+    return "; ".join("ok" if line == "ok" else str(line) for line in found)

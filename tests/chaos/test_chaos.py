@@ -1,0 +1,244 @@
+"""The chaos in small: it runs, and it notices when a law is broken. In full: ``make chaos``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codex_state.models import metadata
+from tests.chaos import worlds
+from tests.chaos.audit import BACKFILLS, JOBS, LOCKS, MEMORIES, SCOPES, THREADS, Record
+from tests.chaos.conductor import Conductor
+from tests.chaos.processes import ROOT, WorkerHost
+from tests.chaos.replay import Replay, finished_twice
+from tests.chaos.verdict import judge
+from tests.chaos.worker import owner_with
+
+host = worlds.host
+
+OWNER = str(owner_with(3))
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_few_seconds_of_chaos_break_no_law(database: str) -> None:
+    """L1 to L5."""
+    small = ["--minutes", "0.1", "--workers", "4", "--jobs", "100", "--steps", "200", "--seed", "7"]
+    command = [sys.executable, "-m", "tests.chaos.run", "--database", database, *small]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "0 problems" in ended.stdout
+    assert ended.stdout.count("legal order of calls                yes") == 2
+
+
+@pytest.mark.parametrize(
+    ("bug", "told"),
+    [
+        ("phase1_jobs.claim without [started_at <= NOW - ?]", "double grant"),
+        ("thread_memories.upsert_if_owner with [<] in [excluded.updated_at <= updated_at]", "time didn't increase"),
+        ("consolidation_locks.acquire without [updated_at <= NOW - ?]", "the lock was held"),
+    ],
+)
+def test_a_planted_bug_is_noticed(host: WorkerHost, tmp_path: Path, bug: str, told: str) -> None:
+    url = f"sqlite:///{tmp_path / 'state.sqlite'}"
+    conductor = Conductor(host, url, tmp_path, manual=True, seed=7, workers=4, bug=bug)
+    verdict = judge(conductor.run("with a bug", 1.5))
+    assert any(told in problem for problem in verdict.problems)
+
+
+# The replay
+
+
+class _Story:
+    """A record that is made up change by change."""
+
+    def __init__(self, table: str, **row: Any) -> None:
+        self.table = table
+        self.records: list[Record] = []
+        self._row: dict[str, Any] | None = None
+        self._first = {column.name: None for column in metadata.tables[table].columns} | row
+
+    def then(self, now: int, *, fence: str | None = None, **changes: Any) -> _Story:
+        new = (self._row or self._first) | changes
+        self.records.append(Record(len(self.records) + 1, self.table, self._row, new, now, fence))
+        self._row = new
+        return self
+
+    def gone(self, now: int) -> _Story:
+        self.records.append(Record(len(self.records) + 1, self.table, self._row, None, now, None))
+        self._row = None
+        return self
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem.partition(":")[0] for problem in Replay().of(self.records).problems] + [
+            problem.partition(" for the")[0] for problem in finished_twice(self.records)
+        ]
+
+
+def _a_job(**values: Any) -> _Story:
+    first = {
+        "thread_id": "t",
+        "scope_kind": "user",
+        "scope_key": "user",
+        "status": "running",
+        "owner_session_id": OWNER,
+        "started_at": 100,
+        "source_updated_at": 1,
+        "ownership_token": "first",
+        "attempt": 1,
+        "failures": 0,
+    }
+    return _Story(JOBS, **first | values).then(100)
+
+
+_TAKEN = {"ownership_token": "second", "attempt": 2, "status": "running"}
+_CLEARED = {"finished_at": None, "raw_memory_path": None, "summary_hash": None, "retry_at": None}
+
+
+def test_a_legal_job_has_no_problems() -> None:
+    story = _a_job().then(101, started_at=101).then(102, status="succeeded", finished_at=102, summary_hash="h")
+    story.then(103, source_updated_at=2, started_at=103, **_TAKEN, **_CLEARED)
+    story.then(106, started_at=106, **_TAKEN | {"ownership_token": "third", "attempt": 3})
+    story.then(107, status="failed", failure_reason="broken", finished_at=107, retry_at=107, failures=1)
+    assert story.problems == []
+
+
+@pytest.mark.parametrize(
+    ("story", "problem"),
+    [
+        (_a_job(attempt=2), "a job began otherwise than by a claim"),
+        (_a_job().gone(101), "a job was deleted"),
+        (_a_job().then(102, started_at=102, **_TAKEN), "double grant"),
+        (_a_job().then(103, started_at=103, **_TAKEN | {"attempt": 1}), "a claim didn't count"),
+        (
+            _a_job().then(103, started_at=103, **_TAKEN, summary_hash="old"),
+            "a claim left results of an earlier attempt",
+        ),
+        (_a_job().then(103, started_at=103, **_TAKEN | {"ownership_token": "first"}), "it changed ['attempt'] as well"),
+        (_a_job().then(101, started_at=101, source_updated_at=2), "it changed ['source_updated_at'] as well"),
+        (_a_job().then(101, status="failed").then(102, status="succeeded"), "a finished job was changed by its holder"),
+        (_a_job().then(101, status="failed", owner_session_id="x"), "it changed ['owner_session_id'] as well"),
+    ],
+)
+def test_a_change_of_a_job_that_breaks_a_law_is_told(story: _Story, problem: str) -> None:
+    assert story.problems == [problem]
+
+
+def test_a_job_that_is_finished_twice_for_one_version_is_told() -> None:
+    story = _a_job().then(101, status="succeeded")
+    story.then(103, **_TAKEN).then(104, status="succeeded")
+    assert "finished twice" in story.problems
+
+
+def test_a_version_counts_anew_after_an_older_one_was_claimed() -> None:
+    story = _a_job().then(101, status="succeeded").then(102, source_updated_at=2, started_at=102, **_TAKEN)
+    story.then(103, status="failed", retry_at=103)
+    story.then(103, source_updated_at=1, **_TAKEN | {"ownership_token": "third", "attempt": 3} | _CLEARED)
+    story.then(104, status="succeeded")
+    assert story.problems == []
+
+
+def test_a_row_that_changed_behind_the_record_is_told() -> None:
+    story = _a_job()
+    story._row = story._first | {"started_at": 50}
+    assert story.then(101, started_at=101).problems == ["it starts from a row that no recorded change has left"]
+
+
+def test_a_token_that_is_given_twice_is_told() -> None:
+    first, second = _a_job(), _a_job(thread_id="other")
+    assert [problem.partition(":")[0] for problem in Replay().of(first.records + second.records).problems] == [
+        "a token was given twice"
+    ]
+
+
+def _a_lock() -> _Story:
+    return _Story(LOCKS, cwd="/r", working_thread_id=OWNER, ownership_token="first", updated_at=100).then(100)
+
+
+def test_a_legal_lock_has_no_problems() -> None:
+    story = _a_lock().then(101, updated_at=101).then(101, ownership_token="again")
+    story.then(104, ownership_token="second", working_thread_id=str(owner_with(3)), updated_at=104).gone(105)
+    assert story.problems == []
+
+
+@pytest.mark.parametrize(
+    ("story", "problem"),
+    [
+        (_a_lock().then(102, ownership_token="second", working_thread_id=str(owner_with(3))), "double grant"),
+        (_a_lock().then(102, working_thread_id=str(owner_with(3))), "it changed ['working_thread_id'] as well"),
+    ],
+)
+def test_a_change_of_a_lock_that_breaks_a_law_is_told(story: _Story, problem: str) -> None:
+    assert story.problems == [problem]
+
+
+def _a_memory(fence: str | None = "first") -> _Story:
+    memory = _Story(MEMORIES, thread_id="t", scope_kind="user", scope_key="user", raw_memory="first", updated_at=100)
+    return memory.then(100, fence=fence)
+
+
+@pytest.mark.parametrize(
+    ("story", "problems"),
+    [
+        (_a_memory().then(100, updated_at=101, fence="first"), []),
+        (_a_memory().then(101, invalidated_at=101, invalid_reason="old"), []),
+        (_a_memory("second"), ["a memory was written under first while second held the job"]),
+        (_a_memory(None), ["a memory was written under first while None held the job"]),
+        (_a_memory().then(101, fence="first"), ["a memory's time didn't increase"]),
+        (_a_memory().then(101, invalidated_at=101, raw_memory="x"), ["it changed ['raw_memory'] as well"]),
+    ],
+)
+def test_memories_are_judged(story: _Story, problems: list[str]) -> None:
+    assert story.problems == problems
+
+
+def _a_scope() -> _Story:
+    return _Story(SCOPES, scope_kind="cwd", scope_key="/r", dirty=1, updated_at=100).then(100)
+
+
+@pytest.mark.parametrize(
+    ("story", "problems"),
+    [
+        (_a_scope().then(101, dirty=0, fence="lock").then(101, dirty=1, updated_at=101), []),
+        (_a_scope().then(100), ["a mark's time didn't increase"]),
+        (_a_scope().then(101, dirty=0), ["a scope was marked clean while nobody held its lock"]),
+        (_a_scope().then(101, dirty=0, updated_at=101), ["a scope became clean otherwise than by mark_clean"]),
+    ],
+)
+def test_scopes_are_judged(story: _Story, problems: list[str]) -> None:
+    assert story.problems == problems
+
+
+def _a_backfill() -> _Story:
+    first = {"id": 1, "home": "home 0", "status": "running", "owner": "w 3", "ownership_token": "first"}
+    return _Story(BACKFILLS, **first, updated_at=100, claimed_at=100).then(100)
+
+
+_SECOND = {"ownership_token": "second", "status": "running"}
+
+
+@pytest.mark.parametrize(
+    ("story", "problems"),
+    [
+        (_a_backfill().then(101, last_watermark="1", updated_at=101).then(104, **_SECOND, updated_at=104), []),
+        (_a_backfill().then(101, status="complete").then(102, **_SECOND, last_watermark=None), []),
+        (_a_backfill().then(102, **_SECOND), ["double grant"]),
+        (_a_backfill().then(101, last_watermark="2").then(102, last_watermark="1"), ["a watermark went back"]),
+        (
+            _a_backfill().then(101, status="complete").then(102, status="pending"),
+            ["a finished backfill was changed by its holder"],
+        ),
+        (_a_backfill().then(101, owner="x 3"), ["it changed ['owner'] as well"]),
+    ],
+)
+def test_backfills_are_judged(story: _Story, problems: list[str]) -> None:
+    assert story.problems == problems
+
+
+@pytest.mark.parametrize(("fence", "problems"), [("first", 0), ("second", 1), (None, 1)])
+def test_batches_are_judged(fence: str | None, problems: int) -> None:
+    assert len(_Story(THREADS, id="t", home="home 0", title="first").then(100, fence=fence).problems) == problems
