@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import QueuePool
 
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
@@ -23,9 +25,10 @@ ResultT = TypeVar("ResultT")
 class AsyncStateRuntime:
     """An open state for ``async`` callers.
 
-    A caller that is cancelled waits until its unit of work in flight has been committed or rolled back, then the
-    cancellation goes on: no half unit, no leaked connection. The unit's answer is lost with the caller; a lease that it
-    claimed runs out like any other.
+    A caller may be cancelled at any moment: there is no half unit and no leaked connection. A unit of work that still
+    waits for a thread never starts. One in flight is waited for until it has been committed or rolled back; then the
+    cancellation goes on. Under asyncio the unit's answer is lost with it, and a lease that it claimed runs out like
+    any other. Under trio, whose cancellation waits for the next checkpoint, the answer arrives.
     """
 
     def __init__(self, runtime: StateRuntime, executor: ThreadPoolExecutor) -> None:
@@ -52,16 +55,25 @@ class AsyncStateRuntime:
             StateError: see ``StateRuntime.open``.
         """
         settings = settings or StateSettings()
-        # As many threads as connections: a unit never waits for a connection that another unit holds.
-        executor = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="codex-state")
+        # Kept here, not in an answer that a cancelled caller wouldn't get.
+        opened: list[StateRuntime] = []
+        executors: list[ThreadPoolExecutor] = []
+        opening = ThreadPoolExecutor(1, thread_name_prefix="codex-state-open")
+
+        def close() -> None:
+            # First the units that others have in flight: a connection is closed only when it is back in the pool.
+            for executor in executors:
+                executor.shutdown()
+            for runtime in opened:
+                runtime.close()
+
         try:
-            runtime = await _in_thread(executor, lambda: opener(settings))
-            try:
-                yield cls(runtime, executor)
-            finally:
-                await _in_thread(executor, runtime.close)
+            await _in_thread(opening, lambda: opened.append(opener(settings)))
+            executors.append(ThreadPoolExecutor(_connections_of(opened[0]), thread_name_prefix="codex-state"))
+            yield cls(opened[0], executors[0])
         finally:
-            executor.shutdown(wait=False)
+            await _in_thread(opening, close, may_be_cancelled=False)
+            opening.shutdown(wait=False)
 
     async def run(self, work: Callable[[State], ResultT], *, attempts: int = 5) -> ResultT:
         """Run a unit of work in one write transaction, again when the database says "try again".
@@ -93,30 +105,57 @@ class AsyncStateRuntime:
         return await _in_thread(self._executor, lambda: function(self.sync))
 
 
-async def _in_thread(executor: ThreadPoolExecutor, function: Callable[[], ResultT]) -> ResultT:
+def _connections_of(runtime: StateRuntime) -> int:
+    """As many threads as connections: a unit never waits for a connection that another unit holds."""
+    pool = runtime.engine.pool
+    return pool.size() if isinstance(pool, QueuePool) else runtime.settings.pool_size
+
+
+async def _in_thread(
+    executor: ThreadPoolExecutor, function: Callable[[], ResultT], *, may_be_cancelled: bool = True
+) -> ResultT:
     context = contextvars.copy_context()
     try:
-        loop = asyncio.get_running_loop()
+        asyncio.get_running_loop()
     except RuntimeError:
-        import trio
+        return await _under_trio(lambda: executor.submit(context.run, function), may_be_cancelled)
+    return await _under_asyncio(executor.submit(context.run, function), may_be_cancelled)
 
-        result: ResultT = await trio.to_thread.run_sync(lambda: executor.submit(context.run, function).result())
-        return result
-    future = loop.run_in_executor(executor, context.run, function)
+
+async def _under_asyncio(unit: Future[ResultT], may_be_cancelled: bool) -> ResultT:  # noqa: FBT001
+    future = asyncio.wrap_future(unit)
     cancelled: asyncio.CancelledError | None = None
-    while True:
+    while not future.done():
         try:
-            # Shielded, because cancelling the future would only stop us from hearing how the unit ended.
-            answer = await asyncio.shield(future)
-            break
+            # Unlike awaiting it, this doesn't cancel the future, which would only hide from us how the unit ends.
+            await asyncio.wait([future])
         except asyncio.CancelledError as error:
-            if future.cancelled():
-                raise
             cancelled = error
-        except BaseException:
-            if cancelled is not None:
-                raise cancelled from None
-            raise
-    if cancelled is not None:
-        raise cancelled
-    return answer
+            if may_be_cancelled and unit.cancel():
+                raise
+    if cancelled is None:
+        return future.result()
+    if not future.cancelled():
+        future.exception()  # asyncio warns of one that nobody looked at
+    raise cancelled
+
+
+async def _under_trio(submit: Callable[[], Future[ResultT]], may_be_cancelled: bool) -> ResultT:  # noqa: FBT001
+    import trio
+
+    if may_be_cancelled:
+        await trio.lowlevel.checkpoint_if_cancelled()
+    unit = submit()
+    task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+
+    def wake(_unit: Future[ResultT]) -> None:
+        if not unit.cancelled():
+            token.run_sync_soon(trio.lowlevel.reschedule, task)
+
+    def abort(_raise_cancel: Any) -> trio.lowlevel.Abort:
+        given_up = may_be_cancelled and unit.cancel()
+        return trio.lowlevel.Abort.SUCCEEDED if given_up else trio.lowlevel.Abort.FAILED
+
+    unit.add_done_callback(wake)
+    await trio.lowlevel.wait_task_rescheduled(abort)
+    return unit.result()
