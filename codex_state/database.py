@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,12 @@ _WAL_AUTOCHECKPOINT_PAGES = 4000
 
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 """After a checkpoint the WAL is cut back to this many bytes, so one large transaction doesn't keep its space (L10)."""
+
+_IS_WRITER = "codex_state_writer"
+"""The execution option by which the listeners of SQLite's one engine know its views apart."""
+
+_COMMITS = frozenset({"do_commit", "do_commit_twophase"})
+"""The methods by which an SQLAlchemy dialect commits."""
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -102,12 +109,7 @@ class Database:
         """One write transaction: committed at the end of the block, rolled back when it raises."""
         with _own_errors(), Session(self.engine, expire_on_commit=False) as session:
             yield session
-            try:
-                session.commit()
-            except ConnectionLostError as error:
-                raise UnknownCommitOutcomeError(
-                    "the connection broke during the commit; the unit of work may or may not have been kept"
-                ) from error
+            session.commit()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -162,9 +164,21 @@ def translate_errors(engine: Engine) -> None:
         if context.connection is None and isinstance(error, ConnectionLostError):
             # There was none to be lost: the server refused it, or there is no server.
             return DatabaseUnavailableError(f"{error} ({advice_for(DatabaseUnavailableError)})")
-        if isinstance(error, ConnectionLostError) and _commits_by_itself(context):
-            return UnknownCommitOutcomeError(f"{error} (the statement may or may not have been kept)")
+        if isinstance(error, ConnectionLostError):
+            if _is_commit(context):
+                return UnknownCommitOutcomeError(
+                    f"the connection broke during the commit; the unit of work may or may not have been kept ({error})"
+                )
+            if _commits_by_itself(context):
+                return UnknownCommitOutcomeError(f"{error} (the statement may or may not have been kept)")
         return error
+
+
+def _is_commit(context: ExceptionContext) -> bool:
+    # Seen in the error itself, so that no statement and no commit pays for it: begin, commit and rollback alike come
+    # without a statement, but only a commit went through the dialect's method of that name.
+    frames = traceback.walk_tb(context.original_exception.__traceback__)
+    return context.statement is None and any(frame.f_code.co_name in _COMMITS for frame, _line in frames)
 
 
 def _commits_by_itself(context: ExceptionContext) -> bool:
@@ -209,13 +223,15 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
     )
     translate_errors(base)
     event.listen(base, "connect", _set_up_sqlite_connection)
-    writer, autocommit, reader = base.execution_options(), base.execution_options(), base.execution_options()
-    event.listen(writer, "begin", _begin_immediate)
+    event.listen(base, "begin", _begin_immediate)
+    # Views of the writer's engine, so that who listens to its statements hears theirs as well.
+    autocommit = base.execution_options(**{_IS_WRITER: False})
+    reader = base.execution_options(**{_IS_WRITER: False})
     event.listen(reader, "begin", _begin_read_only)
     event.listen(reader, "commit", _end_read_only)
     event.listen(reader, "rollback", _end_read_only)
     event.listen(autocommit, "savepoint", _refuse_savepoint)
-    return Database(writer, autocommit, reader, opened)
+    return Database(base, autocommit, reader, opened)
 
 
 def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
@@ -245,7 +261,8 @@ def _run_in_begin(connection: Connection, *statements: str) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    _run_in_begin(connection, "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get(_IS_WRITER, True):
+        _run_in_begin(connection, "BEGIN IMMEDIATE")
 
 
 def _begin_read_only(connection: Connection) -> None:

@@ -6,7 +6,9 @@ order, through the same type conversions. What SQLAlchemy's execution would add 
 classified, and rows have names.
 
 The ordinary path stays for everything else: PostgreSQL, whose round trip dwarfs the difference; statements whose text
-depends on their parameters (IN lists); and connections that somebody listens to, so that tracing sees every statement.
+depends on their parameters (IN lists); and engines to whose statements somebody listens (before or after they are
+executed), so that tracing on ``runtime.engine`` sees the statements of every mode. A listener for errors alone
+(``handle_error``) hears only those of the ordinary path.
 """
 
 from __future__ import annotations
@@ -203,10 +205,14 @@ def forget_prepared(dialect: Dialect) -> None:
 
 
 def _is_observed(connection: Connection) -> bool:
+    dispatch = connection.engine.dispatch
     return bool(
         connection._has_events  # noqa: SLF001
         or connection.engine.echo
-        or connection.engine.dispatch.before_cursor_execute
+        or dispatch.before_cursor_execute
+        or dispatch.after_cursor_execute
+        or dispatch.before_execute
+        or dispatch.after_execute
     )
 
 
