@@ -41,7 +41,7 @@ class Rendezvous:
         """Wait until everybody is in round ``number``, counted from one."""
         _SLOT.pack_into(self._memory, self._position * _SLOT.size, number)
         while any(_SLOT.unpack_from(self._memory, member * _SLOT.size)[0] < number for member in range(self._members)):
-            os.sched_yield()
+            time.sleep(0)
 
     def close(self) -> None:
         self._memory.close()

@@ -23,6 +23,9 @@ READ = "read"
 ANY_KEY = "*"
 """The key of a call on several keys until its answer tells which. Unanswered, it may have changed all of them."""
 
+LEASE_TIMES = frozenset({"started_at", "retry_at", "updated_at"})
+"""The columns of which one, depending on the row, decides over its lease."""
+
 
 class Kind(StrEnum):
     """What a call is about. Calls of different kinds or keys never share a row."""

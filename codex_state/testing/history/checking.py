@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from codex_state.testing.history.calls import ANY_KEY, Call, Kind
-from codex_state.testing.history.rules import ANYTHING, EMPTY, State, changes, effects_of
+from codex_state.testing.history.rules import ANYTHING, EMPTY, State, changes, effects_of, row_while_held
 from codex_state.testing.history.search import Search, Step, UndecidedHistoryError
 from codex_state.testing.history.seconds import Clock, Window
 from codex_state.testing.history.table import table_of
@@ -115,13 +116,15 @@ class _Recorded:
     changes: bool
 
     @classmethod
-    def of(cls, call: Call, window: Window) -> _Recorded:
+    def of(cls, call: Call, clock: Clock, grants: Mapping[str | None, Call]) -> _Recorded:
+        window = clock.window_of(call)
         end = float("inf") if call.end is None else call.end
         token = call.arguments.get("token")
+        held = row_while_held(grants.get(token), clock.always)
         alike = likeness(call) if call.answer is None else None
         steps = tuple(
             Step(call.start, end, effect, follows=number > 0, alike=alike, token=token)
-            for number, effect in enumerate(effects_of(call, window))
+            for number, effect in enumerate(effects_of(call, window, held))
         )
         return cls(call, window, steps, changes(call))
 
@@ -134,7 +137,8 @@ class _History:
     """The calls on one key."""
 
     def __init__(self, calls: Sequence[Call], clock: Clock, initially: State, limit: int) -> None:
-        self._all = [_Recorded.of(call, clock.window_of(call)) for call in calls]
+        self._grants = _by_token(calls)
+        self._all = [_Recorded.of(call, clock, self._grants) for call in calls]
         self._initially = initially
         self._limit = limit
 
@@ -147,7 +151,7 @@ class _History:
         # Up to the first answer that doesn't fit. What wasn't over by then may have happened.
         required = [each for each in answered if each.end <= search.reached]
         pending = [each for each in self._all if each.call.start <= search.reached < each.end and each.changes]
-        shown = smallest(required, lambda kept: self._is_bad(kept, required, pending))
+        shown = self._smallest(required, pending, search.reached)
         return Violation(
             name,
             tuple(each.call for each in shown),
@@ -155,6 +159,23 @@ class _History:
             self._origins([each.call for each in shown]),
             len(self._all),
         )
+
+    def _smallest(
+        self, required: Sequence[_Recorded], pending: Sequence[_Recorded], reached: float
+    ) -> Sequence[_Recorded]:
+        def is_bad(kept: Sequence[_Recorded]) -> bool:
+            return self._is_bad(kept, required, pending)
+
+        # Mostly what changed nothing doesn't matter, but for the one that doesn't fit.
+        candidates: Sequence[_Recorded] = [each for each in required if each.changes or each.end == reached]
+        if not is_bad(candidates):
+            candidates = required
+        # Mostly what happened long before doesn't matter.
+        latest = bisect_left(range(len(candidates)), x=True, key=lambda cut: not is_bad(candidates[cut:])) - 1
+        candidates = candidates[max(latest, 0) :]
+        shown = smallest(candidates, is_bad)
+        # A trial that was given up counts as not bad, which may have misled the choice.
+        return shown if is_bad(shown) else required
 
     def _unanswered(self) -> list[_Recorded]:
         return [each for each in self._all if each.call.answer is None and each.changes]
@@ -180,9 +201,21 @@ class _History:
             return False
 
     def _origins(self, shown: Sequence[Call]) -> tuple[Call, ...]:
-        tokens = {call.arguments.get("token") for call in shown}
-        claims = (each.call for each in self._all if each.call.granted)
-        return tuple(call for call in claims if call.answer and call.answer.token in tokens and call not in shown)
+        tokens = dict.fromkeys(call.arguments.get("token") for call in shown)
+        claims = (self._grants[token] for token in tokens if token in self._grants)
+        return tuple(sorted((claim for claim in claims if claim not in shown), key=lambda claim: claim.start))
+
+
+def _by_token(calls: Iterable[Call]) -> dict[str | None, Call]:
+    """The claim that gave each token, unless several did."""
+    found: dict[str | None, Call] = {}
+    twice: set[str | None] = {None}
+    for call in calls:
+        if call.granted and call.answer is not None:
+            if call.answer.token in found:
+                twice.add(call.answer.token)
+            found[call.answer.token] = call
+    return {token: call for token, call in found.items() if token not in twice}
 
 
 def _steps(recorded: Iterable[_Recorded]) -> list[Step]:
@@ -206,9 +239,7 @@ def smallest(calls: Sequence[_Recorded], is_bad: Callable[[Sequence[_Recorded]],
         return of_later + of_earlier
 
     preferred = sorted(calls, key=lambda each: (not each.call.granted, -each.call.start))
-    shown = _by_start(needed([], preferred, grown=False))
-    # A trial that was given up counts as not bad, which may have misled the choice.
-    return shown if is_bad(shown) else calls
+    return _by_start(needed([], preferred, grown=False))
 
 
 def _by_start(recorded: Iterable[_Recorded]) -> list[_Recorded]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from codex_state.models import HolderWrite, Requeue, SkipReason
 from codex_state.testing import lease_model as model
-from codex_state.testing.history.calls import ANY_KEY, APPLIED, LOST, Answer, Call, Kind
+from codex_state.testing.history.calls import ANY_KEY, APPLIED, LEASE_TIMES, LOST, Answer, Call, Kind
 from codex_state.testing.history.seconds import Window
 from codex_state.testing.history.verbs import ClaimRule, WriteRule, claim_rule, is_nameless, write_rule
 
@@ -44,14 +44,19 @@ ANYTHING: State = (UNKNOWN, UNKNOWN)
 Effect = Callable[[State], State | None]
 """The rows after a call; ``None`` when with these rows it would not have answered as it did."""
 
-_TIMES = {"started_at", "finished_at", "retry_at", "updated_at", "claimed_at", "last_success_at"}
+_TIMES = LEASE_TIMES | {"finished_at", "claimed_at", "last_success_at"}
 """Of these only the one that decides over a lease is kept track of, and compared with what a read finds."""
 
 
-def effects_of(call: Call, window: Window) -> list[Effect]:
+def effects_of(call: Call, window: Window, held: Loose) -> list[Effect]:
     """What a call does, in one or two steps of which each is atomic.
 
     A claim or requeue that is refused asks a second time, for the reason; meanwhile the row may have changed.
+
+    Args:
+        call: the call.
+        window: what the database's clock may have shown during it.
+        held: the row that its being made tells of, if it needs a lease: see ``row_while_held``.
     """
     if call.key == ANY_KEY:
         return [lambda state: (UNKNOWN, state[1])]
@@ -59,10 +64,24 @@ def effects_of(call: Call, window: Window) -> list[Effect]:
         case "read" | "read_memory":
             return [partial(_read, call=call)]
         case "write_memory" | "write_memory_if_owner":
-            return [partial(_write_memory, call=call, window=window)]
+            return [partial(_write_memory, call=call, window=window, held=held)]
         case "claim" | "take_over":
             return _claim(call, window)
-    return _write(call, window)
+    return _write(call, window, held)
+
+
+def row_while_held(grant: Call | None, always: Window) -> Loose:
+    """The row for as long as a grant's token is good: as it was granted, and possibly renewed.
+
+    Args:
+        grant: the claim, if it is on record.
+        always: what the database's clock may have shown at all.
+    """
+    # A backfill's row has its watermark, too, which moves while it is held.
+    if grant is None or grant.kind is Kind.BACKFILL:
+        return UNKNOWN
+    row = _row_of_grant(grant).row
+    return Loose(_moved(row, always.first - _time_of(row)), always.last - always.first)
 
 
 def changes(call: Call) -> bool:
@@ -154,11 +173,12 @@ def _reason_seen(row: Row) -> str:
 # Other writes
 
 
-def _write(call: Call, window: Window) -> list[Effect]:
+def _write(call: Call, window: Window, held: Loose) -> list[Effect]:
     write = write_rule(call)
     if changes(call):
         seconds = None if call.answer is None else call.answer.seconds
-        return [_on_lease(partial(_written, write=write, window=window, seconds=seconds))]
+        told = UNKNOWN if call.answer is None else held
+        return [_on_lease(partial(_written, write=write, window=window, seconds=seconds), told)]
     refused = _on_lease(partial(_refused_write, write=write, window=window))
     if call.answer is None or call.verb != "requeue":
         return [refused]
@@ -185,15 +205,17 @@ def _why_not_requeued(row: Row) -> str:
     return Requeue.NOT_FOUND if row is None else Requeue.NOT_FAILED
 
 
-def _write_memory(state: State, *, call: Call, window: Window) -> State | None:
+def _write_memory(state: State, *, call: Call, window: Window, held: Loose) -> State | None:
     lease, memory = state
     refused = call.answer is not None and call.answer.outcome == LOST
     if call.verb == "write_memory_if_owner" and lease is not UNKNOWN:
-        held = model.change_held_job(lease.row, call.arguments["token"])[1]  # type: ignore[arg-type]
-        if bool(held) is refused:
+        outcome = model.change_held_job(lease.row, call.arguments["token"])[1]  # type: ignore[arg-type]
+        if bool(outcome) is refused:
             return None
     if refused:
         return state
+    if lease is UNKNOWN and call.answer is not None:
+        lease = held
     raw, summary = call.arguments["raw"], call.arguments["summary"]
     seconds = None if call.answer is None else call.answer.seconds
     if memory is UNKNOWN:
@@ -241,11 +263,13 @@ def _matching(part: Loose, found: Mapping[str, Any] | None) -> Loose | None:
 # Rows and the times in them
 
 
-def _on_lease(change: Callable[[Loose], Loose | None]) -> Effect:
-    """A change of the leased row. Where nothing is known it may do anything."""
+def _on_lease(change: Callable[[Loose], Loose | None], told: Loose = UNKNOWN) -> Effect:
+    """A change of the leased row. Where nothing is known, only what it tells by being made is."""
 
     def effect(state: State) -> State | None:
         lease, memory = state
+        if lease is UNKNOWN:
+            lease = told
         if lease is UNKNOWN:
             return state
         after = change(lease)

@@ -47,7 +47,7 @@ class _Situation(NamedTuple):
     used: int
     """Which uncertain steps happened, as bits."""
     since: int
-    """When the last of the steps that changed something began; 0 if it doesn't matter."""
+    """When the latest step so far began: what may be repeated must not have ended before. 0 if nothing may."""
     state: State
 
 
@@ -108,7 +108,7 @@ class Search:
         for number in candidates:
             step = self._required[number]
             after = step.effect(situation.state)
-            if after == situation.state:
+            if after == situation.state and not self._shuts_out(situation, step):
                 yield self._after(situation, number, after)
                 return
             if after is not None:
@@ -147,18 +147,25 @@ class Search:
         first, done = situation.first, situation.done | 1 << (number - situation.first)
         ones = (~done & (done + 1)).bit_length() - 1
         since = situation.since
-        if self._repeatable and state != situation.state:
+        if self._repeatable:
             since = max(since, self._required[number].start)
         return _Situation(first + ones, done >> ones, self._still_used(situation.used, state), since, state)
+
+    def _shuts_out(self, situation: _Situation, step: Step) -> bool:
+        """Whether something that may be repeated now no longer may after this step."""
+        for number in range(bisect_right(self._repeatable_starts, step.start) - 1, -1, -1):
+            if self._repeatable_ends[number] < situation.since:
+                return False
+            if situation.since <= self._repeatable[number].end < step.start:
+                return True
+        return False
 
     def _repeated(self, situation: _Situation, horizon: float) -> Iterator[_Situation]:
         for number in range(bisect_right(self._repeatable_starts, horizon) - 1, -1, -1):
             if self._repeatable_ends[number] < situation.since:
                 return
             step = self._repeatable[number]
-            if step.end < situation.since:
-                continue
-            after = step.effect(situation.state)
+            after = step.effect(situation.state) if step.end >= situation.since else None
             if after is not None and after != situation.state:
                 yield situation._replace(
                     used=self._still_used(situation.used, after), since=max(situation.since, step.start), state=after

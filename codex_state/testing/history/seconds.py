@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from codex_state.testing.history.calls import Call, Kind
+from codex_state.testing.history.calls import LEASE_TIMES, Call, Kind
 
 _TELLS_THE_TIME = {
     (Kind.JOB, "claim"),
@@ -59,10 +59,12 @@ class Clock:
             self._most_ahead = min(map(_most_ahead, self._told)) + tolerance
         known = [call.answer.seconds for call in calls if call.answer is not None and call.answer.seconds is not None]
         known += [call.arguments["seconds"] for call in self._sets]
+        known += [seconds for call in calls for seconds in _found_times(call)]
         known += [seconds for call in calls for seconds in self._shown(call)]
         # Wide enough for every time that is compared with a known one, and for the comparison to go either way.
         margin = 2 + max((_longest_duration(call) for call in calls), default=0)
-        self._beginning, self._end = min(known, default=0) - margin, max(known, default=0) + margin
+        self.always = Window(min(known, default=0) - margin, max(known, default=0) + margin)
+        """What the clock may have shown at all, and some more."""
 
     def window_of(self, call: Call) -> Window:
         """What the clock may have shown during a call."""
@@ -70,8 +72,8 @@ class Clock:
             return self._window_between_sets(call)
         shown = self._shown(call)
         if not shown:
-            return Window(self._beginning, self._end)
-        return Window(shown[0], self._end if call.end is None else shown[-1])
+            return self.always
+        return Window(shown[0], self.always.last if call.end is None else shown[-1])
 
     def contradiction(self) -> tuple[Call, Call] | None:
         """Two calls that were told times which one steady clock can't have shown; ``None`` if there are none."""
@@ -95,7 +97,7 @@ class Clock:
             if (call.end is None or each.start <= call.end) and (since is None or each.end is None or each.end >= since)
         ]
         if since is None:
-            possible += [self._beginning, self._end]
+            possible += [self.always.first, self.always.last]
         return Window(min(possible), max(possible))
 
 
@@ -117,6 +119,11 @@ def _most_ahead(call: Call) -> int:
     assert call.answer is not None
     assert call.answer.seconds is not None
     return (call.answer.seconds + 1) * _SECOND - call.start
+
+
+def _found_times(call: Call) -> list[int]:
+    found = None if call.answer is None else call.answer.row
+    return [] if found is None else [found[name] for name in LEASE_TIMES & found.keys() if found[name] is not None]
 
 
 def _longest_duration(call: Call) -> int:
