@@ -219,21 +219,22 @@ class LeaseKeeper:
         # The connection is held, because the work's own sessions may take all others for longer than a lease lasts.
         pool = self._runtime.engine.pool
         holds = isinstance(pool, QueuePool) and pool.size() > 1
-        with ExitStack() as session:
-            state: State | None = None
-            if holds:
-                with suppress(StateError):
-                    state = _connected(session, self._runtime)
-            while (kept := self._next_due()) is not None:
-                try:
-                    state = state or _connected(session, self._runtime)
-                    kept.renew(state)
-                except Exception as error:  # noqa: BLE001 - this thread must outlive whatever a renewal raises
-                    _log.warning("a lease could not be renewed; it is tried again while it may be trusted: %s", error)
-                    state = None
-                if state is None or not holds:
-                    _close(session)
-                    state = None
+        session = ExitStack()
+        state: State | None = None
+        if holds:
+            with suppress(StateError):
+                state = _connected(session, self._runtime)
+        while (kept := self._next_due()) is not None:
+            try:
+                state = state or _connected(session, self._runtime)
+                kept.renew(state)
+            except Exception as error:  # noqa: BLE001 - this thread must outlive whatever a renewal raises
+                _log.warning("a lease could not be renewed; it is tried again while it may be trusted: %s", error)
+                state = None
+            if state is None or not holds:
+                _close(session)
+                state = None
+        _close(session)
 
     def _next_due(self) -> KeptLease[Any] | None:
         """The lease whose renewal is due, as soon as there is one; ``None`` when the keeper is closed."""
