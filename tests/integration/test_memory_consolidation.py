@@ -38,7 +38,7 @@ from codex_state import (
 Open = Callable[[StateSettings], StateRuntime]
 
 CWD_SCOPE, USER = MemoryScope.cwd(CWD), MemoryScope.user()
-SHORT = ConsolidationOptions(lease=timedelta(seconds=3))
+SHORT = ConsolidationOptions(lease=timedelta(seconds=6))
 
 
 def remember(runtime: StateRuntime, count: int = 2) -> list[Thread]:
@@ -157,7 +157,7 @@ def test_a_scope_that_somebody_else_consolidates_is_skipped_until_their_lock_is_
         (ConsolidationOutcome.SKIPPED, "somebody else consolidates it")
     ]
     assert dirty(runtime) >= {USER}
-    let_leases_end(runtime, 3)
+    let_leases_end(runtime, 6)
     report = consolidate_memories(runtime, nothing, owner=OWNER, scopes=[USER], options=SHORT)
     assert outcomes(report) == {USER: ConsolidationOutcome.CLEAN}
 
@@ -193,7 +193,7 @@ def test_a_lock_is_kept_alive_for_longer_than_its_lease(settings: StateSettings,
     remember(runtime)
 
     def slow(_scope: MemoryScope, _memories: Sequence[ThreadMemory]) -> None:
-        time.sleep(5)
+        time.sleep(8)
 
     reports: list[ConsolidationReport] = []
     worker = threading.Thread(

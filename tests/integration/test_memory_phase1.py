@@ -47,7 +47,7 @@ from codex_state import (
 
 Open = Callable[[StateSettings], StateRuntime]
 
-SHORT = Phase1Options(lease=timedelta(seconds=3))
+SHORT = Phase1Options(lease=timedelta(seconds=6))
 
 
 def extract(thread: Thread) -> ExtractedMemory:
@@ -411,7 +411,7 @@ def test_64_slow_extractions_keep_their_leases_though_they_wait_longer_than_thos
         await asyncio.sleep(1)
         return extract(thread)
 
-    options = Phase1Options(lease=SHORT.lease, concurrency=13)
+    options = Phase1Options(lease=SHORT.lease, concurrency=8)
     competitor = threading.Timer(0.5, compete)
     competitor.start()
     try:
@@ -651,7 +651,7 @@ def test_a_pass_works_on_a_database_in_memory(tmp_path: Path) -> None:
         add_threads(runtime, 10)
 
         def slow(thread: Thread) -> ExtractedMemory:
-            time.sleep(4)
+            time.sleep(7)
             return extract(thread)
 
         assert run_phase1(runtime, slow, owner=OWNER, options=SHORT).succeeded == 20

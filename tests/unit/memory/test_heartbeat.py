@@ -100,7 +100,7 @@ def test_a_kept_lease_is_renewed_well_before_its_window_ends(keeper: LeaseKeeper
 
 
 def test_the_newest_lease_is_handed_out(keeper: LeaseKeeper) -> None:
-    lease = a_lease(2)
+    lease = a_lease()
     newer = lease.renewed(lease.started_at + timedelta(seconds=7))
     renewed = threading.Event()
 
@@ -288,8 +288,8 @@ def test_work_under_asyncio_is_cancelled_when_its_lease_is_lost(keeper: LeaseKee
 
 def test_a_busy_event_loop_costs_no_lease(keeper: LeaseKeeper) -> None:
     async def main() -> None:
-        kept = keeper.keep(a_lease(2), requested_at=trust_clock(), renewal=granted)
-        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        kept = keeper.keep(a_lease(), requested_at=trust_clock(), renewal=granted)
+        time.sleep(SECONDS)  # noqa: ASYNC251 - that is the point
         kept.signal.check()
         assert kept.trusted
 
