@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,6 +197,9 @@ class Plan:
     """Whether it came to be made."""
 
 
+UNHEARD = "unheard of"
+"""The token of a grant of which nobody was told."""
+
 HOLDERS_WRITES = {
     "renew",
     "succeed",
@@ -250,31 +253,58 @@ def run(kind: Kind, plans: Sequence[Plan]) -> list[Call]:
 def has_legal_order(kind: Kind, calls: Iterable[Call]) -> bool:
     """Whether some order of the calls is legal, by trying all of them.
 
-    For few calls, each within one second of the database's clock.
+    For few calls. Those that were answered lie within one second of the database's clock; the others may be decided at
+    any time from their start on.
     """
     todo = [[(each, piece) for piece in ("decide", "look")] for each in calls]
     return _can_go_on(Rows(kind), todo)
 
 
 def _can_go_on(rows: Rows, todo: list[list[tuple[Call, str]]]) -> bool:
-    if all(pieces[0][0].end is None for pieces in todo):
+    ends = [pieces[0][0].end for pieces in todo]
+    answered = [end for end in ends if end is not None]
+    if not answered:
         return True
     for number, ((each, piece), *later) in enumerate(todo):
-        if any(other[0][0].end is not None and other[0][0].end < each.start for other in todo):
+        if any(end < each.start for end in answered):
             continue
-        after, others = replace(rows), todo[:number] + todo[number + 1 :]
+        others = todo[:number] + todo[number + 1 :]
         if piece == "look":
             assert each.answer is not None
-            if after.look(each.verb) == each.answer and _can_go_on(after, others):
+            if rows.look(each.verb) == each.answer and _can_go_on(replace(rows), others):
                 return True
             continue
-        now = second_at(each.start)
-        token = "unheard of" if each.answer is None else each.answer.token or "none"
-        answer = after.decide(each.verb, each.arguments, token, now, now)
-        if answer is None and each.answer is not None:
-            refused = each.answer.outcome in {*SkipReason, Requeue.NOT_FAILED, Requeue.NOT_FOUND}
-            if refused and _can_go_on(after, [*others, later]):
+        token = UNHEARD if each.answer is None else each.answer.token or "none"
+        for now, told in _moments_of(each, min(answered)):
+            after = replace(rows)
+            answer = after.decide(each.verb, each.arguments, token, now, told)
+            if answer is None and each.answer is not None:
+                refused = each.answer.outcome in {*SkipReason, Requeue.NOT_FAILED, Requeue.NOT_FOUND}
+                if refused and _can_go_on(after, [*others, later]):
+                    return True
+            elif answer is not None and _may_be(answer, each.answer) and _can_go_on(after, others):
                 return True
-        elif answer is not None and (each.answer is None or answer == each.answer) and _can_go_on(after, others):
-            return True
     return False
+
+
+def _moments_of(each: Call, horizon: int) -> Iterator[tuple[int, int]]:
+    """By which second a call may be decided, and which it may store, when another is over at ``horizon``."""
+    first = second_at(each.start)
+    last = first if each.answer is not None else second_at(horizon)
+    for now in range(first, last + 1):
+        for told in range(first, now + 1):
+            yield now, told
+
+
+def _may_be(expected: Answer, answer: Answer | None) -> bool:
+    """Whether a call that should answer ``expected`` may have answered so."""
+    if answer is None or answer == expected:
+        return True
+    if expected.row is None or answer.row is None or expected.row.get("token") != UNHEARD:
+        return False
+    # A claim whose answer nobody heard: a read is the first to tell the token, and whose it is.
+    return _named(expected.row) == _named(answer.row)
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in {"token", "owner"}}

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache, partial
 
 from codex_state.testing.history.calls import ANY_KEY, Call, Kind
-from codex_state.testing.history.rules import ANYTHING, EMPTY, State, changes, effects_of, row_while_held
+from codex_state.testing.history.rules import (
+    ANYTHING,
+    EMPTY,
+    Effect,
+    State,
+    changes,
+    effects_of,
+    row_while_held,
+)
 from codex_state.testing.history.search import Search, Step, UndecidedHistoryError
 from codex_state.testing.history.seconds import Clock, Window
 from codex_state.testing.history.table import table_of
@@ -122,9 +131,26 @@ class _Recorded:
         token = call.arguments.get("token")
         held = row_while_held(grants.get(token), clock.always)
         alike = likeness(call) if call.answer is None else None
+
+        @cache
+        def effects_within(window: Window) -> list[Effect]:
+            return effects_of(call, window, held)
+
+        def before(moment: float, number: int) -> Effect:
+            return effects_within(clock.window_of(replace(call, end=int(moment))))[number]
+
         steps = tuple(
-            Step(call.start, end, effect, follows=number > 0, alike=alike, token=token)
-            for number, effect in enumerate(effects_of(call, window, held))
+            Step(
+                call.start,
+                end,
+                effect,
+                follows=number > 0,
+                alike=alike,
+                token=token,
+                changes=changes(call),
+                before=partial(before, number=number),
+            )
+            for number, effect in enumerate(effects_within(window))
         )
         return cls(call, window, steps, changes(call))
 

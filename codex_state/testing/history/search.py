@@ -9,13 +9,13 @@ first without loss, so nothing else is tried then.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
 from codex_state.errors import StateError
-from codex_state.testing.history.rules import Effect, State, token_of
+from codex_state.testing.history.rules import UNKNOWN, Effect, State, token_of
 
 
 class UndecidedHistoryError(StateError):
@@ -35,6 +35,14 @@ class Step:
     """Of uncertain steps that ask the same, the one that began first stands for all."""
     token: str | None = None
     """The token that the row must carry for it to be made, if it needs one."""
+    changes: bool = False
+    """Whether it is a change, also where a row of which nothing is known shows none."""
+    before: Callable[[float], Effect] | None = None
+    """What it does when it is made before a moment, if its call lasted longer: by then the clock showed less."""
+
+    def effect_before(self, moment: float) -> Effect:
+        """What it does when it is made before a moment."""
+        return self.effect if self.before is None or self.end <= moment else self.before(moment)
 
 
 class _Situation(NamedTuple):
@@ -108,7 +116,8 @@ class Search:
         for number in candidates:
             step = self._required[number]
             after = step.effect(situation.state)
-            if after == situation.state and not self._shuts_out(situation, step):
+            seen = not step.changes or situation.state[0] is not UNKNOWN
+            if after == situation.state and seen and not self._shuts_out(situation, step):
                 yield self._after(situation, number, after)
                 return
             if after is not None:
@@ -178,7 +187,7 @@ class Search:
                 continue
             if step.alike is not None:
                 tried.add(step.alike)
-            after = step.effect(situation.state)
+            after = step.effect_before(horizon)(situation.state)
             if after is not None and after != situation.state:
                 yield situation._replace(used=self._still_used(situation.used | 1 << number, after), state=after)
 
