@@ -48,6 +48,10 @@ bench: .venv/.dev  ## Measure against floors taken in the same run
 chaos: .venv/.dev  ## Kill, pause and race workers for MINUTES (default 2) with SEED
 	$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
+.PHONY: mutants
+mutants: .venv/.dev  ## Plant every bug in the lease core and show which check notices it (a minute)
+	$(BIN)/python -m tests.mutants $(ARGS)
+
 .PHONY: dist
 dist: .venv/.dev  ## Build the wheel and the sdist
 	$(BIN)/python -m build

@@ -51,7 +51,8 @@ def run_phase1(
         owner: the session that does the work, for people to see.
         options: how the pass runs.
         keys: exactly these jobs instead of the most recent candidates; those that aren't granted are reported.
-        progress: called after the claim and after each outcome, from any thread, one call at a time.
+        progress: called after the claim, when an extraction begins and after each outcome, from any thread, one call
+            at a time.
 
     Raises:
         InvalidInputError: ``extract`` is a coroutine function (await ``arun_phase1``), or an option makes no sense.

@@ -39,6 +39,8 @@ class Surroundings:
     options: Phase1Options
     keeper: LeaseKeeper
     report: Callable[[Phase1Result], None]
+    begun: Callable[[], None]
+    """Tells that an extraction begins."""
 
 
 class Extraction:
@@ -58,7 +60,8 @@ class Extraction:
         return self._around.extract.interruptible
 
     def prepare(self) -> bool:
-        """Nothing: the leases are there and kept since the claim."""
+        """Tell that it begins: the leases are there and kept since the claim."""
+        self._around.begun()
         return True
 
     def call(self) -> Callable[[], None]:

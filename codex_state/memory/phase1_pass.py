@@ -40,7 +40,7 @@ class Pass:
         self._options = options
         self._progress = progress
         self._keeper = LeaseKeeper(runtime)
-        self._around = Surroundings(runtime, extract, options, self._keeper, self._done)
+        self._around = Surroundings(runtime, extract, options, self._keeper, self._done, self._begun)
         self._claimed: list[KeptLease[Phase1Lease]] = []
         self._results: dict[Phase1Key, Phase1Result] = {}
         self._skipped: list[Phase1Skipped] = []
@@ -78,6 +78,10 @@ class Pass:
         with self._lock:
             self._results[result.key] = result
             self._report_progress(result)
+
+    def _begun(self) -> None:
+        with self._lock:
+            self._report_progress()
 
     def _claim_candidates(self) -> None:
         options = self._options

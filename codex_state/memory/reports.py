@@ -105,7 +105,7 @@ class Phase1Progress:
     running: int
     """Threads being extracted."""
     last: Phase1Result | None = None
-    """The outcome that this news is about; ``None`` at the beginning."""
+    """The outcome that this news is about; ``None`` after the claim and when an extraction begins."""
 
 
 class ConsolidationOutcome(StrEnum):

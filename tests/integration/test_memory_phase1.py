@@ -321,13 +321,26 @@ def test_a_key_of_a_missing_thread_is_an_error_and_claims_nothing(runtime: State
         assert state.phase1_jobs.list() == []
 
 
+def test_progress_tells_of_an_extraction_while_it_runs(runtime: StateRuntime) -> None:
+    add_threads(runtime)
+    told: list[Phase1Progress] = []
+    during: list[Phase1Progress] = []
+
+    def look(thread: Thread) -> None:
+        during.extend(told)
+
+    run_phase1(runtime, look, owner=OWNER, progress=told.append)
+    assert [(news.finished, news.running) for news in during] == [(0, 0), (0, 1)]
+
+
 def test_progress_is_told_after_the_claim_and_after_each_outcome(runtime: StateRuntime) -> None:
     add_threads(runtime, 3)
     told: list[Phase1Progress] = []
     report = run_phase1(runtime, extract, owner=OWNER, progress=told.append)
-    assert [(news.claimed, news.finished) for news in told] == [(6, finished) for finished in range(7)]
-    assert told[0].last is None
-    assert {news.last for news in told[1:]} == set(report.results)
+    outcomes = [news for news in told if news.last is not None]
+    assert [(news.claimed, news.finished) for news in outcomes] == [(6, finished) for finished in range(1, 7)]
+    assert told[0] == Phase1Progress(claimed=6, finished=0, running=0)
+    assert {news.last for news in outcomes} == set(report.results)
 
 
 def test_an_error_of_the_progress_callback_ends_the_pass_and_gives_jobs_back(runtime: StateRuntime) -> None:

@@ -44,8 +44,12 @@ def main() -> int:
         for result in fates(prepared, mutants, checks):
             counts[result.verdict] += 1
             print(f"{result.verdict:<11} {result.mutant:<95} {result.seconds:5.1f} s  {result.by}", flush=True)
-    print(f"\n{len(mutants)} mutants, {len(checks)} checks, {time.monotonic() - started:.0f} s:", dict(counts))
+    print(f"\n{len(mutants)} mutants, {len(checks)} checks, {time.monotonic() - started:.0f} s:", _told(counts))
     return 0 if set(counts) <= GOOD and mutants else 1
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
 
 
 if __name__ == "__main__":
