@@ -71,9 +71,7 @@ def record_of(entity: StateModel) -> dict[str, Any]:
 
 def columns_of(entity: StateModel) -> list[tuple[str, Any]]:
     """The columns of an entity with their values, in the order of the table."""
-    from codex_state.repositories.base import table_of
-
-    return [(column.key, getattr(entity, column.key)) for column in table_of(type(entity)).columns]
+    return [(name, getattr(entity, name)) for name in entity.column_names()]
 
 
 def json_value(value: Any) -> Any:

@@ -25,10 +25,11 @@ from codex_state.models.memory import (
     ThreadMemory,
 )
 from codex_state.models.paging import Anchor, LogQuery, SortKey, ThreadsPage
-from codex_state.models.thread import LOCAL_HOME, DynamicTool, MemoryMode, Thread
+from codex_state.models.thread import LOCAL_HOME, OPEN_THREADS, DynamicTool, MemoryMode, Thread
 
 __all__ = [
     "LOCAL_HOME",
+    "OPEN_THREADS",
     "SCOPE_CWD",
     "SCOPE_USER",
     "Anchor",

@@ -51,8 +51,11 @@ class StateModel(SQLModel, registry=entities):
     @classmethod
     @cache
     def column_names(cls) -> tuple[str, ...]:
-        """The names of the columns, which are those of the attributes, in order."""
-        return tuple(column.key for column in cls.__table__.columns)  # type: ignore[attr-defined]
+        """The names of the entity's columns, which are those of the attributes, in order.
+
+        A table may have more: columns that only its repository knows.
+        """
+        return tuple(cls.model_fields)
 
     def column_values(self) -> Mapping[str, Any]:
         """The value of every column, by name. A view: don't keep it."""

@@ -69,6 +69,13 @@ class Phase1Job(StateModel, table=True):
         CheckConstraint("failures >= 0", name="failures"),
         Index("idx_memory_phase1_jobs_status_started_at", "status", text("started_at DESC")),
         Index("idx_memory_phase1_jobs_scope", "scope_kind", "scope_key"),
+        Index(
+            "idx_memory_phase1_jobs_retry_at",
+            "status",
+            "retry_at",
+            sqlite_where=text("status = 'failed' AND retry_at IS NOT NULL"),
+            postgresql_where=text("status = 'failed' AND retry_at IS NOT NULL"),
+        ),
     )
 
     thread_id: UUID = Field(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, text
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, text
 from sqlmodel import Field
 
 from codex_state.models import columns
@@ -16,6 +16,12 @@ from codex_state.models.base import StateModel
 
 LOCAL_HOME = "local"
 """The ``home`` of every row in a database that serves one Codex home, which an SQLite file always does."""
+
+OPEN_THREADS = (
+    "archived = 0 AND memory_mode = 'enabled' AND (cwd_settled_for IS NULL OR cwd_settled_for <> updated_at "
+    "OR user_settled_for IS NULL OR user_settled_for <> updated_at)"
+)
+"""The threads in which a batch claim may find something. A query says it in these words, or no index serves it."""
 
 
 class MemoryMode(StrEnum):
@@ -76,6 +82,32 @@ class Thread(StateModel, table=True):
     reasoning_effort: str | None = Field(default=None, sa_column=Column(columns.text))
     home: str = Field(default=LOCAL_HOME, sa_column=Column(columns.text, nullable=False, server_default=LOCAL_HOME))
     """Which Codex home owns the rollout: only that home may judge that the file is gone."""
+
+
+def _add_settled_columns(threads: Table) -> None:
+    """Columns of the table that are no part of the entity: where batch claims have nothing to look for.
+
+    Each names the ``updated_at`` as of which the thread's job of one scope is finished or in somebody's hands, so that
+    only its job's own row can make it claimable again. Batch claims keep them up to date and walk an index of the
+    other threads: what they cost doesn't grow with what is done. They are hints, and ``NULL`` is always right.
+    """
+    for name in ("cwd_settled_for", "user_settled_for"):
+        threads.append_column(Column(name, columns.EpochSeconds()))
+    Index(
+        "idx_threads_open",
+        threads.c.archived,
+        threads.c.updated_at.desc(),
+        threads.c.id.desc(),
+        threads.c.source,
+        threads.c.home,
+        threads.c.cwd_settled_for,
+        threads.c.user_settled_for,
+        sqlite_where=text(OPEN_THREADS),
+        postgresql_where=text(OPEN_THREADS),
+    )
+
+
+_add_settled_columns(Thread.__table__)  # type: ignore[attr-defined]
 
 
 class DynamicTool(StateModel, table=True):

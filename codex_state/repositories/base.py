@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
+    Column,
     ColumnElement,
     Connection,
     Executable,
@@ -81,9 +82,14 @@ def table_of(model: type[StateModel]) -> Table:
     return table
 
 
+def columns_of(model: type[StateModel]) -> list[Column[Any]]:
+    """All columns of an entity, in the order of a snapshot."""
+    return [table_of(model).c[name] for name in model.column_names()]
+
+
 def select_entity(model: type[StateModel]) -> Select[Any]:
     """A query of all columns of an entity, in the order of a snapshot."""
-    return select(*table_of(model).columns)
+    return select(*columns_of(model))
 
 
 def seconds_of(column: ColumnElement[Any]) -> ColumnElement[int]:

@@ -26,17 +26,18 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.clock import server_now
 from codex_state.errors import InvalidInputError
-from codex_state.models import SCOPE_CWD, SCOPE_USER, MemoryMode, Phase1Job, Phase1Status, Thread
+from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job, Phase1Status, Thread
 from codex_state.models.columns import UuidText, text
 from codex_state.repositories.base import seconds_of, table_of
-from codex_state.repositories.phase1_claims import claim_from, claimable
+from codex_state.repositories.phase1_claims import claim_from, claimable, is_claimable
+from codex_state.repositories.phase1_open_threads import is_open
+from codex_state.repositories.phase1_scopes import has_scope, is_job_of, key_of
 from codex_state.repositories.prepared import atomically
-from codex_state.sql import byte_length, fresh_token
+from codex_state.sql import fresh_token
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
 _LOCK_THE_CAP = select(func.pg_advisory_xact_lock(literal_column("5070246951133876512")))
-_MAX_KEY_BYTES = 2000
 _RUNNING = literal_column(f"'{Phase1Status.RUNNING.value}'", text)
 
 
@@ -104,8 +105,8 @@ def _claim(shape: _Shape) -> ReturningInsert[Any]:
     candidates = _candidates(shape).cte("candidates")
     branches = []
     for kind in shape.scope_kinds:
-        key = _key_of(kind, candidates.c.cwd)
-        job = _job_of(candidates.c.id, kind, key)
+        key = key_of(kind, candidates.c.cwd)
+        job = is_job_of(candidates.c.id, kind, key)
         branches.append(
             select(
                 candidates.c.id,
@@ -114,7 +115,7 @@ def _claim(shape: _Shape) -> ReturningInsert[Any]:
                 candidates.c.updated_at,
             )
             .select_from(candidates.outerjoin(_jobs, job))
-            .where(_has_scope(kind, candidates.c.cwd), _is_open(candidates.c.updated_at))
+            .where(has_scope(kind, candidates.c.cwd), _is_open(candidates.c.updated_at))
         )
     wanted = union_all(*branches).subquery("wanted")
     claims = (
@@ -144,8 +145,7 @@ def _candidates(shape: _Shape) -> Select[Any]:
     statement = (
         select(_threads.c.id, _threads.c.cwd, _threads.c.updated_at)
         .where(
-            _threads.c.archived == literal_column("0"),
-            _threads.c.memory_mode == literal_column(f"'{MemoryMode.ENABLED.value}'", text),
+            is_open(shape.scope_kinds),
             _threads.c.source.in_(bindparam("of_sources", expanding=True)),
             seconds_of(_threads.c.updated_at) >= server_now() - bindparam("max_age_seconds", type_=BigInteger()),
             or_(*(_can_be_claimed(kind) for kind in shape.scope_kinds)),
@@ -164,38 +164,14 @@ def _candidates(shape: _Shape) -> Select[Any]:
 
 
 def _can_be_claimed(kind: str) -> ColumnElement[bool]:
-    key = _key_of(kind, _threads.c.cwd)
-    job = _job_of(_threads.c.id, kind, key)
-    blocking = select(literal_column("1")).where(job, ~_claimable_now(_threads.c.updated_at)).exists()
-    return and_(_has_scope(kind, _threads.c.cwd), ~blocking)
-
-
-def _claimable_now(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
-    # A comparison with NULL (a failed job's missing retry time) must count as "no" under NOT as well.
-    return func.coalesce(case((claimable(source_updated_at), 1), else_=0), 0) == literal_column("1")
+    key = key_of(kind, _threads.c.cwd)
+    job = is_job_of(_threads.c.id, kind, key)
+    blocking = select(literal_column("1")).where(job, ~is_claimable(_threads.c.updated_at)).exists()
+    return and_(has_scope(kind, _threads.c.cwd), ~blocking)
 
 
 def _is_open(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
     return or_(_jobs.c.thread_id.is_(None), claimable(source_updated_at))
-
-
-def _job_of(thread_id: ColumnElement[Any], kind: str, key: ColumnElement[Any]) -> ColumnElement[bool]:
-    return and_(
-        _jobs.c.thread_id == thread_id,
-        _jobs.c.scope_kind == literal_column(f"'{kind}'", text),
-        _jobs.c.scope_key == key,
-    )
-
-
-def _key_of(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[Any]:
-    return cwd if kind == SCOPE_CWD else literal_column(f"'{SCOPE_USER}'", text)
-
-
-def _has_scope(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[bool]:
-    if kind != SCOPE_CWD:
-        return literal_column("1") == literal_column("1")
-    # A directory that isn't known has no scope, nor has one whose path PostgreSQL couldn't hold in a key.
-    return and_(cwd != literal_column("''", text), byte_length(cwd) <= literal_column(str(_MAX_KEY_BYTES)))
 
 
 def _room() -> ColumnElement[int]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, case, literal_column, null, or_
+from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, case, func, literal_column, null, or_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -72,6 +72,11 @@ def claimable(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
             or_(_jobs.c.started_at.is_(None), seconds_of(_jobs.c.started_at) <= server_now() - _lease_seconds),
         ),
     )
+
+
+def is_claimable(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
+    """``claimable`` as a plain yes or no: a comparison with NULL (no retry time) counts as no, under NOT as well."""
+    return func.coalesce(case((claimable(source_updated_at), 1), else_=0), 0) == literal_column("1")
 
 
 _taken_over = {

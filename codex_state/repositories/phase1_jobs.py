@@ -5,7 +5,7 @@ The rules of a claim stand with its statement, in ``phase1_claims``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -41,7 +41,7 @@ from codex_state.models import (
     Thread,
 )
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
-from codex_state.repositories import phase1_candidates
+from codex_state.repositories import phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from
 
@@ -144,6 +144,10 @@ _LIST_BY_STATUS = (
 )
 _COUNT = select(_jobs.c.status, func.count().label("jobs")).group_by(_jobs.c.status)
 
+_OF_A_SEARCH = ("lease_seconds", "max_age_seconds", "of_sources", "of_homes")
+_MOST_ROUNDS = 64
+"""One batch claim marks at most so many windows of settled threads: it may find many after an older version."""
+
 
 class Phase1JobRepository(Repository):
     """Claims and the writes of their holders, on the ``memory_phase1_jobs`` table."""
@@ -227,11 +231,23 @@ class Phase1JobRepository(Repository):
             max_running=max_running,
             home=home,
         )
+        self._mark_settled_threads(scope_kinds, parameters)
         with nullcontext() if max_running is None else phase1_candidates.counting_alone(self._connection):
             leases = [lease_of(row, owner, lease) for row in self._all(statement, parameters)]
         # RETURNING has no order.
         leases.sort(key=lambda lease: (lease.source_updated_at, lease.key.thread_id), reverse=True)
         return leases
+
+    def _mark_settled_threads(self, scope_kinds: Collection[str], parameters: Mapping[str, Any]) -> None:
+        """Bring the hints up to date by which the batch claim passes over threads: see ``phase1_open_threads``."""
+        kinds = tuple(sorted(set(scope_kinds)))
+        for kind in kinds:
+            self._all(phase1_open_threads.reopen(kind), {"lease_seconds": parameters["lease_seconds"]})
+        settle = phase1_open_threads.settle(kinds, of_homes="of_homes" in parameters)
+        values = {name: parameters[name] for name in _OF_A_SEARCH if name in parameters}
+        for _ in range(_MOST_ROUNDS):
+            if len(self._all(settle, values)) < phase1_open_threads.WINDOW // 2:
+                return
 
     def renew(self, lease: Phase1Lease) -> Phase1Lease | None:
         """Prolong the lease from now on. ``None`` means that it is lost: stop working.

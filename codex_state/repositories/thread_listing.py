@@ -17,7 +17,7 @@ from sqlalchemy.sql import Executable
 
 from codex_state.models import Anchor, SortKey, Thread
 from codex_state.models.columns import EpochSeconds, UuidText
-from codex_state.repositories.base import table_of
+from codex_state.repositories.base import columns_of, table_of
 from codex_state.sql import unindexed
 
 _threads = table_of(Thread)
@@ -75,7 +75,7 @@ def statement_of(
 
 def _unfiltered(shape: _Shape) -> Select[Any]:
     time = _threads.c[shape.sort_key.value]
-    columns = (_threads.c.id, time) if shape.ids_only else tuple(_threads.columns)
+    columns = (_threads.c.id, time) if shape.ids_only else tuple(columns_of(Thread))
     statement = (
         select(*columns)
         # Literals, not parameters, so that the planner sees them when it picks an index.

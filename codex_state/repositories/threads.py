@@ -8,27 +8,34 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, null, or_, select, update
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from codex_state.models import LOCAL_HOME, Anchor, Phase1Job, SortKey, Thread, ThreadMemory, ThreadsPage
 from codex_state.models.columns import EpochSeconds, IntegerFlag, PathText, UuidText, text
 from codex_state.repositories import thread_listing
-from codex_state.repositories.base import Repository, select_entity, table_of
+from codex_state.repositories.base import Repository, columns_of, select_entity, table_of
 from codex_state.repositories.prepared import atomically
 
 # One insert construct serves both databases: what PostgreSQL's ON CONFLICT renders, SQLite's dialect renders as well.
 _threads = table_of(Thread)
 _memories = table_of(ThreadMemory)
 _jobs = table_of(Phase1Job)
-_insert = insert(_threads).values({column.key: bindparam(column.key, type_=column.type) for column in _threads.columns})
+_columns = columns_of(Thread)
+_insert = insert(_threads).values({column.key: bindparam(column.key, type_=column.type) for column in _columns})
 _BY_ID = _threads.c.id == bindparam("thread_id", type_=UuidText())
 
 
+def _unless_moved_to(cwd: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Whether the thread's directory is settled, which another directory isn't: it is another scope."""
+    return case((_threads.c.cwd == cwd, _threads.c.cwd_settled_for), else_=null())
+
+
 def _overwrite(*kept: str, where: ColumnElement[bool] | None = None, **instead: Any) -> Insert:
-    updates = {
-        column.key: _insert.excluded[column.key] for column in _threads.columns if column.key not in {"id", *kept}
+    updates: dict[str, ColumnElement[Any]] = {
+        column.key: _insert.excluded[column.key] for column in _columns if column.key not in {"id", *kept}
     }
+    updates["cwd_settled_for"] = _unless_moved_to(_insert.excluded.cwd)
     return _insert.on_conflict_do_update(index_elements=["id"], set_=updates | instead, where=where)
 
 
@@ -78,6 +85,7 @@ _RELOCATE = (
     .values(
         rollout_path=bindparam("new_rollout_path", type_=PathText()),
         cwd=bindparam("new_cwd", type_=PathText()),
+        cwd_settled_for=_unless_moved_to(bindparam("new_cwd", type_=PathText())),
         archived=bindparam("new_archived", type_=IntegerFlag()),
         archived_at=bindparam("new_archived_at", type_=EpochSeconds()),
     )

@@ -26,6 +26,7 @@ from codex_state import migrations
 from codex_state.database import Database
 from codex_state.errors import DatabaseError, SchemaError
 from codex_state.migrations.location import configuration
+from codex_state.models import OPEN_THREADS
 
 SCRIPTS = ScriptDirectory.from_config(configuration())
 REVISIONS = [script.revision for script in reversed(list(SCRIPTS.walk_revisions()))]
@@ -329,3 +330,18 @@ def test_0012_has_counted_no_failures_yet_and_refuses_negative_counts(database: 
     assert {row["failures"] for row in contents(database)["memory_phase1_jobs"]} == {0}
     with pytest.raises(DatabaseError):
         changed(database, "UPDATE memory_phase1_jobs SET failures = -1")
+
+
+def test_0013_has_every_thread_looked_at_and_walks_the_open_ones_by_an_index(database: Database) -> None:
+    at(database, "0012_phase1_failures")
+    migrations.upgrade(database.engine, "0013_open_threads")
+    threads = contents(database)["threads"]
+    assert {(row["cwd_settled_for"], row["user_settled_for"]) for row in threads} == {(None, None)}
+    query = f"SELECT id FROM threads WHERE {OPEN_THREADS} ORDER BY updated_at DESC, id DESC LIMIT 64"
+    with database.engine.connect() as connection:
+        if database.dialect == "sqlite":
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
+        else:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
+    assert "idx_threads_open" in str(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,40 @@ def _holds(state: State, thread: Thread, scope: MemoryScope = _USER, source: dat
     )
     assert isinstance(outcome, Claimed)
     return outcome.lease
+
+
+_JOBS: dict[str, Callable[[State, Phase1Lease], object]] = {
+    "running": lambda _state, _lease: None,
+    "succeeded": lambda state, lease: state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None),
+    "failed": lambda state, lease: state.phase1_jobs.fail(lease, "broken"),
+    "failed, to be retried": lambda state, lease: state.phase1_jobs.fail(lease, "broken", retry_after=_HOUR),
+}
+_ELSEWHERE = Path("/elsewhere")
+
+
+def _claims_a_newer_version(state: State, thread: Thread, lease: Phase1Lease, clock: ManualClock) -> None:
+    clock.advance(_HOUR)
+    outcome = state.phase1_jobs.try_claim(
+        lease.key, owner=_OWNER, source_updated_at=thread.updated_at + _SECOND, lease=_HOUR
+    )
+    assert isinstance(outcome, Claimed)
+
+
+_EVENTS: dict[str, Callable[[State, Thread, Phase1Lease, ManualClock], object]] = {
+    "nothing": lambda *_: None,
+    "the thread is updated": lambda state, thread, *_: state.threads.upsert(
+        thread.model_copy(update={"updated_at": thread.updated_at + _SECOND})
+    ),
+    "the directory changes": lambda state, thread, *_: state.threads.upsert_from_rollouts(
+        [thread.model_copy(update={"cwd": _ELSEWHERE})]
+    ),
+    "the directory is put right": lambda state, thread, *_: state.threads.relocate(
+        thread.id, thread.rollout_path, cwd=_ELSEWHERE, archived_at=None, home=thread.home
+    ),
+    "it is requeued": lambda state, _thread, lease, _clock: state.phase1_jobs.requeue(lease.key),
+    "its time comes": lambda _state, _thread, _lease, clock: clock.advance(_HOUR),
+    "somebody claims a newer version": _claims_a_newer_version,
+}
 
 
 class TestCandidates:
@@ -224,3 +259,60 @@ class TestCandidates:
         assert len(_claim(state, max_running=3)) == 3
         assert [job.attempt for job in state.phase1_jobs.list(status=Phase1Status.RUNNING)] == [2, 2, 2]
         assert _claim(state, max_running=3) == []
+
+    @pytest.mark.parametrize("settled", [True, False], ids=["after a look that passed it over", "at the first look"])
+    @pytest.mark.parametrize(
+        ("job", "event", "claimable"),
+        [
+            ("succeeded", "nothing", False),
+            ("succeeded", "the thread is updated", True),
+            ("succeeded", "the directory changes", True),
+            ("succeeded", "the directory is put right", True),
+            ("failed", "nothing", False),
+            ("failed", "the thread is updated", False),
+            ("failed", "it is requeued", True),
+            ("failed", "the directory changes", True),
+            ("failed, to be retried", "nothing", False),
+            ("failed, to be retried", "its time comes", True),
+            ("running", "nothing", False),
+            ("running", "its time comes", True),
+            ("running", "the thread is updated", False),
+            ("running", "somebody claims a newer version", False),
+            ("running", "the thread is updated, and its time comes", True),
+        ],
+    )
+    def test_a_thread_that_batch_claims_pass_over_is_found_again(  # noqa: PLR0917 - a table of cases
+        self, state: State, clock: ManualClock, job: str, event: str, claimable: bool, settled: bool
+    ) -> None:
+        """L10: finished threads cost nothing, but no work is forgotten."""
+        thread = _stored(state)
+        lease = _holds(state, thread, MemoryScope.cwd(thread.cwd))
+        _JOBS[job](state, lease)
+        if settled:
+            assert _claim(state, scope_kinds=["cwd"]) == []
+            assert _claim(state, scope_kinds=["cwd"]) == []
+        for part in event.split(", and "):
+            _EVENTS[part](state, thread, lease, clock)
+        assert len(_claim(state, scope_kinds=["cwd"])) == claimable
+
+    def test_a_thread_that_one_kind_of_scope_is_done_with_is_open_to_the_other(self, state: State) -> None:
+        thread = _stored(state)
+        (lease,) = _claim(state, scope_kinds=["user"])
+        state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
+        assert _claim(state, scope_kinds=["user"]) == []
+        assert [each.key.scope for each in _claim(state)] == []
+        assert [each.key.scope for each in _claim(state, scope_kinds=["cwd"])] == [MemoryScope.cwd(thread.cwd)]
+        assert _claim(state, scope_kinds=["cwd", "user"]) == []
+
+    def test_a_newer_claim_that_was_given_up_is_taken_over_though_the_thread_looked_done(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        """The thread's row may never learn of the version that the dead worker saw."""
+        thread = _stored(state)
+        lease = _holds(state, thread)
+        state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
+        assert _claim(state) == []
+        _holds(state, thread, source=thread.updated_at + _SECOND)
+        assert _claim(state) == []
+        clock.advance(_HOUR)
+        assert _claimed_threads(state) == [thread.id]

@@ -138,25 +138,58 @@ def test_the_holders_writes_seek_their_job_by_its_key(state: State) -> None:
     ]
 
 
+def _plans_of(state: State, work: Callable[[State], Any]) -> list[list[str]]:
+    """The steps of each statement that ``work`` runs."""
+    driver: Any = state.session.connection().connection.driver_connection
+    statements: list[str] = []
+    driver.set_trace_callback(statements.append)
+    try:
+        work(state)
+    finally:
+        driver.set_trace_callback(None)
+    return [[row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}")] for statement in statements]
+
+
 @pytest.mark.parametrize("max_running", [None, 64])
-def test_the_batch_claim_walks_the_threads_in_order_and_seeks_their_jobs(state: State, max_running: int | None) -> None:
-    steps = _plan_of(
+def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
+    state: State, max_running: int | None
+) -> None:
+    """L10: what is finished isn't in the index that it walks."""
+    *marks, claim = _plans_of(
         state,
         lambda state: state.phase1_jobs.claim_candidates(
             owner=uuid4(), lease=_HOUR, max_age=_OLD, max_running=max_running
         ),
     )
-    threads = [step for step in steps if " threads " in step]
-    assert threads == ["SEARCH threads USING INDEX idx_threads_archived (archived=? AND updated_at>?)"]
-    jobs = {step.removesuffix(" LEFT-JOIN") for step in steps if "memory_phase1_jobs " in step}
-    by_key = "sqlite_autoindex_memory_phase1_jobs_1 (thread_id=? AND scope_kind=? AND scope_key=?)"
-    live = "idx_memory_phase1_jobs_status_started_at (status=? AND started_at>?)"
-    expected = {f"SEARCH memory_phase1_jobs USING INDEX {by_key}"}
+    open_threads = "SEARCH threads USING INDEX idx_threads_open (archived=? AND updated_at>?)"
+    by_id = {
+        "SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)",
+        "SEARCH threads USING COVERING INDEX sqlite_autoindex_threads_1 (id=?)",
+    }
+    by_key = (
+        "SEARCH memory_phase1_jobs USING INDEX sqlite_autoindex_memory_phase1_jobs_1 "
+        "(thread_id=? AND scope_kind=? AND scope_key=?)"
+    )
+    status = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_status_started_at"
+    retry = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_retry_at"
+    reopened = {f"{status} (status=? AND started_at<?)", f"{status} (status=? AND started_at=?)"}
+    reopened.add(f"{retry} (status=? AND retry_at>? AND retry_at<?)")
+    # First the hints of threads whose job can be claimed again, for each scope, and of those that are settled by now.
+    assert [_reads(steps) - by_id for steps in marks[:2]] == [reopened] * 2
+    assert all(_reads(steps) - by_id == {open_threads, by_key} for steps in marks[2:])
+    assert len(marks) >= 3
+    expected = {open_threads, by_key}
     if max_running is not None:
+        live = "idx_memory_phase1_jobs_status_started_at (status=? AND started_at>?)"
         expected.add(f"SEARCH memory_phase1_jobs USING COVERING INDEX {live}")
-    assert jobs == expected
+    assert _reads(claim) == expected
     # Only the leases that the statement returns are sorted.
-    assert steps.count("USE TEMP B-TREE FOR ORDER BY") == 1
+    assert claim.count("USE TEMP B-TREE FOR ORDER BY") == 1
+
+
+def _reads(steps: list[str]) -> set[str]:
+    """How a statement reads threads and jobs."""
+    return {step.removesuffix(" LEFT-JOIN") for step in steps if " threads " in step or " memory_phase1_jobs " in step}
 
 
 @pytest.mark.parametrize("status", Phase1Status)

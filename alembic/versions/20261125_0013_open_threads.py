@@ -1,0 +1,51 @@
+"""Batch claims skip the threads that have nothing to claim, and find retries that are due, by an index each."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0013_open_threads"
+down_revision = "0012_phase1_failures"
+branch_labels = None
+depends_on = None
+
+_OPEN = (
+    "archived = 0 AND memory_mode = 'enabled' AND (cwd_settled_for IS NULL OR cwd_settled_for <> updated_at "
+    "OR user_settled_for IS NULL OR user_settled_for <> updated_at)"
+)
+_TO_BE_RETRIED = "status = 'failed' AND retry_at IS NOT NULL"
+
+
+def upgrade() -> None:
+    for column in ("cwd_settled_for", "user_settled_for"):
+        op.add_column("threads", sa.Column(column, sa.BigInteger().with_variant(sa.Integer(), "sqlite")))
+    op.create_index(
+        "idx_threads_open",
+        "threads",
+        [
+            "archived",
+            sa.text("updated_at DESC"),
+            sa.text("id DESC"),
+            "source",
+            "home",
+            "cwd_settled_for",
+            "user_settled_for",
+        ],
+        sqlite_where=sa.text(_OPEN),
+        postgresql_where=sa.text(_OPEN),
+    )
+    op.create_index(
+        "idx_memory_phase1_jobs_retry_at",
+        "memory_phase1_jobs",
+        ["status", "retry_at"],
+        sqlite_where=sa.text(_TO_BE_RETRIED),
+        postgresql_where=sa.text(_TO_BE_RETRIED),
+    )
+
+
+def downgrade() -> None:
+    op.drop_index("idx_memory_phase1_jobs_retry_at", "memory_phase1_jobs")
+    op.drop_index("idx_threads_open", "threads")
+    for column in ("user_settled_for", "cwd_settled_for"):
+        op.drop_column("threads", column)

@@ -1,0 +1,124 @@
+"""What a batch claim looks at: the threads in which there may be something to claim, and not what is done (law L10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from codex_state.models import OPEN_THREADS, MemoryScope, Phase1Key, Thread
+from codex_state.repositories import phase1_open_threads
+from codex_state.runtime import State
+from codex_state.testing.samples import NOON, a_thread
+from tests import stores
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def state(clocked: stores.Clocked) -> Iterator[State]:
+    with clocked.database.autocommit() as session:
+        yield State(session)
+
+
+def open_threads(state: State) -> int:
+    counted = state.session.connection().execute(text(f"SELECT count(*) FROM threads WHERE {OPEN_THREADS}"))
+    count: int = counted.scalar_one()
+    return count
+
+
+def claim(state: State, **options: object) -> int:
+    return len(state.phase1_jobs.claim_candidates(owner=uuid4(), lease=HOUR, **options))  # type: ignore[arg-type]
+
+
+def finish(state: State, thread: Thread, fail: bool) -> None:
+    for scope in (MemoryScope.cwd(thread.cwd), MemoryScope.user()):
+        key = Phase1Key(thread.id, scope)
+        claimed = state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=thread.updated_at, lease=HOUR)
+        lease = claimed.lease  # type: ignore[union-attr]
+        if fail:
+            state.phase1_jobs.fail(lease, "broken")
+        else:
+            state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
+
+
+@pytest.mark.parametrize("fail", [True, False], ids=["failed", "succeeded"])
+def test_finished_threads_are_looked_at_once(state: State, fail: bool) -> None:
+    threads = [a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(20)]
+    state.threads.upsert_many(threads)
+    for thread in threads[:15]:
+        finish(state, thread, fail)
+    assert open_threads(state) == 20
+    assert claim(state, limit=2) == 4
+    assert open_threads(state) == 5
+    assert claim(state) == 6
+    assert claim(state) == 0
+    assert open_threads(state) == 0
+
+
+def test_more_finished_threads_than_one_window_are_passed_over_at_once(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phase1_open_threads, "WINDOW", 4)
+    phase1_open_threads.settle.cache_clear()
+    threads = [a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(30)]
+    state.threads.upsert_many(threads)
+    for thread in threads:
+        finish(state, thread, fail=False)
+    assert claim(state) == 0
+    phase1_open_threads.settle.cache_clear()
+    assert open_threads(state) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state, thread: state.threads.upsert(thread.model_copy(update={"cwd": Path("/elsewhere")})),
+        lambda state, thread: state.threads.upsert(
+            thread.model_copy(update={"updated_at": thread.updated_at + timedelta(seconds=1)})
+        ),
+        lambda state, thread: state.threads.upsert(
+            thread.model_copy(update={"updated_at": thread.updated_at - timedelta(seconds=1)})
+        ),
+    ],
+    ids=["another directory", "a newer version", "an older version"],
+)
+def test_a_thread_that_changes_is_looked_at_again(state: State, change: Callable[[State, Thread], object]) -> None:
+    thread = a_thread()
+    state.threads.upsert(thread)
+    finish(state, thread, fail=False)
+    assert claim(state) == 0
+    assert open_threads(state) == 0
+    change(state, thread)
+    assert open_threads(state) == 1
+
+
+def test_jobs_of_a_former_directory_do_not_bring_their_thread_back_again_and_again(
+    state: State, clocked: stores.Clocked
+) -> None:
+    thread = a_thread()
+    state.threads.upsert(thread)
+    assert claim(state) == 2
+    moved = thread.model_copy(update={"cwd": Path("/elsewhere")})
+    state.threads.upsert(moved)
+    assert claim(state) == 1
+    clocked.clock.advance(HOUR)
+    assert claim(state) == 2, "the user's scope and the new directory's"
+    reopened = phase1_open_threads.reopen("cwd")
+    assert claim(state) == 0
+    assert state.session.connection().execute(reopened, {"lease_seconds": 3600}).all() == []
+    assert open_threads(state) == 0
+
+
+def test_an_upsert_leaves_alone_what_batch_claims_know(state: State) -> None:
+    thread = a_thread()
+    state.threads.upsert(thread)
+    finish(state, thread, fail=False)
+    assert claim(state) == 0
+    state.threads.upsert(thread.model_copy(update={"title": "renamed"}))
+    state.threads.upsert_from_rollouts([thread])
+    assert open_threads(state) == 0
