@@ -210,6 +210,9 @@ if TYPE_CHECKING:
         Phase1Status as Phase1Status,
     )
     from codex_state.models import (
+        Product as Product,
+    )
+    from codex_state.models import (
         Requeue as Requeue,
     )
     from codex_state.models import (
@@ -379,6 +382,7 @@ _HOMES = {
         "Phase1Key",
         "Phase1Lease",
         "Phase1Status",
+        "Product",
         "Requeue",
         "SkipReason",
         "Skipped",

@@ -54,6 +54,22 @@ class unindexed(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function
     name = "unindexed"
 
 
+class json_rows(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+    """The elements of an array in JSON text as rows: many rows of values in one parameter of a constant statement."""
+
+    inherit_cache = True
+    type = NullType()
+    name = "json_rows"
+
+
+class json_item(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
+    """``json_item(row, index)``: one text of such a row, which is itself an array; ``NULL`` for a JSON null."""
+
+    inherit_cache = True
+    type = String()
+    name = "json_item"
+
+
 @compiles(fresh_token, "sqlite")
 def _fresh_token_sqlite(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
     return "lower(hex(randomblob(16)))"
@@ -106,3 +122,25 @@ def _unindexed_sqlite(element: unindexed, compiler: SQLCompiler, **kw: Any) -> s
 @compiles(unindexed, "postgresql")
 def _unindexed_postgresql(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
     return compiler.process(element.clauses, **kw)
+
+
+@compiles(json_rows, "sqlite")
+def _json_rows_sqlite(element: json_rows, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(json_rows, "postgresql")
+def _json_rows_postgresql(element: json_rows, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_array_elements(CAST({compiler.process(element.clauses, **kw)} AS JSON))"
+
+
+@compiles(json_item, "sqlite")
+def _json_item_sqlite(element: json_item, compiler: SQLCompiler, **kw: Any) -> str:
+    row, index = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"json_extract({row}, '$[' || {index} || ']')"
+
+
+@compiles(json_item, "postgresql")
+def _json_item_postgresql(element: json_item, compiler: SQLCompiler, **kw: Any) -> str:
+    row, index = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({row} ->> {index})"

@@ -67,6 +67,14 @@ class Phase1Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """What an extraction produced; both are ``None`` when there was nothing to remember."""
+
+    raw_memory_path: Path | None = None
+    summary_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LockLease:
     """The right to consolidate one memory root."""
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlmodel import Session
 
-from codex_state.models import BackfillLease, HolderWrite, LockLease, MemoryScope, Phase1Lease
+from codex_state.models import BackfillLease, HolderWrite, LockLease, MemoryScope, Phase1Lease, Product
 from codex_state.repositories.backfills import BackfillRepository
 from codex_state.repositories.base import Repository
 from codex_state.repositories.consolidation_locks import ConsolidationLockRepository
@@ -72,6 +72,16 @@ _PHASE1 = (
         lambda session, lease: Phase1JobRepository(session).succeed(
             lease, raw_memory_path=Path("/raw.md"), summary_hash="hash"
         ),
+        refused=HolderWrite.LEASE_LOST,
+        finishes=True,
+    ),
+    RegisteredWrite(
+        Phase1JobRepository,
+        "succeed_many",
+        Phase1Lease,
+        lambda session, lease: Phase1JobRepository(session).succeed_many({lease: Product(Path("/raw.md"), "hash")})[
+            lease
+        ],
         refused=HolderWrite.LEASE_LOST,
         finishes=True,
     ),

@@ -5,6 +5,7 @@ The rules of a claim stand with its statement, in ``phase1_claims``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
     func,
     literal_column,
     null,
@@ -26,7 +28,7 @@ from sqlalchemy import (
 )
 
 from codex_state.clock import server_now
-from codex_state.errors import ThreadNotFoundError
+from codex_state.errors import InvalidInputError, ThreadNotFoundError
 from codex_state.models import (
     Claimed,
     HolderWrite,
@@ -35,15 +37,17 @@ from codex_state.models import (
     Phase1Key,
     Phase1Lease,
     Phase1Status,
+    Product,
     Requeue,
     Skipped,
     SkipReason,
     Thread,
 )
-from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
 from codex_state.repositories import phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from
+from codex_state.sql import json_item, json_rows, unindexed
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -103,6 +107,33 @@ _SUCCEED = (
         summary_hash=bindparam("new_summary_hash", type_=text),
     )
     .returning(_jobs.c.attempt)
+)
+_finished_row = json_rows(bindparam("finished", type_=text)).table_valued("value", name="finished").c.value
+_finished = select(
+    cast(json_item(_finished_row, literal_column("0")), UuidText()).label("thread_id"),
+    *(
+        json_item(_finished_row, literal_column(str(index))).label(name)
+        for index, name in enumerate(("scope_kind", "scope_key", "token", "raw_memory_path", "summary_hash"), start=1)
+    ),
+).cte("finished_jobs")
+_SUCCEED_MANY = (
+    update(_jobs)
+    .where(
+        _jobs.c.thread_id == _finished.c.thread_id,
+        _jobs.c.scope_kind == _finished.c.scope_kind,
+        _jobs.c.scope_key == _finished.c.scope_key,
+        # SQLite would otherwise look through all running jobs, for each of them through all that are finished.
+        unindexed(_jobs.c.status) == RUNNING,
+        _jobs.c.ownership_token == _finished.c.token,
+    )
+    .values(
+        status=SUCCEEDED,
+        finished_at=server_now(),
+        failure_reason=null(),
+        raw_memory_path=_finished.c.raw_memory_path,
+        summary_hash=_finished.c.summary_hash,
+    )
+    .returning(_jobs.c.ownership_token)
 )
 _retry_seconds = bindparam("retry_seconds", type_=BigInteger())
 _FAIL = (
@@ -262,6 +293,26 @@ class Phase1JobRepository(Repository):
         parameters = _held(lease) | {"new_raw_memory_path": raw_memory_path, "new_summary_hash": summary_hash}
         return _outcome(self._one(_SUCCEED, parameters))
 
+    def succeed_many(self, products: Mapping[Phase1Lease, Product]) -> dict[Phase1Lease, HolderWrite]:
+        """``succeed`` for many jobs in one statement, each guarded by its own lease's token (laws L1, L2).
+
+        Lost leases change nothing and keep none of the others from finishing. On PostgreSQL, 64 finishes cost one
+        round trip instead of 64.
+
+        Raises:
+            InvalidInputError: a path or hash holds a NUL, which JSON functions don't pass on.
+        """
+        if not products:
+            return {}
+        rows = [_row_of_finished(lease, product) for lease, product in products.items()]
+        applied = {
+            row.ownership_token for row in self._all(_SUCCEED_MANY, {"finished": json.dumps(rows, ensure_ascii=False)})
+        }
+        return {
+            lease: HolderWrite.APPLIED if lease.ownership_token in applied else HolderWrite.LEASE_LOST
+            for lease in products
+        }
+
     def fail(self, lease: Phase1Lease, reason: str, *, retry_after: timedelta | None = None) -> HolderWrite:
         """Finish the job as failed.
 
@@ -327,6 +378,15 @@ def _key_of(key: Phase1Key) -> dict[str, Any]:
 
 def _held(lease: Phase1Lease) -> dict[str, Any]:
     return _key_of(lease.key) | {"token": lease.ownership_token}
+
+
+def _row_of_finished(lease: Phase1Lease, product: Product) -> list[str | None]:
+    path = None if product.raw_memory_path is None else path_to_text(product.raw_memory_path)
+    scope = lease.key.scope
+    row = [str(lease.key.thread_id), scope.kind, scope.key, lease.ownership_token, path, product.summary_hash]
+    if any(value is not None and "\x00" in value for value in row):
+        raise InvalidInputError(f"a NUL character in what job {lease.key} produced")
+    return row
 
 
 def _outcome(row: Row[Any] | None) -> HolderWrite:

@@ -57,6 +57,9 @@ CLAIMS = {
     "BackfillRepository.try_claim",
 }
 
+FOR_BATCH_WORKERS = {"Phase1JobRepository.succeed_many"}
+"""Registered writes that our own pipeline, which finishes each job as its extraction ends, has no use for."""
+
 READS = {
     "ThreadRepository.get",
     "ThreadRepository.list",
@@ -184,7 +187,7 @@ def test_work_under_a_lease_calls_no_verb_that_nobody_has_judged() -> None:
         and isinstance(call.func.value, ast.Attribute)
         and call.func.value.attr in attributes
     }
-    assert used - CLAIMS - READS - WITHOUT_A_LEASE - UNFENCED.keys() == REGISTERED.keys()
+    assert used - CLAIMS - READS - WITHOUT_A_LEASE - UNFENCED.keys() == REGISTERED.keys() - FOR_BATCH_WORKERS
 
 
 def test_work_under_a_lease_knows_no_sql() -> None:

@@ -9,5 +9,6 @@ EQUIVALENT: dict[str, str] = {
     "backfills.checkpoint with [>=] in [last_watermark > ?]": "of two equal watermarks either may stay",
     "backfills.complete_it with [>=] in [last_watermark > ?]": "of two equal watermarks either may stay",
     "phase1_jobs.succeed keeps the old failure_reason": "the claim has removed it already",
+    "phase1_jobs.succeed_many keeps the old failure_reason": "the claim has removed it already",
     "memory_scopes.mark_clean_if_locked without [ownership_token = ?]": "the IN compares the token as well",
 }

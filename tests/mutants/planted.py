@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -212,13 +212,15 @@ def _plant_careless_write(write: Any, mode: str) -> Callable[[ExitStack, Callabl
             held.enter_context(mutant.planted())
 
         def careless(self: Any, *arguments: Any, **options: Any) -> Any:
-            lease = next((value for value in (*arguments, *options.values()) if isinstance(value, write.lease)), None)
+            values = (*arguments, *options.values())
+            many = next((value for value in values if isinstance(value, Mapping)), None)
+            lease = next((value for value in (*values, *(many or ())) if isinstance(value, write.lease)), None)
             if lease is None:
                 return intact(self, *arguments, **options)
             met()
             with _MODES[mode](self._connection):
                 if _current_token(self, lease) != lease.ownership_token:
-                    return write.refused
+                    return write.refused if many is None else dict.fromkeys(many, write.refused)
                 return intact(self, *arguments, **options)
 
         held.enter_context(patch.object(write.repository, write.verb, careless))

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from codex_state.errors import InvalidInputError
 from codex_state.models import (
     Claimed,
     HolderWrite,
@@ -17,6 +18,7 @@ from codex_state.models import (
     Phase1Key,
     Phase1Lease,
     Phase1Status,
+    Product,
     Requeue,
     Skipped,
     SkipReason,
@@ -44,6 +46,52 @@ class TestJobs:
             raw_memory_path=Path("/m/ä"),
             summary_hash="h",
         )
+
+    def test_many_successes_store_what_each_produced(self, state: State, clock: ManualClock) -> None:
+        products = {
+            _claim(state, _a_key(state)): product
+            for product in (Product(Path("/m/ä"), "h"), Product(Path("/m/\\u0000 'b'"), None), Product())
+        }
+        untouched = _claim(state, _a_key(state))
+        before = {lease: _stored(state, lease.key) for lease in (*products, untouched)}
+        clock.advance(_HOUR)
+        assert state.phase1_jobs.succeed_many(products) == dict.fromkeys(products, HolderWrite.APPLIED)
+        for lease, product in products.items():
+            assert _stored(state, lease.key) == _changed(
+                before[lease],
+                status=Phase1Status.SUCCEEDED,
+                finished_at=NOON + _HOUR,
+                raw_memory_path=product.raw_memory_path,
+                summary_hash=product.summary_hash,
+            )
+        assert _stored(state, untouched.key) == before[untouched]
+
+    def test_a_lost_lease_among_many_changes_nothing_and_keeps_no_other_from_finishing(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        """L2."""
+        stale, finished = _claim(state, _a_key(state)), _claim(state, _a_key(state))
+        clock.advance(_HOUR)
+        current = _claim(state, stale.key)
+        state.phase1_jobs.fail(finished, "broken")
+        before = _stored(state, finished.key)
+        answers = state.phase1_jobs.succeed_many({stale: Product(None, "old"), finished: Product(), current: Product()})
+        assert answers == {
+            stale: HolderWrite.LEASE_LOST,
+            finished: HolderWrite.LEASE_LOST,
+            current: HolderWrite.APPLIED,
+        }
+        assert _stored(state, stale.key).summary_hash is None
+        assert _stored(state, finished.key) == before
+        assert state.phase1_jobs.succeed_many({}) == {}
+
+    @pytest.mark.parametrize("product", [Product(None, "a\0b"), Product(Path("a\0b")), Product(None, "\udc80")])
+    def test_what_no_database_can_hold_is_refused_with_all_that_came_with_it(
+        self, state: State, product: Product
+    ) -> None:
+        first, second = _claim(state, _a_key(state)), _claim(state, _a_key(state))
+        with pytest.raises(InvalidInputError):
+            state.phase1_jobs.succeed_many({first: Product(), second: product})
 
     def test_failure_stores_its_reason_and_no_retry(self, state: State, clock: ManualClock) -> None:
         lease = _claim(state, _a_key(state))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, SortKey
+from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, Product, SortKey
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import NOON, a_log_line, a_thread
@@ -121,6 +122,13 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
 )
 def test_a_hot_statement_is_one_seek(state: State, work: Callable[[State], Any], seek: str) -> None:
     assert _plan_of(state, work) == [seek]
+
+
+def test_many_finished_jobs_are_one_seek_each(state: State) -> None:
+    lease = replace(_claim(state), ownership_token="another's")
+    plan = _plan_of(state, lambda state: state.phase1_jobs.succeed_many({lease: Product()}))
+    assert plan[0].startswith("SCAN finished")
+    assert plan[1].endswith("(thread_id=? AND scope_kind=? AND scope_key=?)")
 
 
 def test_the_holders_writes_seek_their_job_by_its_key(state: State) -> None:
