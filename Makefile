@@ -19,6 +19,10 @@ help:  ## Show what can be made
 	$(BIN)/python -m pip install --quiet --editable '.[cli,postgres,otel]' --group dev
 	@touch $@
 
+.venv/.bench: .venv/.dev
+	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
 .PHONY: run
 run: .venv/.run  ## Set up, then index the example home (or CODEX_HOME=…), list its threads, finish a memory job
 	$(BIN)/python examples/run.py
@@ -41,7 +45,7 @@ format: .venv/.dev  ## Format the code
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv/.dev  ## Measure against floors taken in the same run
+bench: .venv/.bench  ## Measure against floors taken in the same run
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: chaos
