@@ -138,7 +138,8 @@ def _claim(shape: _Shape) -> ReturningInsert[Any]:
 
 
 def _candidates(shape: _Shape) -> Select[Any]:
-    limit: ColumnElement[int] = bindparam("row_limit", type_=BigInteger())
+    # In the statement's text: PostgreSQL's plan for any limit would read all jobs.
+    limit: ColumnElement[int] = bindparam("row_limit", type_=BigInteger(), literal_execute=True)
     if shape.capped:
         room = _room()
         limit = case((room < limit, room), else_=limit)
