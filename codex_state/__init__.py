@@ -87,6 +87,9 @@ if TYPE_CHECKING:
         WorkStoppedError as WorkStoppedError,
     )
     from codex_state.memory import (
+        AsyncLeaseKeeper as AsyncLeaseKeeper,
+    )
+    from codex_state.memory import (
         ConsolidationOptions as ConsolidationOptions,
     )
     from codex_state.memory import (
@@ -339,6 +342,7 @@ _HOMES = {
         "WorkStoppedError",
     ),
     "codex_state.memory": (
+        "AsyncLeaseKeeper",
         "ConsolidationOptions",
         "ConsolidationOutcome",
         "ConsolidationReport",

@@ -4,6 +4,7 @@ Phase 1 extracts what is to be remembered of each thread; phase 2 consolidates w
 the caller's function, keep its leases alive while it works, and stop it in time when that fails.
 """
 
+from codex_state.memory.async_heartbeat import AsyncLeaseKeeper
 from codex_state.memory.consolidation import aconsolidate_memories, consolidate_memories
 from codex_state.memory.extraction import ExtractedMemory
 from codex_state.memory.files import memory_root, raw_memory_path
@@ -24,6 +25,7 @@ from codex_state.memory.reports import (
 from codex_state.memory.stopping import StopReason, StopSignal, current_work
 
 __all__ = [
+    "AsyncLeaseKeeper",
     "ConsolidationOptions",
     "ConsolidationOutcome",
     "ConsolidationReport",
