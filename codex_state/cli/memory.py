@@ -16,6 +16,7 @@ from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json
 from codex_state.cli.output import json_value, note, one_line, write, write_json
 from codex_state.cli.tables import console_of
+from codex_state.cli.unclaimed import why_nothing
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 _NAMED_FAILURES = 20
 _SECONDS_BETWEEN_LINES = 5.0
+
+_MOST_DAYS = 1_000_000
+"""Any age: 2,700 years."""
 
 app = typer.Typer(no_args_is_help=True, help="The pipeline that extracts and consolidates memories.")
 
@@ -74,6 +78,12 @@ def run(
     attempts: Annotated[
         int, typer.Option(metavar="N", min=1, help="How often a failing thread is tried, in later runs.")
     ] = 1,
+    max_age: Annotated[
+        int,
+        typer.Option(
+            metavar="DAYS", min=0, max=_MOST_DAYS, help="Leave threads alone that are older than this; 0 for any age."
+        ),
+    ] = 30,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
@@ -95,11 +105,14 @@ def run(
         concurrency=concurrency,
         timeout=duration,
         retry=RetryPolicy(attempts=attempts),
+        max_age=timedelta(days=max_age or _MOST_DAYS),
     )
     owner = uuid4()
     with opened(context, codex_home) as runtime:
         try:
             report = _extract(runtime, extract, owner, extraction)
+            if not report.claimed and limit:
+                note(f"nothing to extract: {why_nothing(runtime, extraction)}")
             consolidated = None
             if consolidate is not None:
                 options = ConsolidationOptions(concurrency=concurrency, timeout=duration)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from cli_process import Cli, InProcess
-from memory_support import CWD, OTHER, add_threads, claim, cwd_key, user_key
+from memory_support import CWD, OTHER, add_threads, claim, cwd_key, now, user_key
 
-from codex_state import MemoryScope, Phase1Status, StateRuntime, StateSettings, memory_root
+from codex_state import MemoryScope, Phase1Options, Phase1Status, StateRuntime, StateSettings, memory_root
 from codex_state.cli.tables import left
+from codex_state.cli.unclaimed import why_nothing
 
 EXTRACTORS = """
 import asyncio, pathlib, time
@@ -150,6 +151,53 @@ def test_the_limit_is_kept(cli: Cli, runtime: StateRuntime) -> None:
     add_threads(runtime, 5, title="good")
     done = cli.ok(*run(cli, "extract", "--limit", "2", "--concurrency", "1", "--json"))
     assert done.json["claimed"] == 4
+
+
+def test_a_pass_that_claims_nothing_says_why(cli: Cli, runtime: StateRuntime) -> None:
+    def told() -> str:
+        done = cli.ok(*run(cli, "extract"))
+        assert done.stdout.startswith("0 jobs")
+        return done.stderr
+
+    assert "this home has no interactive thread" in told()
+    add_threads(runtime, updated_at=now() - timedelta(days=45), title="old")
+    add_threads(runtime, source="exec")
+    assert told() == "codex-state: nothing to extract: 1 threads older than 30 days (--max-age)\n"
+    held, failed, waiting = add_threads(runtime, 3)
+    for thread in (held, failed, waiting):
+        leases = [claim(runtime, key) for key in (user_key(thread), cwd_key(thread))]
+        with runtime.begin() as state:
+            for lease in leases:
+                if thread is failed:
+                    state.phase1_jobs.fail(lease, "broken")
+                elif thread is waiting:
+                    state.phase1_jobs.fail(lease, "broken", retry_after=timedelta(hours=1))
+    assert told() == (
+        "codex-state: nothing to extract: 2 jobs failed for good (codex-state jobs requeue), 2 jobs held by others, "
+        "2 jobs waiting for a retry, 1 threads older than 30 days (--max-age)\n"
+    )
+    add_threads(runtime, title="good")
+    assert "nothing to extract" not in cli.ok(*run(cli, "extract")).stderr
+    assert "2 jobs extracted already" in told()
+    assert cli.ok(*run(cli, "extract", "--limit", "0")).stderr == ""
+
+
+def test_it_says_why_on_postgresql_as_well(postgres_settings: StateSettings) -> None:
+    with StateRuntime.open(postgres_settings) as runtime:
+        add_threads(runtime, updated_at=now() - timedelta(days=45))
+        (held,) = add_threads(runtime)
+        claim(runtime, user_key(held))
+        assert why_nothing(runtime, Phase1Options()) == (
+            "1 jobs held by others, 1 threads older than 30 days (--max-age)"
+        )
+
+
+@pytest.mark.parametrize(("days", "claimed"), [("30", 2), ("50", 4), ("0", 6)])
+def test_the_age_of_threads_is_bounded_as_asked(cli: Cli, runtime: StateRuntime, days: str, claimed: int) -> None:
+    add_threads(runtime, title="new")
+    add_threads(runtime, title="old", updated_at=now() - timedelta(days=45))
+    add_threads(runtime, title="ancient", updated_at=datetime(1970, 1, 2, tzinfo=UTC))
+    assert cli.ok(*run(cli, "extract", "--max-age", days, "--json")).json["claimed"] == claimed
 
 
 def test_a_consolidator_gets_the_dirty_scopes_afterwards(cli: Cli, runtime: StateRuntime) -> None:
