@@ -15,7 +15,7 @@ from codex_state.cli.loading import function_of
 from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json
 from codex_state.cli.output import json_value, note, one_line, write, write_json
-from codex_state.cli.tables import console_of
+from codex_state.cli.progress import bar_on_stderr
 from codex_state.cli.unclaimed import why_nothing
 
 if TYPE_CHECKING:
@@ -162,10 +162,7 @@ def _shown_progress() -> Iterator[Callable[[Phase1Progress], None]]:
     if not sys.stderr.isatty():
         yield _lines()
         return
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[figures]}")
-    with Progress(*columns, console=console_of(stderr=True), transient=True, expand=True) as bar:
+    with bar_on_stderr() as bar:
         task = bar.add_task("Extracting", total=None, figures="")
 
         def show(progress: Phase1Progress) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,15 @@ from codex_state.cli.output import note
 from codex_state.cli.tables import console_of
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, Task
+    from rich.table import Table
+
     from codex_state.rollout.progress import BackfillProgress, OnProgress
 
 _SECONDS_BETWEEN_LINES = 5.0
+
+_ROOM_FOR_KEYS = 8
+"""For pressing Ctrl-C a few times."""
 
 _MEGABYTE = 1_000_000
 
@@ -25,11 +31,7 @@ def shown_progress() -> Iterator[OnProgress]:
     if not sys.stderr.isatty():
         yield _lines()
         return
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    console = console_of(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[figures]}")
-    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+    with bar_on_stderr() as bar:
         task = bar.add_task("Indexing", total=None, figures="")
 
         def show(progress: BackfillProgress) -> None:
@@ -41,6 +43,26 @@ def shown_progress() -> Iterator[OnProgress]:
             )
 
         yield show
+
+
+def bar_on_stderr() -> Progress:
+    """A bar that goes away at its end, with the columns ``description`` and ``figures``.
+
+    It leaves room at its right for the ``^C`` that a terminal shows. That would make a full line wrap, and then the
+    bar couldn't be erased.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = console_of(stderr=True)
+
+    class Bar(Progress):
+        def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+            table = super().make_tasks_table(tasks)
+            table.width = max(console.width - _ROOM_FOR_KEYS, 1)
+            return table
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[figures]}")
+    return Bar(*columns, console=console, transient=True, expand=True)
 
 
 def figures_of(progress: BackfillProgress) -> str:
