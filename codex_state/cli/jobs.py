@@ -13,7 +13,7 @@ from codex_state.cli.options import CodexHome, Json, Limit, ScopeKey, ScopeKind
 from codex_state.cli.output import json_value, note, record_of, write_json
 from codex_state.cli.parsing import thread_id_of
 from codex_state.cli.scopes import database_time
-from codex_state.cli.tables import Column, ago, left, write_table
+from codex_state.cli.tables import Column, short_key, since, until, write_table
 from codex_state.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
     from codex_state.models import Phase1Job
     from codex_state.runtime import State
+
+_WAITING, _CLAIMABLE = "waiting", "claimable"
+_STATES_OF = {"running": {"running"}, "succeeded": {"succeeded"}, "failed": {"failed", _WAITING, _CLAIMABLE}}
+"""What the stored states are told as: of the failed jobs, some may be claimed again later, and some now."""
+
+_HALF_AN_ID = 19
+_ROOM_FOR_BOTH = 160
 
 app = typer.Typer(no_args_is_help=True, help="The jobs that extract memories.")
 
@@ -43,30 +50,28 @@ def list_jobs(
 ) -> None:
     """List jobs, the most recently started first: who holds them, what is left of the lease, why they failed.
 
-    A running job counts as started anew with each renewal of its lease.
+    A running job counts as started anew with each renewal of its lease. A failed one is waiting while its retry time
+    lies ahead, and claimable when that has come, as it has for jobs that were given back or requeued.
     """
     from codex_state.models import Phase1Status
 
     wanted = None if status is None else Phase1Status(status)
     with opened(context, codex_home) as runtime, runtime.read() as state:
         jobs = state.phase1_jobs.list(status=wanted, limit=limit)
-        counts = state.phase1_jobs.count_by_status()
         now = database_time(state)
+        counts = _counts(state, now)
     duration = timedelta(seconds=lease)
     if as_json:
         ends = [_lease_end(job, duration) for job in jobs]
         items = [record_of(job) | {"lease_ends_at": json_value(end)} for job, end in zip(jobs, ends, strict=True)]
         write_json({"items": items})
         return
-    held: Column[Phase1Job] = Column(
-        "LEASE",
-        lambda j: _lease_end(j, duration),
-        lambda j: "-" if (end := _lease_end(j, duration)) is None else left(end, now),
-        from_width=100,
-    )
-    holder: Column[Phase1Job] = Column("HOLDER", lambda j: j.owner_session_id, from_width=160, style="dim")
-    write_table(_columns(held, holder), jobs)
-    note(", ".join(f"{count} {state}" for state, count in counts.items()) if any(counts.values()) else "no jobs yet")
+    write_table(_columns(now, duration), jobs)
+    total = sum(count for state, count in counts.items() if status is None or state in _STATES_OF[status])
+    told = [f"{count:,} {state}" for state, count in counts.items() if count or state in _STATES_OF]
+    if total > len(jobs):
+        told[0] = f"{len(jobs):,} of {total:,} shown (--limit): {told[0]}"
+    note(", ".join(told) if any(counts.values()) else "no jobs yet")
 
 
 @app.command()
@@ -82,21 +87,25 @@ def requeue(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """Let failed jobs be claimed again, at once.
+    """Let failed jobs be claimed again, at once, and forget their failures.
 
-    A job that is being worked on is left alone, with exit status 3.
+    Those that can be claimed already are counted apart. A job that is being worked on is left alone, with exit
+    status 3.
     """
     if (thread is None) is not all_failed:
         raise InvalidInputError("give either a THREAD_ID or --all-failed")
     thread_id = None if thread is None else thread_id_of(thread)
     with opened(context, codex_home) as runtime:
-        requeued, others = runtime.run(lambda state: _requeue(state, thread_id, scope_kind, scope_key))
+        requeued, claimable, others = runtime.run(lambda state: _requeue(state, thread_id, scope_kind, scope_key))
+        with runtime.read() as state:
+            now = database_time(state)
     if as_json:
-        write_json({"requeued": len(requeued), "items": [record_of(job) for job in requeued]})
+        items = [record_of(job) for job in requeued]
+        write_json({"requeued": len(requeued), "already_claimable": claimable, "items": items})
     else:
-        write_table(_columns(), requeued)
-        note(f"{len(requeued)} requeued")
-    if requeued or all_failed:
+        write_table(_columns(now, timedelta(0)), requeued)
+        note(f"{len(requeued)} requeued" + (f", {claimable} could be claimed already" if claimable else ""))
+    if requeued or claimable or all_failed:
         return
     if any(job.status == "running" for job in others):
         note(f"the job of {thread_id} is running; somebody else holds it")
@@ -110,16 +119,29 @@ def requeue(
 
 def _requeue(
     state: State, thread_id: UUID | None, kind: str | None, key: str | None
-) -> tuple[list[Phase1Job], Sequence[Phase1Job]]:
-    """Requeue what matches and failed. Returns those jobs as they are now, and the thread's others."""
+) -> tuple[list[Phase1Job], int, Sequence[Phase1Job]]:
+    """Requeue what matches and failed.
+
+    Returns:
+        What couldn't be claimed before, as it is now; how many jobs could; and the thread's others.
+    """
     from codex_state.models import MemoryScope, Phase1Key, Phase1Status, Requeue
 
     matching = _jobs(state, thread_id, kind, key)
-    failed = [job for job in matching if job.status is Phase1Status.FAILED]
-    keys = [Phase1Key(job.thread_id, MemoryScope(job.scope_kind, job.scope_key)) for job in failed]
-    requeued = [key for key in keys if state.phase1_jobs.requeue(key) is Requeue.REQUEUED]
-    now = [state.phase1_jobs.get(key) for key in requeued]
-    return [job for job in now if job is not None], [job for job in matching if job not in failed]
+    now = database_time(state)
+    requeued, claimable = [], 0
+    for job in matching:
+        if job.status is not Phase1Status.FAILED:
+            continue
+        job_key = Phase1Key(job.thread_id, MemoryScope(job.scope_kind, job.scope_key))
+        # Also what is claimable: its failures are forgotten.
+        if state.phase1_jobs.requeue(job_key) is not Requeue.REQUEUED:
+            continue
+        if _state_of(job, now) == _CLAIMABLE:
+            claimable += 1
+        elif (as_it_is := state.phase1_jobs.get(job_key)) is not None:
+            requeued.append(as_it_is)
+    return requeued, claimable, [job for job in matching if job.status is not Phase1Status.FAILED]
 
 
 def _jobs(state: State, thread_id: UUID | None, kind: str | None, key: str | None) -> Sequence[Phase1Job]:
@@ -145,20 +167,54 @@ def _lease_end(job: Phase1Job, lease: timedelta) -> datetime | None:
     return None if job.started_at is None or job.status != "running" else job.started_at + lease
 
 
-def _columns(*more: Column[Phase1Job]) -> list[Column[Phase1Job]]:
+def _columns(now: datetime, lease: timedelta) -> list[Column[Phase1Job]]:
+    """What a job is, its state, who holds it and what is left, or why it failed: the narrowest terminals show that."""
+
+    def ends(job: Phase1Job) -> datetime | None:
+        if _state_of(job, now) == _WAITING:
+            return job.retry_at
+        return _lease_end(job, lease)
+
+    def holder_or_reason(job: Phase1Job) -> str:
+        holder = job.owner_session_id if job.status == "running" else None
+        return str(holder or job.failure_reason or "-")
+
     return [
-        Column("THREAD", lambda j: j.thread_id),
+        Column("THREAD", lambda j: j.thread_id, folded_to=_HALF_AN_ID),
         Column("SCOPE", lambda j: j.scope_kind),
-        Column("STATUS", lambda j: j.status.value, _status),
-        Column("STARTED", lambda j: j.started_at, lambda j: ago(j.started_at), style="dim"),
-        Column("TRY", lambda j: j.attempt, from_width=100, right=True),
-        *more,
+        Column("STATUS", lambda j: j.status.value, lambda j: _state_of(j, now)),
+        Column("SINCE", lambda j: j.started_at, lambda j: since(j.started_at, now), from_width=80, style="dim"),
+        Column("TRY", lambda j: j.attempt, from_width=80, right=True),
+        Column("LEFT", ends, lambda j: "-" if (end := ends(j)) is None else until(end, now)),
+        Column("HOLDER OR REASON", holder_or_reason, below_width=_ROOM_FOR_BOTH, takes_the_rest=True),
+        Column("HOLDER", lambda j: j.owner_session_id, from_width=_ROOM_FOR_BOTH, style="dim"),
+        Column("KEY", lambda j: j.scope_key, lambda j: short_key(j.scope_key), from_width=180, style="cyan"),
         Column(
-            "KEY", lambda j: j.scope_key, lambda j: j.scope_key.rpartition("/")[2][:18], from_width=120, style="cyan"
+            "REASON",
+            lambda j: j.failure_reason,
+            lambda j: j.failure_reason or "-",
+            from_width=_ROOM_FOR_BOTH,
+            takes_the_rest=True,
         ),
-        Column("REASON", lambda j: j.failure_reason, lambda j: j.failure_reason or "-", takes_the_rest=True),
     ]
 
 
-def _status(job: Phase1Job) -> str:
-    return "requeued" if job.status == "failed" and job.retry_at is not None else job.status.value
+def _state_of(job: Phase1Job, now: datetime) -> str:
+    if job.status != "failed" or job.retry_at is None:
+        return job.status.value
+    return _WAITING if job.retry_at > now else _CLAIMABLE
+
+
+def _counts(state: State, now: datetime) -> dict[str, int]:
+    """How many jobs there are in each state that people are told of."""
+    from sqlmodel import col, func, select
+
+    from codex_state.models import Phase1Job, Phase1Status
+
+    counts = {status.value: count for status, count in state.phase1_jobs.count_by_status().items()}
+    retried = select(func.count()).where(Phase1Job.status == Phase1Status.FAILED, col(Phase1Job.retry_at) > now)
+    given_back = select(func.count()).where(Phase1Job.status == Phase1Status.FAILED, col(Phase1Job.retry_at) <= now)
+    counts[_WAITING] = state.session.exec(retried).one()
+    counts[_CLAIMABLE] = state.session.exec(given_back).one()
+    counts["failed"] -= counts[_WAITING] + counts[_CLAIMABLE]
+    return counts

@@ -10,7 +10,7 @@ from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json, Limit, ScopeKey, ScopeKind, ThreadId
 from codex_state.cli.output import columns_of, note, one_line, record_of, write, write_json
 from codex_state.cli.parsing import thread_id_of
-from codex_state.cli.tables import Column, ago, write_details, write_table
+from codex_state.cli.tables import Column, ago, some_more, write_details, write_table
 from codex_state.errors import StateError
 
 if TYPE_CHECKING:
@@ -40,14 +40,17 @@ def list_memories(
     """List memories, the newest first."""
     thread_id = None if thread is None else thread_id_of(thread)
     with opened(context, codex_home) as runtime, runtime.read() as state:
-        memories = _memories(
-            state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=invalidated, limit=limit
+        found = _memories(
+            state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=invalidated, limit=limit + 1
         )
+    memories, more = some_more(found, limit)
     if as_json:
         write_json({"items": [record_of(memory) for memory in memories]})
         return
     write_table(_columns(), memories)
-    if not memories:
+    if more:
+        note(f"there are more than {limit:,}: raise --limit")
+    elif not memories:
         note("no memories match")
 
 

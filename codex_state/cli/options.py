@@ -30,7 +30,7 @@ CodexHome = Annotated[
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
-Limit = Annotated[int, typer.Option(metavar="N", min=0, help="How many at most.")]
+Limit = Annotated[int, typer.Option(metavar="N", min=0, max=1_000_000_000, help="How many at most.")]
 
 ThreadId = Annotated[str, typer.Argument(metavar="ID", help="The thread's UUID, in any spelling.", show_default=False)]
 

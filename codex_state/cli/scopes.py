@@ -10,7 +10,7 @@ import typer
 from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json, Limit
 from codex_state.cli.output import note, record_of, rfc3339, write_json
-from codex_state.cli.tables import Column, ago, left, write_table
+from codex_state.cli.tables import Column, ago, left, some_more, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,9 @@ def scopes(
     from codex_state.models import MemoryScope
 
     with opened(context, codex_home) as runtime, runtime.read() as state:
-        marks = _marks(state, limit) if everything else state.memory_scopes.list_dirty(limit=limit)
+        found = _marks(state, limit + 1) if everything else state.memory_scopes.list_dirty(limit=limit + 1)
         home = runtime.codex_home
+    marks, more = some_more(found, limit)
 
     def root_of(mark: MemoryScopeDirty) -> Path:
         return memory_root(home, MemoryScope(mark.scope_kind, mark.scope_key))
@@ -52,7 +53,9 @@ def scopes(
         ],
         marks,
     )
-    if not marks:
+    if more:
+        note(f"there are more than {limit:,}: raise --limit")
+    elif not marks:
         note("no scopes yet" if everything else "no scope waits for its consolidation")
 
 

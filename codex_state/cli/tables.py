@@ -12,6 +12,7 @@ from codex_state.cli.output import json_value, one_line, write
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 RowT = TypeVar("RowT")
 
@@ -21,6 +22,9 @@ _LONGEST_DETAIL = 400
 
 _GAP = 2
 """Blanks between columns."""
+
+WIDE = 120
+"""From how many columns on a terminal has room for whole ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,10 @@ class Column(Generic[RowT]):
     """How a terminal shows it; ``None`` shows the whole value."""
     from_width: int = 0
     """Narrower terminals leave the column out."""
+    below_width: int | None = None
+    """Terminals of this width or more leave it out, and so do pipes."""
+    folded_to: int | None = None
+    """Into lines of how many characters a terminal narrower than ``WIDE`` folds it."""
     takes_the_rest: bool = False
     """Whether it is cut or stretched so that the table fits. One column does."""
     right: bool = False
@@ -51,7 +59,7 @@ def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
     """Print a listing: without a header and with whole values when piped."""
     if not sys.stdout.isatty():
         for row in rows:
-            write("\t".join(text_of(column.value(row)) for column in columns) + "\n")
+            write("\t".join(text_of(column.value(row)) for column in columns if column.below_width is None) + "\n")
         return
     if not rows:
         return
@@ -60,9 +68,11 @@ def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
 
     console = console_of()
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    shown = [column for column in columns if console.width >= column.from_width]
+    shown = [column for column in columns if column.from_width <= console.width < (column.below_width or sys.maxsize)]
     cells = [[_short(column, row) for column in shown] for row in rows]
-    for column, width in zip(shown, _widths(shown, cells, console.width), strict=True):
+    folds = console.width < WIDE and any(column.folded_to for column in shown)
+    widths = _widths(shown, cells, console.width)
+    for column, width in zip(shown, widths, strict=True):
         table.add_column(
             column.header,
             width=width,
@@ -72,8 +82,17 @@ def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
             style=column.style,
         )
     for texts in cells:
-        table.add_row(*map(Text, texts))
+        whole = [Text(text) for text in texts]
+        if folds:
+            whole = [_in_lines(text, width) for text, width in zip(whole, widths, strict=True)]
+        table.add_row(*whole)
     console.print(table)
+
+
+def _in_lines(text: Text, width: int) -> Text:
+    """A text in two lines at most, of which the second is cut: rows with a folded id have the room anyway."""
+    lines = text.wrap(console_of(), width, overflow="fold")
+    return text if len(lines) < 2 else type(text)("\n").join([lines[0], type(text)(" ").join(lines[1:])])
 
 
 def _widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]], available: int) -> list[int]:
@@ -83,6 +102,9 @@ def _widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]], avai
     widths = [
         max(len(column.header), *(cell_len(texts[index]) for texts in cells)) for index, column in enumerate(columns)
     ]
+    for index, column in enumerate(columns):
+        if column.folded_to is not None and available < WIDE:
+            widths[index] = min(widths[index], column.folded_to)
     for index, column in enumerate(columns):
         if column.takes_the_rest:
             rest = available - sum(widths) + widths[index] - _GAP * len(columns)
@@ -132,15 +154,32 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
     return "now"
 
 
+def since(moment: datetime | None, now: datetime) -> str:
+    """How long ago a moment was, in at most five characters for thirty years."""
+    return "-" if moment is None else _brief(max(int((now - moment).total_seconds()), 0))
+
+
+def until(moment: datetime, now: datetime) -> str:
+    """How long it is until a moment, in at most five characters; ``over`` when it has come."""
+    return "over" if moment <= now else _brief(int((moment - now).total_seconds()))
+
+
 def left(end: datetime, now: datetime) -> str:
     """How much of a lease is left, in at most ten characters."""
-    seconds = int((end - now).total_seconds())
-    if seconds <= 0:
-        return "over"
+    brief = until(end, now)
+    return brief if brief == "over" else f"{brief} left"
+
+
+def _brief(seconds: int) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
-            return f"{seconds // size}{unit} left"
-    return f"{seconds}s left"
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def some_more(rows: Sequence[RowT], limit: int) -> tuple[Sequence[RowT], bool]:
+    """The first ``limit`` of rows of which one more was asked for, and whether there was one more."""
+    return rows[:limit], len(rows) > limit
 
 
 def short_key(scope_key: str) -> str:

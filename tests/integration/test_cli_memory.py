@@ -108,7 +108,7 @@ def test_people_see_how_many_jobs_there_are(cli: Cli) -> None:
 def test_jobs_fit_a_terminal(cli: Cli, columns: int) -> None:
     done = cli.on_terminal("jobs", "list", columns=columns)
     lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
-    assert len(lines) == 5
+    assert len([line for line in lines if re.search("running|failed|succeeded", line)]) == 4
     assert max(map(len, lines)) <= columns
     assert "REASON" in lines[0]
 
@@ -129,12 +129,14 @@ def test_every_failed_job_can_be_requeued_at_once(cli: Cli, runtime: StateRuntim
         state.phase1_jobs.fail(claimed.lease, "too long")
     done = cli.ok("jobs", "requeue", "--all-failed", "--scope-kind", "user", "--json").json
     assert [(item["thread_id"], item["scope_kind"]) for item in done["items"]] == [(str(DONE), "user")]
-    assert cli.ok("jobs", "requeue", "--all-failed", "--json").json["requeued"] == 2
+    rest = cli.ok("jobs", "requeue", "--all-failed", "--json").json
+    assert (rest["requeued"], rest["already_claimable"]) == (1, 1)
 
 
 def test_requeuing_nothing_at_all_is_fine(tmp_path: Path) -> None:
     assert InProcess(tmp_path / "home").ok("jobs", "requeue", "--all-failed", "--json").json == {
         "requeued": 0,
+        "already_claimable": 0,
         "items": [],
     }
 

@@ -133,6 +133,15 @@ def test_a_terminal_gets_a_bar_and_the_line(home: Path, runtime: StateRuntime) -
     assert "4 jobs: 4 remembered" in shown
 
 
+def test_the_bar_leaves_room_for_the_ctrl_c_that_a_terminal_shows(home: Path, runtime: StateRuntime) -> None:
+    """A line that wraps is one more to erase, of which nobody knows."""
+    add_threads(runtime, 2, title="good")
+    shown = Cli(home).on_terminal(*run(Cli(home), "extract"), columns=80).stdout
+    bars = [line for line in re.split(r"[\r\n]", re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", shown)) if "Extracting" in line]
+    assert bars
+    assert max(map(len, bars)) <= 80 - len("^C^C")
+
+
 def test_a_pass_in_which_everything_fails_is_a_failure(cli: Cli, runtime: StateRuntime) -> None:
     add_threads(runtime, title="broken")
     done = cli(*run(cli, "extract", "--json"))
@@ -293,6 +302,81 @@ def test_locks_tell_who_holds_what_and_until_when(cli: Cli, runtime: StateRuntim
     assert str(OTHER) in cli.ok("locks").stdout
 
 
+def plain(cli: Cli, *arguments: str, columns: int) -> str:
+    """What a terminal shows, without its styles."""
+    return re.sub("\x1b\\[[0-9;]*m", "", cli.on_terminal(*arguments, columns=columns).stdout)
+
+
+def failed_in_every_way(runtime: StateRuntime) -> None:
+    """One job for good, two that wait for an hour, and three that were given back."""
+    threads = add_threads(runtime, 6)
+    for index, thread in enumerate(threads):
+        lease = claim(runtime, user_key(thread))
+        with runtime.begin() as state:
+            if index < 1:
+                state.phase1_jobs.fail(lease, "broken")
+            elif index < 3:
+                state.phase1_jobs.fail(lease, "busy", retry_after=timedelta(hours=1))
+            else:
+                state.phase1_jobs.release(lease, "the pass was interrupted")
+
+
+def test_jobs_that_wait_and_jobs_that_were_given_back_are_no_failures(
+    home: Path, cli: Cli, runtime: StateRuntime
+) -> None:
+    failed_in_every_way(runtime)
+    assert "0 running, 0 succeeded, 1 failed, 2 waiting, 3 claimable" in cli.ok("jobs", "list").stderr
+    shown = plain(Cli(home), "jobs", "list", columns=120)
+    assert len(re.findall(" failed +now|failed .* - +broken", shown)) == 1
+    assert len(re.findall("waiting .*(59m|1h) +busy", shown)) == 2
+    assert len(re.findall("claimable .* - +the pass was interrupted", shown)) == 3
+    assert "2 of 6 shown" in cli.ok("jobs", "list", "--limit", "2", "--status", "failed").stderr
+    assert "shown" not in cli.ok("jobs", "list", "--limit", "2", "--status", "running").stderr
+
+
+def test_jobs_that_can_be_claimed_already_are_not_counted_as_requeued(cli: Cli, runtime: StateRuntime) -> None:
+    failed_in_every_way(runtime)
+    told = cli.ok("jobs", "requeue", "--all-failed", "--json").json
+    assert (told["requeued"], len(told["items"]), told["already_claimable"]) == (3, 3, 3)
+    again = cli.ok("jobs", "requeue", "--all-failed")
+    assert again.stderr == "codex-state: 0 requeued, 6 could be claimed already\n"
+    assert cli.ok("jobs", "requeue", told["items"][0]["thread_id"]).stderr.endswith("1 could be claimed already\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 120, 160, 200])
+def test_jobs_are_usable_on_every_terminal(home: Path, runtime: StateRuntime, columns: int) -> None:
+    held, failed = add_threads(runtime, 2)
+    claim(runtime, user_key(held), owner=OTHER)
+    lease = claim(runtime, cwd_key(failed))
+    with runtime.begin() as state:
+        state.phase1_jobs.fail(lease, "ValueError: the model said no")
+    shown = plain(Cli(home), "jobs", "list", columns=columns)
+    assert max(map(len, shown.splitlines())) <= columns
+    words = shown.split()
+    for thread in (held, failed):
+        assert str(thread.id) in words or {str(thread.id)[:19], str(thread.id)[19:]} <= set(words)
+    assert {"running", "failed"} <= set(words)
+    assert {"59m", "1h"} & set(words)
+    assert str(OTHER)[:8] in shown
+    assert "ValueError:" in words
+    assert ("TRY" in words) == (columns >= 80)
+    assert columns < 120 or str(OTHER) in words, "what is copied is whole where there is room"
+
+
+@pytest.mark.parametrize("command", [("scopes",), ("scopes", "--all"), ("memories", "list")])
+def test_a_listing_says_when_there_is_more_than_it_shows(
+    cli: Cli, runtime: StateRuntime, command: tuple[str, ...]
+) -> None:
+    add_threads(runtime, 3, title="good")
+    cli.ok(*run(cli, "extract"))
+    there = len(cli.ok(*command, "--json").json["items"])
+    assert there >= 2
+    less = cli.ok(*command, "--limit", str(there - 1))
+    assert less.stdout.count("\n") == there - 1
+    assert f"there are more than {there - 1}: raise --limit" in less.stderr
+    assert cli.ok(*command, "--limit", str(there)).stderr == ""
+
+
 def test_jobs_tell_what_is_left_of_the_lease(home: Path, cli: Cli, runtime: StateRuntime) -> None:
     running, failed = add_threads(runtime, 2)
     claim(runtime, user_key(running), owner=OTHER)
@@ -303,9 +387,7 @@ def test_jobs_tell_what_is_left_of_the_lease(home: Path, cli: Cli, runtime: Stat
     started = datetime.fromisoformat(items[str(running.id)]["started_at"])
     assert datetime.fromisoformat(items[str(running.id)]["lease_ends_at"]) == started + timedelta(seconds=60)
     assert items[str(failed.id)]["lease_ends_at"] is None
-    shown = re.sub("\x1b\\[[0-9;]*m", "", Cli(home).on_terminal("jobs", "list", columns=200).stdout)
-    assert re.search("(59m|1h) left", shown)
-    assert str(OTHER) in shown
+    assert re.search(f" (59m|1h) +{OTHER}", plain(Cli(home), "jobs", "list", columns=200))
     assert "over" in Cli(home).on_terminal("jobs", "list", "--lease", "0", columns=200).stdout
 
 
