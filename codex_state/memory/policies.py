@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -29,10 +30,12 @@ class RetryPolicy:
     """The longest wait."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
+        if not self.attempts >= 1:
             raise InvalidInputError(f"attempts must be at least 1, the first one: {self.attempts}")
-        if self.backoff < timedelta(0) or self.longest < timedelta(0) or self.factor < 1:
-            raise InvalidInputError("a retry policy's waits can't be negative, nor its factor less than 1")
+        if self.backoff < timedelta(0) or self.longest < timedelta(0):
+            raise InvalidInputError("a retry policy's waits can't be negative")
+        if not 1 <= self.factor < math.inf:  # NaN is neither
+            raise InvalidInputError(f"a retry policy's factor must be a number of at least 1: {self.factor}")
 
     def retry_after(self, failures: int) -> timedelta | None:
         """How long to wait after the ``failures``-th failure in a row; ``None`` when it is the last one.
@@ -42,9 +45,13 @@ class RetryPolicy:
         """
         if failures >= self.attempts:
             return None
-        # Whole powers of a float overflow long before they matter.
-        growth = self.factor ** min(failures - 1, 64)
-        return timedelta(seconds=min(self.backoff.total_seconds() * growth, self.longest.total_seconds()))
+        if not self.backoff:
+            return self.backoff
+        try:
+            wait = self.backoff.total_seconds() * float(self.factor) ** (failures - 1)
+        except OverflowError:
+            return self.longest
+        return timedelta(seconds=min(wait, self.longest.total_seconds()))
 
 
 NO_RETRIES = RetryPolicy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -27,12 +28,31 @@ def test_waits_grow_by_the_factor_up_to_the_longest() -> None:
     assert [policy.retry_after(failures) for failures in (1, 2, 3, 4)] == [HOUR, 3 * HOUR, 9 * HOUR, 20 * HOUR]
 
 
-def test_endless_retries_do_not_overflow() -> None:
-    assert RetryPolicy(attempts=10**9).retry_after(10**6) == timedelta(days=1)
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("factor", [1.0 + 1e-9, 2.0, 3, 1e10, 1e300])
+def test_endless_retries_do_not_overflow(factor: float) -> None:
+    policy = RetryPolicy(attempts=10**12, factor=factor)
+    waits = [policy.retry_after(10**power) for power in range(12)]
+    assert waits[0] == HOUR
+    assert waits[-1] == timedelta(days=1)
+    assert all(wait is not None and HOUR <= wait <= timedelta(days=1) for wait in waits)
+
+
+def test_no_wait_stays_none_however_often_it_fails() -> None:
+    assert RetryPolicy(attempts=10**9, backoff=timedelta(0), factor=1e10).retry_after(10**6) == timedelta(0)
 
 
 @pytest.mark.parametrize(
-    "values", [{"attempts": 0}, {"backoff": timedelta(seconds=-1)}, {"longest": -HOUR}, {"factor": 0.5}]
+    "values",
+    [
+        {"attempts": 0},
+        {"attempts": math.nan},
+        {"backoff": timedelta(seconds=-1)},
+        {"longest": -HOUR},
+        {"factor": 0.5},
+        {"factor": math.nan},
+        {"factor": math.inf},
+    ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError):
