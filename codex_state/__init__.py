@@ -150,6 +150,9 @@ if TYPE_CHECKING:
         current_work as current_work,
     )
     from codex_state.memory import (
+        fence as fence,
+    )
+    from codex_state.memory import (
         memory_root as memory_root,
     )
     from codex_state.memory import (
@@ -363,6 +366,7 @@ _HOMES = {
         "arun_phase1",
         "consolidate_memories",
         "current_work",
+        "fence",
         "memory_root",
         "run_phase1",
         "trust_clock",

@@ -8,7 +8,7 @@ from codex_state.memory.async_heartbeat import AsyncLeaseKeeper
 from codex_state.memory.consolidation import aconsolidate_memories, consolidate_memories
 from codex_state.memory.extraction import ExtractedMemory
 from codex_state.memory.files import memory_root, raw_memory_path
-from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, trust_clock, trust_window
+from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, fence, trust_clock, trust_window
 from codex_state.memory.options import ConsolidationOptions, Phase1Options
 from codex_state.memory.phase1 import arun_phase1, run_phase1
 from codex_state.memory.policies import RetryPolicy
@@ -46,6 +46,7 @@ __all__ = [
     "arun_phase1",
     "consolidate_memories",
     "current_work",
+    "fence",
     "memory_root",
     "raw_memory_path",
     "run_phase1",

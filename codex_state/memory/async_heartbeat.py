@@ -14,7 +14,7 @@ from typing import Self
 
 from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.memory.calling import in_thread, underneath
-from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, LeaseT, renew
+from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, LeaseT, holding, renew
 from codex_state.memory.stopping import working_under
 from codex_state.runtime import State, StateRuntime
 
@@ -55,7 +55,7 @@ class AsyncLeaseKeeper:
         try:
             if timeout is not None:
                 self._keeper.stop_after(kept.signal, timeout.total_seconds())
-            with working_under(kept.signal):
+            with working_under(kept.signal), holding([kept]):
                 async with kept.signal.cancelling():
                     yield kept
         finally:

@@ -21,7 +21,7 @@ from codex_state.memory import files
 from codex_state.memory.calling import Callee, in_thread, underneath
 from codex_state.memory.crew import Crew
 from codex_state.memory.extraction import described
-from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, trust_clock
+from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, holding, trust_clock
 from codex_state.memory.options import ConsolidationOptions
 from codex_state.memory.reports import ConsolidationOutcome, ConsolidationReport, ConsolidationResult
 from codex_state.memory.stopping import StopReason, StopSignal
@@ -49,7 +49,8 @@ def consolidate_memories(
 
     ``consolidate`` gets the scope and its newest valid memories (64 at most, newest first; none when all were
     invalidated), and is called from several threads at a time. The scope's files are up to date when it is called;
-    their root is ``memory_root(runtime.codex_home, scope)``. It must be able to run again for the same memories.
+    their root is ``memory_root(runtime.codex_home, scope)``. It must be able to run again for the same memories, and
+    calls ``fence`` in each transaction in which it writes rows of its own.
 
     When the pass is interrupted (KeyboardInterrupt), locks are released and the scopes stay dirty.
 
@@ -190,7 +191,9 @@ class _Consolidation:
             self.signal.on_stop(self._let_go_when_timed_out)
         try:
             self.signal.check()
-            self._around.consolidate(self.signal, self.scope, self._memories)
+            assert self._kept is not None
+            with holding([self._kept]):
+                self._around.consolidate(self.signal, self.scope, self._memories)
         except Exception as error:  # noqa: BLE001 - whatever it is, the scope stays dirty and the report says why
             return partial(self._give_up, described(error))
         # Also after the signal: whether somebody took over, the database knows.

@@ -15,15 +15,16 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
 from sqlalchemy.pool import QueuePool
 
-from codex_state.errors import InvalidInputError, StateError
+from codex_state.errors import InvalidInputError, StateError, WorkStoppedError
 from codex_state.memory.stopping import StopReason, StopSignal
 from codex_state.models import BackfillLease, LockLease, Phase1Lease
 from codex_state.runtime import State, StateRuntime
@@ -138,6 +139,44 @@ class KeptLease(Generic[LeaseT]):
         self._lease = lease
         self._trusted_until = requested_at + self._window
         self._due_at = requested_at + self._window / _RENEWALS_PER_WINDOW
+
+
+_held: ContextVar[Sequence[KeptLease[Any]]] = ContextVar("codex_state_held_leases", default=())
+
+
+@contextmanager
+def holding(leases: Sequence[KeptLease[Any]]) -> Iterator[None]:
+    """Make ``leases`` those that ``fence`` asks for in this block."""
+    token = _held.set(leases)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+def fence(state: State) -> None:
+    """Make this transaction a holder's write, whatever it writes: it commits only if no lease was taken over.
+
+    Work under a lease calls it first in each transaction that writes rows of its own beside the state's. It renews the
+    leases that the work runs under, which keeps their rows locked until the transaction ends, so keep that short. A
+    worker that was paused past its lease can't overwrite what its successor wrote.
+
+    Args:
+        state: one with a write transaction, from ``begin`` or ``run``.
+
+    Raises:
+        WorkStoppedError: a lease is lost. The work is told to stop, if it wasn't yet.
+        InvalidInputError: this code doesn't run under a lease, so there is nothing to guard it with.
+    """
+    leases = _held.get()
+    if not leases:
+        raise InvalidInputError(
+            "there is no lease to fence with; call this in an extractor, a consolidator, or working"
+        )
+    for kept in leases:
+        if renew(state, kept.lease) is None:
+            kept.signal.stop(StopReason.REFUSED)
+            raise WorkStoppedError("this work must stop: somebody else took over")
 
 
 class LeaseKeeper:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from codex_state.errors import DatabaseError, InvalidInputError, MemoryFilesError
+from codex_state.errors import DatabaseError, InvalidInputError, MemoryFilesError, WorkStoppedError
 from codex_state.memory import files, phase1_writes
 from codex_state.memory.calling import Callee
 from codex_state.memory.extraction import ExtractedMemory, described
-from codex_state.memory.heartbeat import KeptLease, LeaseKeeper
+from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, holding
 from codex_state.memory.options import Phase1Options
 from codex_state.memory.phase1_writes import Finished
 from codex_state.memory.reports import Phase1Outcome, Phase1Result
@@ -73,7 +73,8 @@ class Extraction:
             self._around.keeper.stop_after(self.signal, timeout.total_seconds())
             self.signal.on_stop(self._let_go_when_timed_out)
         try:
-            extracted = _checked(self._around.extract(self.signal, self._thread))
+            with holding(self._leases):
+                extracted = _checked(self._around.extract(self.signal, self._thread))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the job's outcome
             return partial(self._store_error, error)
         # Also after the signal: a result that is there is only lost if somebody took over, and the database knows.
@@ -95,8 +96,9 @@ class Extraction:
             self._settle(kept, partial(self._result, kept, extracted))
 
     def _store_error(self, error: Exception) -> None:
-        # What a function raises after it was told to stop is about that.
-        if self.signal.stopped:
+        # What a function raises after it was told to stop is about that. A fence tells so when only one scope is lost.
+        fenced = isinstance(error, WorkStoppedError) and any(kept.signal.stopped for kept in self._leases)
+        if self.signal.stopped or fenced:
             self._store_no_result()
         else:
             self._store_failure(described(error))

@@ -24,6 +24,7 @@ from codex_state import (
     ThreadMemory,
     aconsolidate_memories,
     arun_phase1,
+    fence,
 )
 
 log = logging.getLogger("uvicorn.error")
@@ -81,7 +82,12 @@ class Remembering:
         """Make one notebook of a scope's memories. The same memories give the same notebook, however often it runs."""
         text = "\n".join(f"- {memory.memory_summary}" for memory in memories)
         notebook = Notebook(scope_kind=scope.kind, scope_key=scope.key, text=text)
-        await self._runtime.run(lambda state: state.session.merge(notebook))
+
+        def write(state: State) -> None:
+            fence(state)  # a process that was paused past its lock must not overwrite what its successor wrote
+            state.session.merge(notebook)
+
+        await self._runtime.run(write)
 
 
 def messages_of(state: State, thread_id: UUID) -> Sequence[Message]:

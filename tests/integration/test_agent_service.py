@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -20,6 +21,17 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
+from memory_support import OTHER, OWNER, add_threads, let_leases_end
+
+from codex_state import (
+    AsyncStateRuntime,
+    ConsolidationOutcome,
+    MemoryScope,
+    StateRuntime,
+    StateSettings,
+    ThreadMemory,
+    aconsolidate_memories,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 THREADS = 24
@@ -150,3 +162,41 @@ def test_a_service_that_is_told_to_stop_gives_its_jobs_back(tmp_path: Path) -> N
     assert service.process.returncode in {0, -signal.SIGTERM}
     with serving(home, pause_seconds="0.2", model_seconds="0") as service:
         service.wait_until(lambda: [job["status"] for job in service.get("/jobs")] == ["succeeded"] * 2 * THREADS)
+
+
+def test_a_paused_consolidator_does_not_overwrite_a_newer_notebook(
+    settings: StateSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scope is clean by then, so nobody would ever write the notebook again."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from agent_service.remembering import Remembering, Settings
+    from agent_service.tables import Notebook, create_tables
+
+    scope = MemoryScope.user()
+
+    def remember(runtime: StateRuntime, summary: str) -> None:
+        (thread,) = add_threads(runtime)
+        with runtime.begin() as state:
+            state.thread_memories.upsert_for_scope(thread.id, scope, summary, summary)
+            state.memory_scopes.mark_dirty(scope)
+
+    async def main() -> None:
+        async with AsyncStateRuntime.open(settings) as runtime:
+            await runtime.run(lambda state: create_tables(state.session))
+            await runtime.call(lambda sync: remember(sync, "older"))
+            paused, successor = (Remembering(runtime, owner, Settings()) for owner in (OWNER, OTHER))
+
+            async def consolidate(scope: MemoryScope, memories: Sequence[ThreadMemory]) -> None:
+                await runtime.call(lambda sync: remember(sync, "newer"))
+                await runtime.call(lambda sync: let_leases_end(sync, 601))
+                report = await aconsolidate_memories(runtime, successor.consolidate, owner=OTHER)
+                assert report.count(ConsolidationOutcome.CLEAN) == 1
+                await paused.consolidate(scope, memories)
+
+            report = await aconsolidate_memories(runtime, consolidate, owner=OWNER)
+            assert report.count(ConsolidationOutcome.LOST) == 1
+            notebook = await runtime.read(lambda state: state.session.get(Notebook, (scope.kind, scope.key)))
+            assert notebook is not None
+            assert sorted(notebook.text.splitlines()) == ["- newer", "- older"]
+
+    asyncio.run(main())

@@ -23,6 +23,7 @@ from codex_state import (
     InvalidInputError,
     LockLease,
     MemoryScope,
+    State,
     StateRuntime,
     StateSettings,
     StopReason,
@@ -31,6 +32,7 @@ from codex_state import (
     aconsolidate_memories,
     consolidate_memories,
     current_work,
+    fence,
     memory_root,
     run_phase1,
 )
@@ -249,6 +251,64 @@ def test_a_task_whose_lock_was_taken_over_is_cancelled(runtime: StateRuntime) ->
     report = asyncio.run(aconsolidate_memories(runtime, robbed, owner=OWNER, scopes=[USER], options=SHORT))
     assert outcomes(report) == {USER: ConsolidationOutcome.LOST}
     assert notes == ["ended"]
+
+
+def titled(runtime: StateRuntime, thread: Thread) -> str:
+    with runtime.read() as state:
+        found = state.threads.get(thread.id)
+    assert found is not None
+    return found.title
+
+
+def test_a_fenced_write_of_a_paused_consolidation_changes_nothing(runtime: StateRuntime) -> None:
+    """With a lease of ten minutes no renewal tells the work in time: only the fence does."""
+    thread = remember(runtime)[0]
+
+    def write(text: str) -> None:
+        def work(state: State) -> None:
+            fence(state)
+            state.threads.upsert(Thread(**thread.model_dump() | {"title": text}))
+
+        runtime.run(work)
+
+    def paused(_scope: MemoryScope, _memories: Sequence[ThreadMemory]) -> None:
+        write("first")
+        let_leases_end(runtime, 601)
+        successor = consolidate_memories(runtime, lambda *_: write("newer"), owner=OTHER, scopes=[USER])
+        assert outcomes(successor) == {USER: ConsolidationOutcome.CLEAN}
+        write("older")
+
+    report = consolidate_memories(runtime, paused, owner=OWNER, scopes=[USER])
+    assert [(result.outcome, result.reason) for result in report.results] == [
+        (ConsolidationOutcome.LOST, "somebody else took the lock over")
+    ]
+    assert titled(runtime, thread) == "newer"
+
+
+def test_a_take_over_waits_for_a_transaction_that_is_fenced(runtime: StateRuntime) -> None:
+    remember(runtime)
+    order: list[str] = []
+
+    def robbed(scope: MemoryScope, _memories: Sequence[ThreadMemory]) -> None:
+        def steal() -> None:
+            lock(runtime, scope, lease=0)
+            order.append("taken over")
+
+        thief = threading.Thread(target=steal)
+        with runtime.begin() as state:
+            fence(state)
+            thief.start()
+            thief.join(0.5)
+            order.append("written")
+        thief.join(60)
+
+    consolidate_memories(runtime, robbed, owner=OWNER, scopes=[USER])
+    assert order == ["written", "taken over"]
+
+
+def test_a_fence_without_a_lease_is_refused(sqlite_runtime: StateRuntime) -> None:
+    with sqlite_runtime.begin() as state, pytest.raises(InvalidInputError, match="no lease to fence with"):
+        fence(state)
 
 
 def test_a_consolidation_that_takes_too_long_is_cancelled_and_its_scope_stays_dirty(runtime: StateRuntime) -> None:

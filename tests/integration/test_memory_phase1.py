@@ -41,6 +41,7 @@ from codex_state import (
     ThreadNotFoundError,
     arun_phase1,
     current_work,
+    fence,
     memory_root,
     run_phase1,
 )
@@ -668,3 +669,22 @@ def test_a_pass_works_on_a_database_in_memory(tmp_path: Path) -> None:
             return extract(thread)
 
         assert run_phase1(runtime, slow, owner=OWNER, options=SHORT).succeeded == 20
+
+
+def test_a_fence_that_finds_one_scope_lost_gives_the_other_back(runtime: StateRuntime) -> None:
+    (thread,) = add_threads(runtime)
+
+    def robbed(_thread: Thread) -> None:
+        claim(runtime, user_key(thread), lease=0, owner=OTHER)
+        runtime.run(fence)
+
+    report = run_phase1(runtime, robbed, owner=OWNER)
+    assert {result.key: result.outcome for result in report.results} == {
+        user_key(thread): Phase1Outcome.LOST,
+        cwd_key(thread): Phase1Outcome.LOST,
+    }
+    with runtime.read() as state:
+        job = state.phase1_jobs.get(cwd_key(thread))
+    assert job is not None
+    assert job.retry_at is not None, "that scope was no failure"
+    assert job.failures == 0
