@@ -66,6 +66,21 @@ def test_a_uuid_comes_back_equal(store: Database, value: UUID) -> None:
 
 
 @pages
+@given(value=st.integers(-(2**63), 2**63 - 1))
+def test_a_whole_number_of_64_bits_comes_back(store: Database, value: int) -> None:
+    assert _round_trip(store, number=value) == (value, value)
+
+
+@pytest.mark.parametrize("value", ["abc", "7", 7.0, 1.5, b"7", UUID(int=7)])
+def test_what_is_no_whole_number_is_refused(store: Database, value: object) -> None:
+    assert "not a whole number" in _refused(store, number=value)
+
+
+def test_a_flag_given_for_a_whole_number_is_one(store: Database) -> None:
+    assert _round_trip(store, number=True) == (1, 1)
+
+
+@pages
 @given(value=moments)
 def test_a_time_comes_back_in_utc_without_its_fraction(store: Database, value: datetime) -> None:
     converted, raw = _round_trip(store, seconds=value)

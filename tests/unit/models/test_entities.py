@@ -123,6 +123,14 @@ def test_a_bad_thread_is_refused_by_the_schema_though_the_constructor_takes_it(
         ThreadRepository(session).upsert(a_thread(**values))
 
 
+@pytest.mark.parametrize("value", ["abc", "7", 1.5])
+def test_a_text_for_a_whole_number_is_refused_on_its_way_into_a_row(store: Database, value: object) -> None:
+    with pytest.raises(InvalidInputError, match="not a whole number"), store.begin() as session:
+        ThreadRepository(session).upsert(a_thread(tokens_used=value))
+    with pytest.raises(InvalidInputError, match="not a whole number"), store.begin() as session:
+        ThreadRepository(session).upsert_many([a_thread(tokens_used=value)])
+
+
 @pytest.mark.parametrize("values", [{"tokens_used": -1}, {"created_at": "yesterday"}, {"id": "7"}])
 def test_model_validate_is_the_border_that_checks(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
