@@ -110,6 +110,10 @@ _DELETE_VANISHED = (
     )
     .returning(_threads.c.id)
 )
+_OF_HOME = _threads.c.home == bindparam("of_home", type_=text)
+_SET_ARCHIVED_OF_HOME = _SET_ARCHIVED.where(_OF_HOME)
+_ROLLOUTS_WITH_HOMES = _ROLLOUTS_OF.add_columns(_threads.c.home)
+_ROLLOUTS_OF_HOME_AT = _ROLLOUTS_AT.where(_OF_HOME)
 _LOCK = select(_threads.c.id).where(_BY_ID).with_for_update()
 _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
@@ -226,7 +230,13 @@ class ThreadRepository(Repository):
         return [row.rollout_path for row in self._all(_ALL_PATHS, {"of_home": home})]
 
     def mark_archived(
-        self, thread_id: UUID, rollout_path: Path, archived_at: datetime, *, updated_at: datetime | None = None
+        self,
+        thread_id: UUID,
+        rollout_path: Path,
+        archived_at: datetime,
+        *,
+        updated_at: datetime | None = None,
+        home: str | None = None,
     ) -> bool:
         """Mark the thread archived, its rollout now at ``rollout_path``. Tells whether the thread has a row.
 
@@ -235,24 +245,37 @@ class ThreadRepository(Repository):
             rollout_path: where the rollout lies now.
             archived_at: since when it is archived.
             updated_at: the rollout's modification time; ``None`` leaves the row's.
+            home: only if the row is this home's; ``None`` for whichever.
         """
-        return self._set_archived(thread_id, rollout_path, archived_at, updated_at)
+        return self._set_archived(thread_id, rollout_path, archived_at, updated_at, home)
 
-    def mark_unarchived(self, thread_id: UUID, rollout_path: Path, *, updated_at: datetime | None = None) -> bool:
-        """Mark the thread not archived, its rollout now at ``rollout_path``. Tells whether the thread has a row."""
-        return self._set_archived(thread_id, rollout_path, None, updated_at)
+    def mark_unarchived(
+        self, thread_id: UUID, rollout_path: Path, *, updated_at: datetime | None = None, home: str | None = None
+    ) -> bool:
+        """Mark the thread not archived, its rollout now at ``rollout_path``. Tells whether the thread has a row.
+
+        The arguments are those of ``mark_archived``.
+        """
+        return self._set_archived(thread_id, rollout_path, None, updated_at, home)
 
     def _set_archived(
-        self, thread_id: UUID, rollout_path: Path, archived_at: datetime | None, updated_at: datetime | None
+        self,
+        thread_id: UUID,
+        rollout_path: Path,
+        archived_at: datetime | None,
+        updated_at: datetime | None,
+        home: str | None,
     ) -> bool:
-        parameters = {
+        parameters: dict[str, Any] = {
             "thread_id": thread_id,
             "new_archived": archived_at is not None,
             "new_archived_at": archived_at,
             "new_rollout_path": rollout_path,
             "new_updated_at": updated_at,
         }
-        return self._one(_SET_ARCHIVED, parameters) is not None
+        if home is None:
+            return self._one(_SET_ARCHIVED, parameters) is not None
+        return self._one(_SET_ARCHIVED_OF_HOME, parameters | {"of_home": home}) is not None
 
     def relocate(
         self, thread_id: UUID, rollout_path: Path, *, cwd: Path, archived_at: datetime | None, home: str = LOCAL_HOME
@@ -271,20 +294,21 @@ class ThreadRepository(Repository):
         }
         return self._one(_RELOCATE, parameters) is not None
 
-    def rollouts_of(self, thread_ids: Collection[UUID]) -> dict[UUID, tuple[Path, datetime]]:
-        """Where the rollouts of these threads lie and when they were last written, by their rows.
+    def rollouts_of(self, thread_ids: Collection[UUID]) -> dict[UUID, tuple[Path, datetime, str]]:
+        """Where the rollouts of these threads lie, when they were last written, and in which home, by their rows.
 
         For a few hundred threads at once.
         """
-        rows = self._all(_ROLLOUTS_OF, {"thread_ids": list(thread_ids)}) if thread_ids else ()
-        return {row.id: (row.rollout_path, row.updated_at) for row in rows}
+        rows = self._all(_ROLLOUTS_WITH_HOMES, {"thread_ids": list(thread_ids)}) if thread_ids else ()
+        return {row.id: (row.rollout_path, row.updated_at, row.home) for row in rows}
 
-    def rollouts_at(self, paths: Collection[str]) -> Sequence[tuple[Path, datetime]]:
-        """Which of these paths rows point at, and when those rollouts were last written, by their rows.
+    def rollouts_at(self, paths: Collection[str], home: str = LOCAL_HOME) -> Sequence[tuple[Path, datetime]]:
+        """Which of these paths rows of a home point at, and when those rollouts were last written, by their rows.
 
         For a few hundred paths at once. No index serves it: it reads every row.
         """
-        rows = self._all(_ROLLOUTS_AT, {"paths": [Path(path) for path in paths]}) if paths else ()
+        parameters = {"paths": [Path(path) for path in paths], "of_home": home}
+        rows = self._all(_ROLLOUTS_OF_HOME_AT, parameters) if paths else ()
         return [(row.rollout_path, row.updated_at) for row in rows]
 
     def set_memory_mode(self, thread_id: UUID, memory_mode: str) -> bool:

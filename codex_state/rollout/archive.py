@@ -19,7 +19,7 @@ from codex_state.rollout.files import (
     modified_seconds,
     rollout_date_parts,
 )
-from codex_state.rollout.lookup import find_thread_path
+from codex_state.rollout.lookup import find_own_thread_path
 from codex_state.runtime import StateRuntime
 
 
@@ -40,7 +40,7 @@ def archive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
     with runtime.begin() as state:
         thread = state.threads.get(thread_id)
         archived_at = datetime.now(UTC) if thread is None or thread.archived_at is None else thread.archived_at
-        state.threads.mark_archived(thread_id, path, archived_at, updated_at=updated_at)
+        state.threads.mark_archived(thread_id, path, archived_at, updated_at=updated_at, home=runtime.home)
     return path
 
 
@@ -62,12 +62,12 @@ def unarchive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
         path = _move(path, runtime.codex_home.joinpath(SESSIONS_DIRECTORY, *parts, path.name))
     updated_at = from_epoch_seconds(modified_seconds(path.stat()))
     with runtime.begin() as state:
-        state.threads.mark_unarchived(thread_id, path, updated_at=updated_at)
+        state.threads.mark_unarchived(thread_id, path, updated_at=updated_at, home=runtime.home)
     return path
 
 
 def _path_of(runtime: StateRuntime, thread_id: UUID) -> Path:
-    path = find_thread_path(runtime, thread_id)
+    path = find_own_thread_path(runtime, thread_id)
     if path is None:
         raise ThreadNotFoundError(thread_id)
     return path

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from codex_state import telemetry
 from codex_state.errors import IntegrityViolationError, InvalidInputError, StateError
-from codex_state.models import BackfillLease, Claimed, DynamicTool, SkipReason, Thread
+from codex_state.models import BackfillLease, BackfillStatus, Claimed, DynamicTool, SkipReason, Thread
 from codex_state.rollout.extractors import Extractor, InProcess, InWorkers, worker_count
 from codex_state.rollout.files import RolloutFile, WalkProblem, walk_rollouts
 from codex_state.rollout.fold import Extraction
@@ -83,7 +83,8 @@ def backfill(
             run.select = those_without_a_row(runtime)
         elif refresh and not again:
             run.after = None
-            run.select = those_that_changed(runtime)
+            complete = found is not None and found.status is BackfillStatus.COMPLETE
+            run.select = those_that_changed(runtime, first_time=not complete)
         run.all_batches(workers)
     except _LeaseLostError:
         _log.warning("another worker took the backfill over; this one's last batch was refused")
@@ -205,16 +206,17 @@ class _Run:
         They didn't fail: a later rollout of the same thread replaced theirs, and they must not replace it now.
         """
         with self._runtime.read() as state:
-            return [
-                (file, extraction)
-                for file, extraction in extracted
-                if (elsewhere := state.threads.find_rollout_path(UUID(extraction.draft.id))) is None
-                or not elsewhere.is_file()
-            ]
+            rows = state.threads.rollouts_of({UUID(extraction.draft.id) for _, extraction in extracted})
+        here = {thread_id: path for thread_id, (path, _, home) in rows.items() if home == self._runtime.home}
+        return [
+            (file, extraction)
+            for file, extraction in extracted
+            if (elsewhere := here.get(UUID(extraction.draft.id))) is None or not elsewhere.is_file()
+        ]
 
     def _store(self, state: State, extracted: list[tuple[RolloutFile, Extraction]], watermark: str) -> dict[str, str]:
         state.threads.upsert_from_rollouts([self._thread_of(file, extraction) for file, extraction in extracted])
-        state.dynamic_tools.persist(_tools_of(state, (extraction for _, extraction in extracted)))
+        state.dynamic_tools.persist(_tools_of(state, (extraction for _, extraction in extracted), self._runtime.home))
         self._checkpoint(state, watermark)
         return {}
 
@@ -226,7 +228,7 @@ class _Run:
             try:
                 with state.session.begin_nested():
                     state.threads.upsert_from_rollouts([self._thread_of(file, extraction)])
-                    state.dynamic_tools.persist(_tools_of(state, [extraction]))
+                    state.dynamic_tools.persist(_tools_of(state, [extraction], self._runtime.home))
             except (InvalidInputError, IntegrityViolationError) as error:
                 refused[file.path] = str(error)
         self._checkpoint(state, watermark)
@@ -277,11 +279,10 @@ def _size_of(file: RolloutFile) -> int:
         return 0
 
 
-def _tools_of(state: State, extractions: Iterable[Extraction]) -> Iterator[DynamicTool]:
-    for extraction in extractions:
-        if not extraction.tools:
-            continue
-        owner = UUID(extraction.tools_thread_id)
-        # The head may be another thread's; its tools count only where that thread has a row.
-        if extraction.tools_thread_id == extraction.draft.id or state.threads.get(owner) is not None:
-            yield from tools_of(owner, extraction.tools)
+def _tools_of(state: State, extractions: Iterable[Extraction], home: str) -> Iterator[DynamicTool]:
+    tools = [(UUID(extraction.tools_thread_id), extraction.tools) for extraction in extractions if extraction.tools]
+    rows = state.threads.rollouts_of({owner for owner, _ in tools})
+    for owner, drafts in tools:
+        # The head may be another thread's, which may have no row; and the thread may be another home's.
+        if owner in rows and rows[owner][2] == home:
+            yield from tools_of(owner, drafts)

@@ -11,7 +11,7 @@ from sqlmodel import select
 
 from codex_state.models import Thread
 from codex_state.models.columns import from_epoch_seconds
-from codex_state.rollout.files import modified_seconds
+from codex_state.rollout.files import is_archived_path, modified_seconds
 from codex_state.rollout.fold import DEFAULT_MEMORY_MODE, apply_item, storable, tool_drafts
 from codex_state.rollout.lines import RolloutItem, SessionMeta
 from codex_state.rollout.metadata import (
@@ -35,8 +35,9 @@ def apply_rollout_items(
 ) -> Thread | None:
     """Apply items that were just appended to a thread's rollout to its row, with its tools, in one transaction.
 
-    What the row knows stays: its git fields, its title, when it was archived. A thread without a row gets one. As one
-    process at a time writes a rollout, so one at a time applies its items.
+    What the row knows stays: its git fields, its title, when it was archived. A thread without a row gets one. A row of
+    another home becomes this home's, unless the rollout there was written later: then it stays as it is. As one process
+    at a time writes a rollout, so one at a time applies its items.
 
     Args:
         runtime: the open state.
@@ -64,7 +65,12 @@ def _apply(
     memory_mode: str | None,
 ) -> Thread:
     existing = _locked(state, builder.id)
+    moved_here = existing is not None and existing.home != runtime.home
+    if existing is not None and moved_here and (updated_at is None or updated_at < existing.updated_at):
+        return existing
     draft = draft_of(existing or builder.build(runtime.default_provider))
+    if moved_here and not is_archived_path(runtime.codex_home, builder.rollout_path):
+        draft.archived_at = None  # it was archived where it is gone from
     for item in items:
         apply_item(draft, item, runtime.default_provider)
     metas = [item for item in items if isinstance(item, SessionMeta)]
@@ -72,7 +78,7 @@ def _apply(
     draft.memory_mode = told or (draft.memory_mode if existing else memory_mode) or DEFAULT_MEMORY_MODE
     draft.rollout_path = str(builder.rollout_path)
     draft.cwd = normalized_cwd_text(draft.cwd)
-    thread = thread_of(storable(draft), existing.home if existing else runtime.home)
+    thread = thread_of(storable(draft), runtime.home)
     thread.updated_at = updated_at or thread.updated_at
     if existing is not None:
         prefer_existing_git_info(thread, existing)

@@ -42,6 +42,23 @@ def find_thread_path(runtime: StateRuntime, thread_id: UUID, *, archived: bool |
     """
     with runtime.read() as state:
         stored = state.threads.find_rollout_path(thread_id, archived=archived)
+    return _verified_or_searched(runtime, thread_id, stored, archived)
+
+
+def find_own_thread_path(runtime: StateRuntime, thread_id: UUID) -> Path | None:
+    """Where the thread's rollout lies in this home, or ``None``: another home's file isn't ours to move."""
+    with runtime.read() as state:
+        row = state.threads.rollouts_of({thread_id}).get(thread_id)
+    stored = row[0] if row is not None and row[2] == runtime.home else None
+    return _verified_or_searched(runtime, thread_id, stored, None)
+
+
+def _verified_or_searched(
+    runtime: StateRuntime,
+    thread_id: UUID,
+    stored: Path | None,
+    archived: bool | None,  # noqa: FBT001
+) -> Path | None:
     unverified = None
     if stored is not None and (existing := existing_rollout(stored)) is not None:
         owner = _owner_of(existing)
