@@ -105,6 +105,56 @@ def test_a_batch_that_is_not_committed_keeps_nobody_waiting(runtime: StateRuntim
             second.session.connection().execute(text("RESET lock_timeout"))
 
 
+@pytest.mark.parametrize("runtime", ["postgresql"], indirect=True)
+def test_two_workers_that_claim_64_each_in_open_transactions_get_128_different_threads(runtime: StateRuntime) -> None:
+    """L1: in either order of their commits, and nobody waits. SQLite has one writer, so there one waits in any case."""
+    threads = _store_threads(runtime, 128)
+    with runtime.begin() as first, runtime.begin() as second:
+        claimed = []
+        for worker in (first, second):
+            worker.session.connection().execute(text("SET LOCAL lock_timeout = '100ms'"))
+            claimed.append([lease.key.thread_id for lease in _claim(worker, limit=64)])
+        assert [len(batch) for batch in claimed] == [64, 64]
+        assert Counter(claimed[0] + claimed[1]) == Counter(threads)
+    with runtime.read() as state:
+        assert state.phase1_jobs.count_by_status()[Phase1Status.RUNNING] == 128
+
+
+@pytest.mark.parametrize("runtime", ["postgresql"], indirect=True)
+def test_a_batch_passes_over_the_threads_that_somebody_is_writing_and_waits_for_nobody(runtime: StateRuntime) -> None:
+    ids = _store_threads(runtime, 6)
+    with runtime.begin() as writer:
+        writer.threads.upsert_many([a_thread(id=thread_id, title="written meanwhile") for thread_id in ids[:2]])
+        writer.threads.upsert(a_thread())
+        with runtime.begin() as worker:
+            worker.session.connection().execute(text("SET LOCAL lock_timeout = '100ms'"))
+            assert {lease.key.thread_id for lease in _claim(worker, limit=10)} == set(ids[2:])
+    with runtime.begin() as worker:
+        assert len(_claim(worker, limit=10)) == 3
+
+
+def test_threads_that_are_written_while_a_batch_is_claimed_keep_both(runtime: StateRuntime) -> None:
+    """L5: the write waits for the claim where they meet, and neither is lost."""
+    ids = _store_threads(runtime, 6)
+    new = a_thread()
+    with ThreadPoolExecutor(1) as pool:
+        with runtime.begin() as worker:
+            claimed = {lease.key.thread_id for lease in _claim(worker, limit=4)}
+            changed = [a_thread(id=thread_id, title="written meanwhile") for thread_id in ids]
+
+            def write() -> None:
+                with runtime.begin() as state:
+                    state.threads.upsert_many([new, *changed])
+
+            written = pool.submit(write)
+        written.result(60)
+    with runtime.read() as state:
+        titles = {thread.id: thread.title for thread in state.threads.list(page_size=10).items}
+        assert titles == {thread_id: "written meanwhile" for thread_id in ids} | {new.id: new.title}
+        assert {job.thread_id for job in state.phase1_jobs.list()} == claimed
+        assert len(claimed) == 4
+
+
 @pytest.mark.parametrize("write", ["claim", "memory", "memory for scope", "guarded memory"])
 def test_a_thread_that_is_deleted_at_the_same_time_is_found_or_missed(runtime: StateRuntime, write: str) -> None:
     """L8: never the foreign key's error, never a deadlock."""
