@@ -150,7 +150,7 @@ def test_threads_that_are_written_while_a_batch_is_claimed_keep_both(runtime: St
         written.result(60)
     with runtime.read() as state:
         titles = {thread.id: thread.title for thread in state.threads.list(page_size=10).items}
-        assert titles == {thread_id: "written meanwhile" for thread_id in ids} | {new.id: new.title}
+        assert titles == dict.fromkeys(ids, "written meanwhile") | {new.id: new.title}
         assert {job.thread_id for job in state.phase1_jobs.list()} == claimed
         assert len(claimed) == 4
 
