@@ -19,7 +19,7 @@ from codex_state.testing.conformance.backfills import TestBackfills
 from codex_state.testing.conformance.candidates import TestCandidates
 from codex_state.testing.conformance.claims import TestClaims
 from codex_state.testing.conformance.dynamic_tools import TestDynamicTools
-from codex_state.testing.conformance.fixtures import clock, state
+from codex_state.testing.conformance.fixtures import clock, front, state
 from codex_state.testing.conformance.jobs import TestJobs
 from codex_state.testing.conformance.listing import TestListing
 from codex_state.testing.conformance.locks import TestConsolidationLocks
@@ -41,5 +41,6 @@ __all__ = [
     "TestThreadMemories",
     "TestThreads",
     "clock",
+    "front",
     "state",
 ]

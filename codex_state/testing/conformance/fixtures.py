@@ -10,6 +10,7 @@ import pytest
 from codex_state.database import Database
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.conformance.fronts import Front, state_through
 from codex_state.testing.samples import NOON
 
 
@@ -22,7 +23,18 @@ def clock(database: Database, tmp_path: Path) -> Iterator[ManualClock]:
 
 
 @pytest.fixture
-def state(database: Database, clock: ManualClock) -> Iterator[State]:  # noqa: ARG001 - installed before the session
-    """All repositories over one session, on which every statement commits by itself."""
-    with database.autocommit() as session:
-        yield State(session)
+def front() -> Front:
+    """The door that the tests go through; a fixture of yours may say ``asyncio`` or ``trio``."""
+    return "direct"
+
+
+@pytest.fixture
+def state(
+    front: Front,
+    database: Database,
+    clock: ManualClock,  # noqa: ARG001 - installed before the session
+    tmp_path: Path,
+) -> Iterator[State]:
+    """All repositories, on which every statement commits by itself."""
+    with state_through(front, database, tmp_path) as state:
+        yield state

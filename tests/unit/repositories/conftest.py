@@ -13,7 +13,22 @@ from tests import stores
 pytest.register_assert_rewrite("codex_state.testing.conformance")
 
 
-@pytest.fixture(scope="session", params=["file", "memory", "postgresql"])
+_DATABASES = ("file", "memory", "postgresql")
+_FRONTS = [
+    *((database, "direct") for database in _DATABASES),
+    # A database in memory would wait for its one connection at every step, and show nothing that the file doesn't.
+    *((database, front) for database in ("file", "postgresql") for front in ("asyncio", "trio")),
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if {"shared", "front"} <= set(metafunc.fixturenames):
+        metafunc.parametrize(("shared", "front"), _FRONTS, indirect=True, scope="session")
+    elif "shared" in metafunc.fixturenames:
+        metafunc.parametrize("shared", _DATABASES, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stores.Clocked]:
     """A database with the schema and a clock, for tests that find it empty."""
     with ExitStack() as held:

@@ -14,10 +14,10 @@ from codex_state.database import Database
 from codex_state.models import MemoryScope
 from codex_state.repositories import MemoryScopeRepository
 from codex_state.testing.clock import ManualClock
-from codex_state.testing.conformance import TestMemoryScopes, clock, state
+from codex_state.testing.conformance import TestMemoryScopes, clock, front, state
 from tests import stores
 
-__all__ = ["TestMemoryScopes", "clock", "state"]
+__all__ = ["TestMemoryScopes", "clock", "front", "state"]
 
 
 @pytest.fixture
