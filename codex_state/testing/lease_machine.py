@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlmodel import Session
 
 from codex_state.database import Database
@@ -418,6 +427,31 @@ class LeaseMachine(RuleBasedStateMachine):
 def lease_machine(stores: Sequence[Store]) -> type[LeaseMachine]:
     """The state machine over these stores: one for each engine that must behave alike. Their tables are emptied.
 
-    Use ``.TestCase`` of the result, or ``hypothesis.stateful.run_state_machine_as_test``.
+    ``check_leases`` runs it. With settings of your own, use ``.TestCase`` of the result.
     """
     return type("LeaseMachineOverStores", (LeaseMachine,), {"stores": tuple(stores)})
+
+
+def check_leases(*stores: Store, examples: int = 100, steps: int = 50) -> None:
+    """Run the machine over these stores, which must all answer as the model does. Their tables are emptied.
+
+    Args:
+        stores: one for each engine that must behave alike.
+        examples: how many runs.
+        steps: how many steps a run has at most.
+
+    Raises:
+        AssertionError: a store and the model disagree; the shortest run that shows it is printed.
+    """
+    run_state_machine_as_test(
+        lease_machine(stores),
+        settings=settings(
+            # How fast a step is says something about the machine. Runs aren't kept: databases differ.
+            deadline=None,
+            database=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+            max_examples=examples,
+            stateful_step_count=steps,
+        ),
+    )

@@ -14,10 +14,10 @@ from codex_state import StateRuntime, StateSettings
 from codex_state.clock import server_now
 from codex_state.database import Database
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.grants import thread_id_of
 from codex_state.testing.history import Call, Recorder, read_calls
 from codex_state.testing.samples import NOON, a_thread
 from tests.chaos import audit
-from tests.chaos.grants import thread_id_of
 from tests.chaos.processes import Worker, WorkerError, WorkerHost
 from tests.chaos.worker import BUSY_TIMEOUT, PIPELINE, RECORDED, THREADS, final_reads, thread_name
 

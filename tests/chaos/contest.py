@@ -8,8 +8,8 @@ from typing import Any
 
 from codex_state import StateRuntime, StateSettings
 from codex_state.models import Phase1Status
+from codex_state.testing.grants import thread_id_of
 from codex_state.testing.samples import a_thread
-from tests.chaos.grants import thread_id_of
 from tests.chaos.processes import Worker, WorkerHost
 from tests.chaos.verdict import Verdict
 

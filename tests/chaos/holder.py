@@ -13,8 +13,8 @@ from sqlmodel import Session
 from codex_state.database import Database
 from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.grants import take
 from tests.chaos.channel import Channel, ChannelClosedError
-from tests.chaos.grants import take
 
 BY_NAME = {write.name: write for write in HOLDER_WRITES}
 

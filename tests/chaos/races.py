@@ -18,8 +18,8 @@ from codex_state.database import Database
 from codex_state.models import BackfillLease, Claimed, LockLease, Phase1Lease, Skipped
 from codex_state.repositories import Phase1JobRepository, ThreadMemoryRepository
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.grants import GRANTS, Lease, owner_of, thread_id_of
 from tests.chaos.channel import Channel
-from tests.chaos.grants import GRANTS, Lease, owner_of, thread_id_of
 
 LEASE = timedelta(hours=1)
 

@@ -22,10 +22,10 @@ from codex_state.memory import phase1_writes
 from codex_state.models import BackfillLease, Claimed, LockLease, MemoryScope, Phase1Key, Phase1Lease
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.grants import source_of, thread_id_of
 from codex_state.testing.history import Answer, Kind, RecordedState, Recorder
 from codex_state.testing.samples import a_thread
 from tests.chaos.channel import Channel
-from tests.chaos.grants import source_of, thread_id_of
 from tests.mutants.statements import sql_mutants
 
 RECORDED, PIPELINE = "recorded", "pipeline"

@@ -18,8 +18,8 @@ import stores
 from sqlalchemy import text
 
 from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
+from codex_state.testing.grants import GRANTS, add_thread, take
 from tests.chaos import worlds
-from tests.chaos.grants import GRANTS, add_thread, take
 from tests.chaos.holder import written
 from tests.chaos.processes import WorkerHost
 from tests.chaos.worlds import World

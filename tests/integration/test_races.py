@@ -15,9 +15,9 @@ from codex_state.repositories import (
     Phase1JobRepository,
     ThreadRepository,
 )
+from codex_state.testing.grants import add_thread, take, thread_id_of
 from codex_state.testing.samples import a_thread
 from tests.chaos import worlds
-from tests.chaos.grants import add_thread, take, thread_id_of
 from tests.chaos.processes import Worker, WorkerHost
 from tests.chaos.races import KINDS, LEASE
 from tests.chaos.worlds import World

@@ -15,7 +15,7 @@ from codex_state.errors import DatabaseBusyError
 from codex_state.models import Claimed
 from codex_state.repositories import ThreadRepository, base
 from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
-from tests.chaos.grants import GRANTS, add_thread, take
+from codex_state.testing.grants import GRANTS, add_thread, take
 from tests.chaos.worlds import World
 from tests.mutants.bench import Bench, Check
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from codex_state.models import HolderWrite, SkipReason
 from codex_state.testing import lease_model
-from codex_state.testing.lease_machine import Store, lease_machine
+from codex_state.testing.lease_machine import Store, check_leases, lease_machine
 
 PATIENT = settings(
     deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck), stateful_step_count=50
@@ -40,11 +40,11 @@ def both(sqlite: Store, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
 
 
 def test_model_and_sqlite_agree_on_every_outcome_and_every_row(sqlite: Store) -> None:
-    run_state_machine_as_test(lease_machine([sqlite]), settings=settings(PATIENT, max_examples=400))
+    check_leases(sqlite, examples=400)
 
 
 def test_model_sqlite_and_postgresql_agree_in_lockstep(both: list[Store]) -> None:
-    run_state_machine_as_test(lease_machine(both), settings=settings(PATIENT, max_examples=40))
+    check_leases(*both, examples=40)
 
 
 def _refuses_at_the_very_end(job: lease_model.Job, source: int, lease: int, now: int) -> SkipReason | None:
