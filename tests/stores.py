@@ -78,13 +78,6 @@ def postgres_with_schema(server: postgres.TestServer) -> Iterator[str]:
         yield url
 
 
-def empty(database: Database) -> None:
-    """Delete all rows of all tables."""
-    with database.begin() as session:
-        for table in reversed(metadata.sorted_tables):
-            session.connection().execute(table.delete())
-
-
 class Clocked(NamedTuple):
     """A database and the clock that was installed in it."""
 

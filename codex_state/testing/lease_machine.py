@@ -30,11 +30,12 @@ from sqlmodel import Session
 
 from codex_state.database import Database
 from codex_state.errors import ThreadNotFoundError
-from codex_state.models import Claimed, MemoryScope, Phase1Key, Skipped, metadata
+from codex_state.models import Claimed, MemoryScope, Phase1Key, Skipped
 from codex_state.models.columns import to_epoch_seconds
 from codex_state.runtime import State
 from codex_state.testing import lease_model as model
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.emptying import empty
 from codex_state.testing.samples import NOON, a_thread
 from codex_state.testing.stored_rows import StoredRows, read_rows
 
@@ -107,9 +108,7 @@ class LeaseMachine(RuleBasedStateMachine):
         for store in self.stores:
             store.tokens.clear()
             store.clock.set(NOON)
-            with store.database.begin() as session:
-                for table in reversed(metadata.sorted_tables):
-                    session.connection().execute(table.delete())
+            empty(store.database)
             # Held, as a worker holds it: opening one for every step would cost more than the steps.
             self.sessions.append(self.open.enter_context(store.database.autocommit()))
         for thread in THREADS:

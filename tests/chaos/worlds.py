@@ -16,6 +16,7 @@ from sqlalchemy import Table
 from codex_state.database import QUEUE_SUFFIX, Database
 from codex_state.models import metadata
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.emptying import empty
 from codex_state.testing.samples import NOON
 from tests import postgres, stores
 from tests.chaos.processes import WorkerHost
@@ -86,6 +87,6 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def world(shared: World) -> World:
     """A database of each kind, without rows, at noon."""
-    stores.empty(shared.database)
+    empty(shared.database)
     shared.clock.set(NOON)
     return shared

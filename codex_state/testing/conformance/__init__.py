@@ -3,16 +3,19 @@
 To put an engine of your own through it, write a test module with one fixture::
 
     from codex_state.testing.conformance import *
+    from codex_state.testing.emptying import empty
 
     @pytest.fixture
-    def database():
-        database = Database.open("postgresql://…")
-        ...  # bring it to the current schema, with no rows
-        yield database
-        database.close()
+    def database(tmp_path):
+        settings = StateSettings(codex_home=tmp_path, database_url="postgresql://…")
+        with StateRuntime.open(settings) as runtime:
+            empty(runtime.database)
+            yield runtime.database
 
-Every test then runs against that database, on a clock that it moves by hand. For readable failures let pytest rewrite
-the assertions: ``pytest.register_assert_rewrite("codex_state.testing.conformance")`` in your ``conftest.py``.
+Every test then runs against that database, on a clock that it moves by hand; see ``docs/testing.md``. With a fixture
+``front`` that says ``asyncio`` or ``trio``, the repositories' tests go through ``AsyncStateRuntime``. For readable
+failures let pytest rewrite the assertions: ``pytest.register_assert_rewrite("codex_state.testing")`` in your
+``conftest.py``.
 """
 
 from codex_state.testing.conformance.at_once import TestLeasesAtOnce

@@ -34,6 +34,7 @@ from codex_state.models import (
     metadata,
 )
 from codex_state.repositories import BackfillRepository, DynamicToolRepository, Phase1JobRepository, ThreadRepository
+from codex_state.testing.emptying import empty
 from codex_state.testing.samples import a_thread, a_tool
 from tests import postgres, stores
 
@@ -52,7 +53,7 @@ def shared_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def store(shared_store: Database) -> Database:
-    stores.empty(shared_store)
+    empty(shared_store)
     return shared_store
 
 
@@ -153,7 +154,7 @@ def test_an_unknown_status_in_a_row_is_an_invalid_row_that_says_so(store: Databa
             session.connection().execute(text("UPDATE memory_phase1_jobs SET status = 'paused'"))
         with store.read() as session, pytest.raises(InvalidRowError, match=r"Phase1Status 'paused'.*known: running"):
             Phase1JobRepository(session).get(key)
-        stores.empty(store)
+        empty(store)
 
 
 def test_an_unknown_backfill_status_is_an_invalid_row(store: Database) -> None:
@@ -164,7 +165,7 @@ def test_an_unknown_backfill_status_is_an_invalid_row(store: Database) -> None:
             session.connection().execute(text("UPDATE backfill_state SET status = 'paused'"))
         with store.read() as session, pytest.raises(InvalidRowError, match="BackfillStatus 'paused'"):
             BackfillRepository(session).get()
-        stores.empty(store)
+        empty(store)
 
 
 class _without_checks:  # noqa: N801 - reads as the statement it is

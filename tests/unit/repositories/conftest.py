@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy import event
 
+from codex_state.testing.emptying import empty
 from tests import stores
 
 pytest.register_assert_rewrite("codex_state.testing.conformance")
@@ -50,6 +51,6 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def clocked(shared: stores.Clocked) -> stores.Clocked:
     """A database without rows, whose clock shows noon."""
-    stores.empty(shared.database)
+    empty(shared.database)
     shared.clock.set(stores.NOON)
     return shared

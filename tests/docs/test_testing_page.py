@@ -1,0 +1,84 @@
+"""The Python of docs/testing.md runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codex_state.testing import conformance
+from codex_state.testing.history import read_calls
+
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+ENGINE, FRONTS, CLOCK, MACHINE, MODEL, HISTORY = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def run(block: str, **names: Any) -> None:
+    exec(compile(block, str(PAGE), "exec"), {"__name__": "page", **names})
+
+
+def tried(directory: Path, url: str, *modules: str, selection: str) -> str:
+    """What pytest says of a folder with this page's modules, which knows nothing of our own tests."""
+    directory.mkdir()
+    (directory / "test_engine.py").write_text("\n".join(modules), encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection, "."],
+        cwd=directory,
+        env=os.environ | {"ENGINE_UNDER_TEST": url},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/engine.sqlite"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
+def test_an_engine_is_put_through_the_suite_by_one_fixture(url: str, tmp_path: Path) -> None:
+    said = tried(tmp_path / "tests", url, ENGINE, selection="TestTransactionModes or TestConsolidationLocks")
+    assert re.search(r"^2\d passed, \d{3} deselected", said, re.MULTILINE), said
+
+
+def test_the_repositories_go_through_every_front_that_is_named(tmp_path: Path) -> None:
+    said = tried(
+        tmp_path / "tests", f"sqlite:///{tmp_path}/engine.sqlite", ENGINE, FRONTS, selection="starts_without_a_mark"
+    )
+    assert "3 passed" in said
+
+
+def test_the_lease_machine_is_one_call(url: str, tmp_path: Path) -> None:
+    said = tried(tmp_path / "tests", url, ENGINE, MACHINE.replace("examples=100", "examples=10"), selection="my_engine")
+    assert "1 passed" in said
+
+
+def test_the_page_says_what_every_class_of_the_suite_is_for() -> None:
+    classes = {name for name in conformance.__all__ if name.startswith("Test")}
+    assert set(re.findall(r"`(Test\w+)`", TEXT)) == classes
+
+
+def test_the_clock_ends_a_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(CLOCK, home=tmp_path)
+    assert capsys.readouterr().out == "Claimed None\n"
+
+
+def test_the_model_answers_by_itself() -> None:
+    run(MODEL)
+
+
+def test_a_recorded_run_is_legal(tmp_path: Path) -> None:
+    run(HISTORY, home=tmp_path)
+    assert len(read_calls(tmp_path.glob("*.jsonl"))) >= 150
