@@ -7,151 +7,27 @@ import contextvars
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
-import trio
+from loops import SECONDS, Asyncio, Gate, Loop, Trio, pair, stored
 
 from codex_state import AsyncStateRuntime, InvalidInputError, State, StateRuntime, StateSettings
-from codex_state.testing.samples import a_thread
-
-_Function = Callable[[], Awaitable[Any]]
-
-_SECONDS = 10.0
-
-
-class Asyncio:
-    """What the tests need of asyncio."""
-
-    sleep = staticmethod(asyncio.sleep)
-
-    @staticmethod
-    def run(function: _Function) -> None:
-        asyncio.run(function())  # type: ignore[arg-type]
-
-    @staticmethod
-    async def gather(functions: Sequence[_Function]) -> None:
-        await asyncio.gather(*(function() for function in functions))
-
-    @staticmethod
-    @asynccontextmanager
-    async def started(function: _Function) -> AsyncIterator[Callable[[], None]]:
-        """``function`` as a task of its own; what the block gets cancels it. It has ended when the block has."""
-        task = asyncio.ensure_future(function())
-
-        def cancel() -> None:
-            task.cancel()
-
-        yield cancel
-        try:
-            await task
-        except asyncio.CancelledError:
-            assert task.cancelled()
-
-    @staticmethod
-    async def with_timeout(seconds: float, function: _Function) -> bool:
-        """Whether the time was over before ``function`` ended."""
-        try:
-            async with asyncio.timeout(seconds):
-                await function()
-        except TimeoutError:
-            return True
-        return False
-
-
-class Trio:
-    """What the tests need of trio."""
-
-    sleep = staticmethod(trio.sleep)
-
-    @staticmethod
-    def run(function: _Function) -> None:
-        trio.run(function)
-
-    @staticmethod
-    async def gather(functions: Sequence[_Function]) -> None:
-        async with trio.open_nursery() as nursery:
-            for function in functions:
-                nursery.start_soon(function)
-
-    @staticmethod
-    @asynccontextmanager
-    async def started(function: _Function) -> AsyncIterator[Callable[[], None]]:
-        """``function`` as a task of its own; what the block gets cancels it. It has ended when the block has."""
-        scope = trio.CancelScope()
-
-        async def scoped() -> None:
-            with scope:
-                await function()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(scoped)
-            yield scope.cancel
-
-    @staticmethod
-    async def with_timeout(seconds: float, function: _Function) -> bool:
-        """Whether the time was over before ``function`` ended."""
-        with trio.move_on_after(seconds) as scope:
-            await function()
-        return scope.cancelled_caught
-
-
-_Loop = type[Asyncio] | type[Trio]
 
 
 @pytest.fixture(params=[Asyncio, Trio])
-def loop(request: pytest.FixtureRequest) -> _Loop:
-    chosen: _Loop = request.param
+def loop(request: pytest.FixtureRequest) -> Loop:
+    chosen: Loop = request.param
     return chosen
 
 
-class Gate:
-    """Lets a unit go on when it is told to, and tells that the unit has come to it."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-
-    def wait(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(_SECONDS)
-
-    async def is_reached(self, loop: _Loop) -> None:
-        deadline = time.monotonic() + _SECONDS
-        while not self.reached.is_set():
-            assert time.monotonic() < deadline
-            await loop.sleep(0.001)
-
-
-def pair(gate: Gate | None = None) -> tuple[Callable[[State], tuple[UUID, UUID]], set[UUID]]:
-    """A unit of work that writes two threads, and their ids."""
-    first, second = a_thread(), a_thread()
-
-    def work(state: State) -> tuple[UUID, UUID]:
-        state.threads.upsert(first)
-        if gate is not None:
-            gate.wait()
-        state.threads.upsert(second)
-        return first.id, second.id
-
-    return work, {first.id, second.id}
-
-
-async def stored(runtime: AsyncStateRuntime) -> set[UUID]:
-    """The ids of all threads. To be asked at the end: it proves that the runtime is usable, and that nothing leaked."""
-    ids = await runtime.read(lambda state: set(state.threads.list_ids(limit=10_000)))
-    assert runtime.sync.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    return ids
-
-
 def test_a_unit_that_waits_for_a_thread_never_starts_when_its_caller_is_cancelled(
-    loop: _Loop, sqlite_settings: StateSettings
+    loop: Loop, settings: StateSettings
 ) -> None:
-    settings = sqlite_settings.model_copy(update={"pool_size": 1})
+    settings = settings.model_copy(update={"pool_size": 1})
 
     async def main() -> None:
         async with AsyncStateRuntime.open(settings) as runtime:
@@ -172,12 +48,12 @@ def test_a_unit_that_waits_for_a_thread_never_starts_when_its_caller_is_cancelle
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_unit_in_flight_is_waited_for_and_kept_whole(loop: _Loop, times: int, sqlite_settings: StateSettings) -> None:
+def test_a_unit_in_flight_is_waited_for_and_kept_whole(loop: Loop, times: int, settings: StateSettings) -> None:
     """L5."""
     ended: list[str] = []
 
     async def main() -> None:
-        async with AsyncStateRuntime.open(sqlite_settings) as runtime:
+        async with AsyncStateRuntime.open(settings) as runtime:
             gate = Gate()
             work, ids = pair(gate)
 
@@ -204,12 +80,12 @@ def test_a_unit_in_flight_is_waited_for_and_kept_whole(loop: _Loop, times: int, 
 
 
 def test_a_unit_in_flight_that_fails_after_its_caller_was_cancelled_leaves_nothing(
-    loop: _Loop, sqlite_settings: StateSettings
+    loop: Loop, settings: StateSettings
 ) -> None:
     """L5."""
 
     async def main() -> None:
-        async with AsyncStateRuntime.open(sqlite_settings) as runtime:
+        async with AsyncStateRuntime.open(settings) as runtime:
             gate = Gate()
 
             def work(state: State) -> None:
@@ -230,11 +106,11 @@ def test_a_unit_in_flight_that_fails_after_its_caller_was_cancelled_leaves_nothi
     loop.run(main)
 
 
-def test_a_caller_that_is_cancelled_already_starts_nothing(loop: _Loop, sqlite_settings: StateSettings) -> None:
+def test_a_caller_that_is_cancelled_already_starts_nothing(loop: Loop, settings: StateSettings) -> None:
     started = threading.Event()
 
     async def main() -> None:
-        async with AsyncStateRuntime.open(sqlite_settings) as runtime:
+        async with AsyncStateRuntime.open(settings) as runtime:
             async with loop.started(lambda: runtime.run(lambda _: started.set())) as cancel:
                 cancel()
             assert await stored(runtime) == set()
@@ -243,7 +119,7 @@ def test_a_caller_that_is_cancelled_already_starts_nothing(loop: _Loop, sqlite_s
     assert not started.is_set()
 
 
-def test_whenever_a_caller_is_cancelled_its_unit_is_whole_or_never_was(loop: _Loop, settings: StateSettings) -> None:
+def test_whenever_a_caller_is_cancelled_its_unit_is_whole_or_never_was(loop: Loop, settings: StateSettings) -> None:
     """L5, at many moments: while the unit waits for a thread, while it runs, while it commits, and afterwards."""
     chance = random.Random(4)
     settings = settings.model_copy(update={"pool_size": 2})
@@ -272,7 +148,7 @@ def test_whenever_a_caller_is_cancelled_its_unit_is_whole_or_never_was(loop: _Lo
     loop.run(main)
 
 
-def test_many_units_at_once_all_get_their_turn(loop: _Loop, settings: StateSettings) -> None:
+def test_many_units_at_once_all_get_their_turn(loop: Loop, settings: StateSettings) -> None:
     async def main() -> None:
         async with AsyncStateRuntime.open(settings) as runtime:
             pairs = [pair() for _ in range(100)]
@@ -282,7 +158,7 @@ def test_many_units_at_once_all_get_their_turn(loop: _Loop, settings: StateSetti
     loop.run(main)
 
 
-def test_units_on_a_database_in_memory_take_turns(loop: _Loop, sqlite_settings: StateSettings) -> None:
+def test_units_on_a_database_in_memory_take_turns(loop: Loop, sqlite_settings: StateSettings) -> None:
     settings = StateSettings(
         codex_home=sqlite_settings.codex_home, database_url="sqlite://", busy_timeout=timedelta(seconds=0.1)
     )
@@ -327,13 +203,13 @@ class Tracked:
         return runtime
 
 
-def test_a_runtime_whose_opening_was_cancelled_is_closed(loop: _Loop, sqlite_settings: StateSettings) -> None:
+def test_a_runtime_whose_opening_was_cancelled_is_closed(loop: Loop, settings: StateSettings) -> None:
     opener = Tracked()
 
     async def main() -> None:
         async def use() -> None:
-            async with AsyncStateRuntime.open(sqlite_settings, opener=opener):
-                await loop.sleep(_SECONDS)
+            async with AsyncStateRuntime.open(settings, opener=opener):
+                await loop.sleep(SECONDS)
 
         async with loop.started(use) as cancel:
             await opener.gate.is_reached(loop)
@@ -345,11 +221,11 @@ def test_a_runtime_whose_opening_was_cancelled_is_closed(loop: _Loop, sqlite_set
 
 
 def test_a_runtime_is_closed_by_a_cancelled_caller_once_the_units_in_flight_have_ended(
-    loop: _Loop, sqlite_settings: StateSettings
+    loop: Loop, settings: StateSettings
 ) -> None:
     opener = Tracked()
     opener.gate.opened.set()
-    settings = sqlite_settings.model_copy(update={"pool_size": 1})
+    settings = settings.model_copy(update={"pool_size": 1})
     runtimes: list[AsyncStateRuntime] = []
     gate = Gate()
     (in_flight, first), (queued, second) = pair(gate), pair()
@@ -358,7 +234,7 @@ def test_a_runtime_is_closed_by_a_cancelled_caller_once_the_units_in_flight_have
         async def use() -> None:
             async with AsyncStateRuntime.open(settings, opener=opener) as runtime:
                 runtimes.append(runtime)
-                await loop.sleep(_SECONDS)
+                await loop.sleep(SECONDS)
 
         async with loop.started(use) as cancel:
             while not runtimes:
@@ -380,13 +256,13 @@ def test_a_runtime_is_closed_by_a_cancelled_caller_once_the_units_in_flight_have
         assert set(state.threads.list_ids(limit=9)) == first | second
 
 
-def test_a_failed_opening_says_why(loop: _Loop, sqlite_settings: StateSettings) -> None:
+def test_a_failed_opening_says_why(loop: Loop, settings: StateSettings) -> None:
     def opener(_settings: StateSettings | None) -> StateRuntime:
         raise InvalidInputError("no")
 
     async def main() -> None:
         with pytest.raises(InvalidInputError, match="no"):
-            async with AsyncStateRuntime.open(sqlite_settings, opener=opener):
+            async with AsyncStateRuntime.open(settings, opener=opener):
                 pass
 
     loop.run(main)
@@ -394,13 +270,13 @@ def test_a_failed_opening_says_why(loop: _Loop, sqlite_settings: StateSettings) 
 
 @pytest.mark.parametrize("mode", ["run", "read", "autocommit"])
 def test_answers_errors_and_context_variables_pass_between_caller_and_unit(
-    loop: _Loop, mode: str, sqlite_settings: StateSettings
+    loop: Loop, mode: str, settings: StateSettings
 ) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
 
     async def main() -> None:
         variable.set("the caller's")
-        async with AsyncStateRuntime.open(sqlite_settings) as runtime:
+        async with AsyncStateRuntime.open(settings) as runtime:
             call = getattr(runtime, mode)
             assert await call(lambda _: (variable.get(), threading.current_thread() is threading.main_thread())) == (
                 "the caller's",
@@ -417,9 +293,9 @@ def test_answers_errors_and_context_variables_pass_between_caller_and_unit(
     loop.run(main)
 
 
-def test_a_unit_that_is_itself_cancelled_inside_does_not_hang_its_caller(sqlite_settings: StateSettings) -> None:
+def test_a_unit_that_is_itself_cancelled_inside_does_not_hang_its_caller(settings: StateSettings) -> None:
     async def main() -> None:
-        async with AsyncStateRuntime.open(sqlite_settings) as runtime:
+        async with AsyncStateRuntime.open(settings) as runtime:
 
             def work(state: State) -> None:
                 pair()[0](state)
