@@ -66,7 +66,12 @@ class Asyncio:
 
         task = asyncio.ensure_future(until())
         await asyncio.sleep(0)
-        yield lambda: limit.reschedule(0)
+
+        def end() -> None:
+            if not task.done():
+                limit.reschedule(0)
+
+        yield end
         await task
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+from loops import Asyncio, Loop, Trio
 from memory_support import (
     migrated_database,
     migrated_home,
@@ -23,3 +25,10 @@ __all__ = [
     "sqlite_runtime",
     "sqlite_settings",
 ]
+
+
+@pytest.fixture(params=[Asyncio, Trio])
+def loop(request: pytest.FixtureRequest) -> Loop:
+    """Each of the two event loops."""
+    chosen: Loop = request.param
+    return chosen

@@ -13,15 +13,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from loops import SECONDS, Asyncio, Gate, Loop, Trio, pair, stored
+from loops import SECONDS, Gate, Loop, pair, stored
 
 from codex_state import AsyncStateRuntime, InvalidInputError, State, StateRuntime, StateSettings
-
-
-@pytest.fixture(params=[Asyncio, Trio])
-def loop(request: pytest.FixtureRequest) -> Loop:
-    chosen: Loop = request.param
-    return chosen
 
 
 def test_a_unit_that_waits_for_a_thread_never_starts_when_its_caller_is_cancelled(
