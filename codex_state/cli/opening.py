@@ -42,6 +42,12 @@ def hint_when_incomplete(runtime: StateRuntime) -> None:
         note(hint)
 
 
+def begun_backfills(runtime: StateRuntime) -> list[BackfillState]:
+    """The state of every home whose index was ever begun; the schema itself notes one that is pending."""
+    with runtime.read() as state:
+        return [backfill for backfill in state.backfill.list() if backfill.claimed_at is not None]
+
+
 def not_found(runtime: StateRuntime, thread_id: UUID) -> StateError:
     """The error that a thread has no row, with a likely reason."""
     error = ThreadNotFoundError(thread_id)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codex_state.cli.opening import hint_when_incomplete, not_found, opened
+from codex_state.cli.opening import begun_backfills, hint_when_incomplete, not_found, opened
 from codex_state.cli.options import CodexHome, Json, Limit, ThreadId
 from codex_state.cli.output import columns_of, note, record_of, write, write_json
 from codex_state.cli.parsing import source_of, thread_id_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from codex_state.models import DynamicTool, Thread, ThreadMemory, ThreadsPage
+    from codex_state.runtime import StateRuntime
 
 app = typer.Typer(no_args_is_help=True, help="List threads, look at one, archive it, give it a title.")
 
@@ -43,6 +44,10 @@ def list_threads(
         list[str] | None,
         typer.Option(metavar="P", help="Only this model provider. Repeatable.", show_default=False),
     ] = None,
+    home: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of this home instead; `homes` names them.", show_default=False),
+    ] = None,
     all_homes: Annotated[
         bool, typer.Option("--all-homes", help="Also threads of other homes that share the database.")
     ] = False,
@@ -59,6 +64,8 @@ def list_threads(
 
     anchor = None if cursor is None else Anchor.parse(cursor)
     sources = [source_of(text) for text in source or ()]
+    if home is not None and all_homes:
+        raise InvalidInputError("--home names one home and --all-homes means every home; give one of the two")
     with opened(context, codex_home) as runtime:
         page = rollout.list_threads(
             runtime,
@@ -68,13 +75,16 @@ def list_threads(
             sources=sources,
             providers=provider or (),
             archived=archived,
-            home=None if all_homes else runtime.home,
+            home=None if all_homes else runtime.home if home is None else home,
         )
-        hint_when_incomplete(runtime)
+        if home is None:
+            hint_when_incomplete(runtime)
+        else:
+            _hint_when_unknown(runtime, home)
     if as_json:
         write_json(_page_as_json(page))
     else:
-        write_table(_columns(sort), page.items)
+        write_table(_columns(sort, with_home=all_homes), page.items)
         _note_what_follows(page)
 
 
@@ -179,12 +189,18 @@ def _note_what_follows(page: ThreadsPage) -> None:
         note("no threads match")
 
 
-def _columns(sort: Literal["created_at", "updated_at"]) -> list[Column[Thread]]:
+def _hint_when_unknown(runtime: StateRuntime, home: str) -> None:
+    if home not in {backfill.home for backfill in begun_backfills(runtime)}:
+        note(f"no home called {home!r} was ever indexed here; `codex-state homes` lists those that were")
+
+
+def _columns(sort: Literal["created_at", "updated_at"], *, with_home: bool) -> list[Column[Thread]]:
     created: Column[Thread] = Column("CREATED", lambda t: t.created_at, lambda t: ago(t.created_at), style="dim")
     updated: Column[Thread] = Column("UPDATED", lambda t: t.updated_at, lambda t: ago(t.updated_at), style="dim")
     return [
         Column("ID", lambda t: t.id),
         created if sort == "created_at" else updated,
+        *([Column("HOME", lambda t: t.home, style="cyan")] if with_home else []),
         Column("SOURCE", lambda t: t.source, lambda t: _short_source(t.source), from_width=100),
         Column("PROJECT", lambda t: t.cwd, lambda t: t.cwd.name or "-", from_width=100, style="cyan"),
         Column("BRANCH", lambda t: t.git_branch, lambda t: (t.git_branch or "-")[:18], from_width=120),

@@ -193,3 +193,47 @@ def test_two_homes_share_a_postgresql_database_and_each_lists_its_own(tmp_path: 
     for commands in (["db", "current"], ["db", "check"], ["memories", "list"], ["jobs", "list"], ["logs"]):
         first.ok(*commands)
     assert not (first.home / "state_4.sqlite").exists()
+
+
+def test_homes_that_share_a_database_are_listed_each_and_together(tmp_path: Path, postgres_url: str) -> None:
+    homes = {
+        name: InProcess(
+            many_rollouts(tmp_path / name, count), CODEX_STATE_DATABASE_URL=postgres_url, CODEX_STATE_HOME=name
+        )
+        for name, count in {"laptop": 2, "server": 3}.items()
+    }
+    laptop, server = homes.values()
+    # Both have rollouts of the same two threads, and the row of each is that of the home that wrote last.
+    for path in laptop.home.rglob("rollout-*"):
+        os.utime(path, (1_780_000_000, 1_780_000_000))
+    assert laptop.ok("homes", "--json").json == {"items": [], "this_home": "laptop"}
+    laptop.ok("backfill")
+    assert "this home, server, isn't indexed yet" in server.ok("homes").stderr
+    server.ok("backfill")
+
+    listed = laptop.ok("homes", "--json").json
+    assert [(item["home"], item["status"]) for item in listed["items"]] == [
+        ("laptop", "complete"),
+        ("server", "complete"),
+    ]
+    shown = laptop.ok("homes")
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["laptop", "server"]
+    assert shown.stderr == ""
+
+    def homes_of(cli: InProcess, *options: str) -> list[str]:
+        return sorted(item["home"] for item in cli.ok("threads", "list", *options, "--json").json["items"])
+
+    assert homes_of(laptop) == ["laptop", "laptop"]
+    assert homes_of(server, "--home", "laptop") == ["laptop", "laptop"]
+    assert homes_of(laptop, "--home", "server") == ["server"]
+    assert homes_of(laptop, "--all-homes") == ["laptop", "laptop", "server"]
+
+    # A column for it only where it says something.
+    assert [line.split("\t")[2] for line in laptop.ok("threads", "list", "--all-homes").stdout.splitlines()] == [
+        "laptop",
+        "laptop",
+        "server",
+    ]
+    assert "server" not in laptop.ok("threads", "list", "--home", "server").stdout
+    assert "no home called 'nobody'" in laptop.ok("threads", "list", "--home", "nobody").stderr
+    assert "give one of the two" in laptop.refused("threads", "list", "--home", "server", "--all-homes").stderr
