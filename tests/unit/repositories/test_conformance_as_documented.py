@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from codex_state.database import Database
 from codex_state.models import MemoryScope
 from codex_state.repositories import MemoryScopeRepository
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.conformance import TestMemoryScopes, clock, front, state
+from codex_state.testing.conformance.fronts import Front, state_through
 from tests import stores
 
 __all__ = ["TestMemoryScopes", "clock", "front", "state"]
@@ -73,3 +77,20 @@ def test_a_clock_may_be_installed_after_the_database_was_used(database: Database
     with ManualClock(tmp_path / "clock", datetime(2100, 1, 1, tzinfo=UTC)) as late:
         late.install(database)
         assert _marked(database) == late.now
+
+
+@pytest.mark.parametrize("front", ["asyncio", "trio"])
+def test_through_an_asynchronous_front_every_verb_is_a_unit_on_a_worker_thread(
+    front: Front, database: Database, tmp_path: Path
+) -> None:
+    names: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *_: names.append(threading.current_thread().name))
+    with state_through(front, database, tmp_path) as state:
+        state.memory_scopes.mark_dirty(MemoryScope.user())
+        assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert [mark.scope_kind for mark in state.memory_scopes.list_dirty()] == ["user"]
+    assert len(names) == 2
+    assert all(re.fullmatch(r"codex-state_\d", name) for name in names), names
+    # The database is its owner's to close.
+    with database.read() as session:
+        assert MemoryScopeRepository(session).get(MemoryScope.user()) is not None
