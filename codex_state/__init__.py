@@ -72,6 +72,9 @@ if TYPE_CHECKING:
         SchemaTooNewError as SchemaTooNewError,
     )
     from codex_state.errors import (
+        ServerUnavailableError as ServerUnavailableError,
+    )
+    from codex_state.errors import (
         StateError as StateError,
     )
     from codex_state.errors import (
@@ -338,6 +341,7 @@ _HOMES = {
         "SchemaError",
         "SchemaOutdatedError",
         "SchemaTooNewError",
+        "ServerUnavailableError",
         "StateError",
         "ThreadNotFoundError",
         "TransactionConflictError",

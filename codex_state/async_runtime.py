@@ -83,13 +83,8 @@ class AsyncStateRuntime:
         return await self.call(lambda runtime: runtime.run(work, attempts=attempts))
 
     async def read(self, work: Callable[[State], ResultT]) -> ResultT:
-        """Run a unit of work on one read-only snapshot."""
-
-        def unit(runtime: StateRuntime) -> ResultT:
-            with runtime.read() as state:
-                return work(state)
-
-        return await self.call(unit)
+        """Run a unit of work on one read-only snapshot, again when the database says "try again"."""
+        return await self.call(lambda runtime: runtime.run_read(work))
 
     async def autocommit(self, work: Callable[[State], ResultT]) -> ResultT:
         """Run guarded statements that each commit by themselves."""

@@ -28,12 +28,11 @@ from codex_state.errors import (
     ConfigurationError,
     ConnectionLostError,
     DatabaseBusyError,
-    DatabaseUnavailableError,
     InvalidInputError,
     StateError,
     UnknownCommitOutcomeError,
-    advice_for,
     classify,
+    classify_connecting,
 )
 
 QUEUE_SUFFIX = "-queue"
@@ -50,6 +49,30 @@ _IS_WRITER = "codex_state_writer"
 
 _COMMITS = frozenset({"do_commit", "do_commit_twophase"})
 """The methods by which an SQLAlchemy dialect commits."""
+
+_CLIENT_PATIENCE = {
+    # A machine that vanished, or a firewall that forgot the connection, refuses nothing and says nothing.
+    "connect_timeout": 10,
+    # What was sent and isn't acknowledged for so many milliseconds ends the connection; Linux would try for 15 minutes.
+    "tcp_user_timeout": 20_000,
+    # While an answer is waited for nothing is sent that could go unacknowledged: only probes find out. Linux would send
+    # the first one after two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
+"""libpq's parameters for half-open connections: about 20 s until a hung call fails. Unix sockets have none, and ignore
+them."""
+
+_SERVER_PATIENCE = {
+    "tcp_keepalives_idle": 10,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 2,
+    "tcp_user_timeout": 20_000,
+}
+"""The same seen from the server: a client that vanished in a transaction keeps its row locks until the server notices.
+``idle_in_transaction_session_timeout`` isn't set: it can't tell a dead client from a service that takes its time, so it
+is the operator's to choose."""
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -160,10 +183,10 @@ def translate_errors(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def _translate(context: ExceptionContext) -> StateError | None:
-        error = classify(context.original_exception)
-        if context.connection is None and isinstance(error, ConnectionLostError):
+        if context.connection is None:
             # There was none to be lost: the server refused it, or there is no server.
-            return DatabaseUnavailableError(f"{error} ({advice_for(DatabaseUnavailableError)})")
+            return classify_connecting(context.original_exception)
+        error = classify(context.original_exception)
         if isinstance(error, ConnectionLostError):
             if _is_commit(context):
                 return UnknownCommitOutcomeError(
@@ -300,7 +323,7 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Datab
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=busy_timeout.total_seconds(),
-            connect_args={"options": _with_lock_timeout(url, busy_timeout)},
+            connect_args=_patience_of(url) | {"options": _server_options(url, busy_timeout)},
         )
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
@@ -315,12 +338,18 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Datab
     )
 
 
-def _with_lock_timeout(url: URL, busy_timeout: timedelta) -> str:
+def _patience_of(url: URL) -> dict[str, int]:
+    """What the client does about a server that vanished without a word; the URL's own parameters win."""
+    return {name: value for name, value in _CLIENT_PATIENCE.items() if name not in url.query}
+
+
+def _server_options(url: URL, busy_timeout: timedelta) -> str:
     """The server options of a connection: those of the URL, which win, after ours."""
     given = url.query.get("options", "")
     # Zero would mean to wait for ever.
-    ours = f"-c lock_timeout={max(1, int(busy_timeout.total_seconds() * 1000))}"
-    return " ".join([ours, *([given] if isinstance(given, str) else given)]).strip()
+    ours = {"lock_timeout": max(1, int(busy_timeout.total_seconds() * 1000))} | _SERVER_PATIENCE
+    words = [f"-c {name}={value}" for name, value in ours.items()]
+    return " ".join([*words, *([given] if isinstance(given, str) else given)]).strip()
 
 
 @contextmanager

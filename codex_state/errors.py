@@ -88,6 +88,12 @@ class DatabaseUnavailableError(DatabaseError):
     """The database can't be opened: missing directory, refused connection, wrong credentials."""
 
 
+class ServerUnavailableError(DatabaseUnavailableError):
+    """The server can't be reached for now: it is down, starting, stopping, or out of connections. It may come back."""
+
+    retryable = True
+
+
 class DatabaseReadOnlyError(DatabaseError):
     """A write was tried in a read-only transaction, or the file or its directory can't be written."""
 
@@ -147,8 +153,8 @@ _POSTGRESQL_BY_STATE: dict[str, type[DatabaseError]] = {
     "53100": DatabaseFullError,
     "XX001": DatabaseCorruptError,
     "XX002": DatabaseCorruptError,
-    "53300": DatabaseUnavailableError,
-    "57P03": DatabaseUnavailableError,
+    "53300": ServerUnavailableError,
+    "57P03": ServerUnavailableError,
     "3D000": DatabaseUnavailableError,
     "57P01": ConnectionLostError,
     "57P02": ConnectionLostError,
@@ -174,6 +180,7 @@ _ADVICE: dict[type[StateError], str] = {
     DatabaseBusyError: "another process held the database for the whole busy timeout; try again",
     DatabaseReadOnlyError: "the unit of work is read-only, or the file or its directory can't be written",
     DatabaseUnavailableError: "check the path or URL, its permissions, and that the server runs",
+    ServerUnavailableError: "check the URL's host and port, and that the server runs",
     DatabaseFullError: "free some space; nothing of this transaction was kept",
     DatabaseCorruptError: "move the file aside and run the backfill again; rollouts are the source of the index",
     NotADatabaseError: "the file is not an SQLite database; choose another path or move it aside",
@@ -183,6 +190,39 @@ _ADVICE: dict[type[StateError], str] = {
 def advice_for(kind: type[StateError]) -> str:
     """What to do about an error of this kind; an empty text when its own text says it all."""
     return _ADVICE.get(kind, "")
+
+
+_ANSWERED = "FATAL:"
+"""The mark of a server's own words in the driver's text about a connection that could not be made."""
+
+_NOT_NOW = (
+    "the database system is",  # starting up, shutting down, in recovery mode, not yet accepting connections
+    "too many clients",
+    "too many connections for",
+    "remaining connection slots are reserved",
+    "server closed the connection unexpectedly",
+    # PgBouncer's
+    "no more connections allowed",
+    "query_wait_timeout",
+    "server conn crashed",
+    "pgbouncer cannot connect to server",
+)
+_NEVER = ("Name or service not known", "nodename nor servname", "Permission denied", "invalid ")
+
+
+def classify_connecting(error: BaseException) -> StateError | None:
+    """Translate what a driver raised when it could not connect: whether the server may come back, or never so.
+
+    For a connection that could not be made libpq has a text and no SQLSTATE, so the text must do. Where no server
+    answered, one may soon. Where one did, only what it says of itself passes; a wrong password or name stays wrong.
+    """
+    if getattr(error, "sqlstate", None) is not None or not type(error).__module__.startswith("psycopg"):
+        return classify(error)
+    text = str(error).strip()
+    passes = any(words in text for words in _NOT_NOW)
+    refused = _ANSWERED in text or any(words in text for words in _NEVER)
+    kind = ServerUnavailableError if passes or not refused else DatabaseUnavailableError
+    return kind(f"{text} ({advice_for(kind)})")
 
 
 def classify(error: BaseException) -> StateError | None:

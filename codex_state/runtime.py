@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from sqlmodel import Session
 
 from codex_state import migrations, telemetry
 from codex_state.database import Database, prepare_sqlite_file
-from codex_state.errors import DatabaseError, StateError
+from codex_state.errors import DatabaseError, ServerUnavailableError, StateError
 from codex_state.models import LOCAL_HOME
 from codex_state.repositories import (
     BackfillRepository,
@@ -39,6 +40,17 @@ ResultT = TypeVar("ResultT")
 
 _RETRY_BASE_SECONDS = 0.01
 _RETRY_MAX_SECONDS = 0.5
+
+_UNAVAILABLE_MAX_SECONDS = 2.0
+"""A server that is away for long is asked about once a second by each caller."""
+
+_REFUSALS_AHEAD = 3
+"""A restart takes longer than a conflict: the back-off begins that many steps later."""
+
+
+def _backoff(step: int) -> float:
+    # Bounded before the power: a caller may wait for a server for days.
+    return _RETRY_BASE_SECONDS * (1 << min(step, 16))
 
 
 class State:
@@ -190,30 +202,61 @@ class StateRuntime:
         """A held connection on which each guarded statement commits by itself: for workers and heartbeats."""
         return _state_over(self.database.autocommit())
 
-    def run(self, work: Callable[[State], ResultT], *, attempts: int = 5) -> ResultT:
+    def run(
+        self, work: Callable[[State], ResultT], *, attempts: int = 5, retry_for: timedelta | None = None
+    ) -> ResultT:
         """Run a whole unit of work in one write transaction, again when the database says "try again".
+
+        A server that is away for a while, because it restarts, is waited for. Wrong credentials and a missing database
+        are told at once.
 
         Args:
             work: called with a fresh state each time, so it must not keep what it read in an earlier attempt.
-            attempts: how many times at most.
+            attempts: how many times at most it is begun. Connections that could not be made don't count.
+            retry_for: how long a server that is away is waited for, in total; ``settings.retry_for`` by default.
 
         Raises:
             UnknownCommitOutcomeError: the connection broke during the commit. Only the caller can know whether
                 repeating is safe.
+            ServerUnavailableError: the server was away for longer than ``retry_for``. Nothing was kept.
             DatabaseError: the last attempt's error.
         """
-        attempt = 1
+        return self._again(lambda: self._unit(self.begin, work), attempts, retry_for)
+
+    def run_read(
+        self, work: Callable[[State], ResultT], *, attempts: int = 5, retry_for: timedelta | None = None
+    ) -> ResultT:
+        """Run a unit of work on one read-only snapshot, again as ``run`` does. See there."""
+        return self._again(lambda: self._unit(self.read, work), attempts, retry_for)
+
+    @staticmethod
+    def _unit(opened: Callable[[], AbstractContextManager[State]], work: Callable[[State], ResultT]) -> ResultT:
+        with opened() as state:
+            return work(state)
+
+    def _again(self, unit: Callable[[], ResultT], attempts: int, retry_for: timedelta | None) -> ResultT:
+        patience = (self.settings.retry_for if retry_for is None else retry_for).total_seconds()
+        attempt, refusals, deadline = 1, 0, None
         while True:
             try:
-                with self.begin() as state:
-                    return work(state)
+                return unit()
+            except ServerUnavailableError as error:
+                # It never began, so it can't be what brings the server down: no need to count how often it was tried.
+                deadline = deadline or time.monotonic() + patience
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+                refusals += 1
+                longest = min(_UNAVAILABLE_MAX_SECONDS, left, _backoff(refusals + _REFUSALS_AHEAD))
+                _log.info("the server is away; unit of work is tried again for %.1f s: %s", left, error)
             except DatabaseError as error:
                 if not error.retryable or attempt >= attempts:
                     raise
+                longest = min(_RETRY_MAX_SECONDS, _backoff(attempt))
                 _log.info("unit of work is tried again after attempt %d: %s", attempt, error)
-            # Full jitter, so that those who collided don't meet again.
-            time.sleep(random.uniform(0, min(_RETRY_MAX_SECONDS, _RETRY_BASE_SECONDS * 2**attempt)))  # noqa: S311
-            attempt += 1
+                attempt += 1
+            # Full jitter, so that those who collided don't meet again, nor all come at once to a server that is back.
+            time.sleep(random.uniform(0, longest))  # noqa: S311
 
     def close(self) -> None:
         """Close every connection. The runtime can't be used afterwards."""

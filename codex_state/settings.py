@@ -63,6 +63,9 @@ class StateSettings(BaseSettings):
     busy_timeout: timedelta = Field(default=timedelta(seconds=5), ge=timedelta(0))
     """How long a statement waits, in total, for another process's write to end."""
 
+    retry_for: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
+    """How long a unit of work waits, in total, for a database server that is away: refused connections, a restart."""
+
     pool_size: int = Field(default=5, ge=1)
     """How many connections are kept open at most."""
 
@@ -89,7 +92,7 @@ class StateSettings(BaseSettings):
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"invalid settings: the .env file is not UTF-8 text: {error}") from None
 
-    @field_validator("busy_timeout", "backfill_lease", "backfill_wait", mode="before")
+    @field_validator("busy_timeout", "retry_for", "backfill_lease", "backfill_wait", mode="before")
     @classmethod
     def _plain_numbers_are_seconds(cls, value: Any) -> Any:
         # In the environment everything is text, and "5" is what people write.

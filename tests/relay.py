@@ -29,7 +29,8 @@ class Relay:
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(directory / f".s.PGSQL.{_PORT}"))
+        self._path = directory / f".s.PGSQL.{_PORT}"
+        self._listener.bind(str(self._path))
         self._listener.listen()
         self._start(self._accept)
 
@@ -41,8 +42,14 @@ class Relay:
         """Deliver what was held back."""
         self._flowing.set()
 
+    def cut(self) -> None:
+        """Break every connection, as a server does that dies. New ones can be made."""
+        for end in self._sockets:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Cut every connection."""
+        """Cut every connection and refuse new ones."""
         self._closing = True
         self._flowing.set()
         for end in [self._listener, *self._sockets]:
@@ -52,6 +59,7 @@ class Relay:
             thread.join(10)
         for end in [self._listener, *self._sockets]:
             end.close()
+        self._path.unlink(missing_ok=True)
 
     def _start(self, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]

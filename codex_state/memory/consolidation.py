@@ -114,8 +114,7 @@ class _Pass:
 
     def run(self, scopes: Sequence[MemoryScope] | None) -> ConsolidationReport:
         """Lock, consolidate, mark clean. See ``consolidate_memories``."""
-        with self.runtime.read() as state:
-            dirty = _dirty(state, scopes, self.options.limit)
+        dirty = self.runtime.run_read(lambda state: _dirty(state, scopes, self.options.limit))
         tasks = [_Consolidation(self, scope) for scope in dirty]
         with self._lock:
             self._crew = Crew(tasks, self.options.concurrency)
@@ -225,12 +224,14 @@ class _Consolidation:
 
     def _read(self) -> bool:
         # One snapshot: every memory that it doesn't show comes with a later mark.
-        with self._around.runtime.read() as state:
+        def read(state: State) -> bool:
             self._mark = state.memory_scopes.get(self.scope)
             if self._mark is None or not self._mark.dirty:
                 return False
             self._memories = state.thread_memories.last_n_for_scope(self.scope, files.MEMORIES_PER_SCOPE)
-        return True
+            return True
+
+        return self._around.runtime.run_read(read)
 
     def _let_go_when_timed_out(self) -> None:
         # A function in a thread may never return. Its lock must end nevertheless.

@@ -105,8 +105,9 @@ class Pass:
             self._claimed.append(self._keeper.keep(lease, requested_at=requested_at))
 
     def _claim_keys(self, keys: Sequence[Phase1Key]) -> None:
-        with self._runtime.read() as state:
-            threads = {key.thread_id: state.threads.get(key.thread_id) for key in keys}
+        threads = self._runtime.run_read(
+            lambda state: {key.thread_id: state.threads.get(key.thread_id) for key in keys}
+        )
         for thread_id, thread in threads.items():
             if thread is None:
                 raise ThreadNotFoundError(thread_id)
@@ -129,8 +130,9 @@ class Pass:
         of_thread: dict[UUID, list[KeptLease[Phase1Lease]]] = {}
         for kept in self._claimed:
             of_thread.setdefault(kept.lease.key.thread_id, []).append(kept)
-        with self._runtime.read() as state:
-            threads = {thread_id: state.threads.get(thread_id) for thread_id in of_thread}
+        threads = self._runtime.run_read(
+            lambda state: {thread_id: state.threads.get(thread_id) for thread_id in of_thread}
+        )
         tasks = []
         for thread_id, leases in of_thread.items():
             thread = threads[thread_id]

@@ -114,12 +114,15 @@ def _look(
     runtime: StateRuntime, lease: Phase1Lease, status: Phase1Status, write: Callable[[State], Finished]
 ) -> Finished | None:
     """The connection broke during the commit. The token stays in a finished job's row, so the row tells."""
-    with runtime.read() as state:
+
+    def look(state: State) -> Finished | None:
         job = state.phase1_jobs.get(lease.key)
-        if job is not None and job.ownership_token == lease.ownership_token and job.status is status:
-            mark = state.memory_scopes.get(lease.key.scope)
-            return Finished(None if mark is None else mark.updated_at)
+        if job is None or job.ownership_token != lease.ownership_token or job.status is not status:
+            return None
+        mark = state.memory_scopes.get(lease.key.scope)
+        return Finished(None if mark is None else mark.updated_at)
+
     try:
-        return runtime.run(write)
+        return runtime.run_read(look) or runtime.run(write)
     except _LeaseLost:
         return None

@@ -1,0 +1,196 @@
+"""A server that goes away and comes back: what may be repeated is, what can't come right is told at once."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from relay import Relay
+from sqlalchemy import make_url, text
+
+from codex_state import (
+    DatabaseUnavailableError,
+    ServerUnavailableError,
+    State,
+    StateRuntime,
+    StateSettings,
+)
+from codex_state.database import Database
+from codex_state.testing.samples import a_thread
+
+AWAY_SECONDS = 1.5
+
+
+class Outage:
+    """A server that can be made to be away: the relay in front of it is closed."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self._url, self._directory = make_url(url), directory
+        self.wire = Relay(self._url, directory)
+
+    def begin(self) -> None:
+        self.wire.close()
+
+    def end(self) -> None:
+        self.wire = Relay(self._url, self._directory)
+
+
+@pytest.fixture
+def outage(postgres_settings: StateSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    assert postgres_settings.database_url is not None
+    made = Outage(postgres_settings.database_url.get_secret_value(), tmp_path_factory.mktemp("r"))
+    yield made
+    made.begin()
+
+
+@pytest.fixture
+def runtime(postgres_settings: StateSettings, outage: Outage) -> Iterator[StateRuntime]:
+    url = outage.wire.url.render_as_string(hide_password=False)
+    settings = postgres_settings.model_copy(update={"retry_for": timedelta(seconds=60)})
+    with StateRuntime(settings, Database.open(url)) as opened:
+        yield opened
+
+
+@contextmanager
+def away(outage: Outage, seconds: float = AWAY_SECONDS) -> Iterator[None]:
+    outage.begin()
+    timer = threading.Timer(seconds, outage.end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def store(state: State) -> int:
+    state.threads.upsert(a_thread())
+    return len(state.threads.list_ids(limit=9))
+
+
+def read(state: State) -> int:
+    return len(state.threads.list_ids(limit=9))
+
+
+@pytest.mark.parametrize(("mode", "work", "found"), [("run", store, 2), ("run_read", read, 1)])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_unit_of_work_outlives_a_server_that_is_away_for_a_while(
+    runtime: StateRuntime, outage: Outage, mode: str, work: Callable[[State], int], found: int, *, pooled: bool
+) -> None:
+    assert runtime.run(store) == 1
+    if not pooled:
+        runtime.engine.dispose()
+    with away(outage):
+        assert getattr(runtime, mode)(work) == found
+
+
+def test_how_often_a_connection_was_refused_does_not_count_as_an_attempt(runtime: StateRuntime, outage: Outage) -> None:
+    runtime.engine.dispose()
+    with away(outage):
+        assert runtime.run(store, attempts=1) == 1
+
+
+def test_a_server_that_stays_away_is_given_up_after_the_time_to_retry(runtime: StateRuntime, outage: Outage) -> None:
+    outage.begin()
+    began = time.monotonic()
+    with pytest.raises(ServerUnavailableError, match="check the URL's host and port") as told:
+        runtime.run(store, retry_for=timedelta(seconds=1))
+    assert time.monotonic() - began >= 1
+    assert told.value.retryable
+
+
+def test_a_missing_database_is_told_at_once(postgres_settings: StateSettings) -> None:
+    assert postgres_settings.database_url is not None
+    url = make_url(postgres_settings.database_url.get_secret_value()).set(database="not_there")
+    settings = postgres_settings.model_copy(update={"retry_for": timedelta(hours=1)})
+    with (
+        StateRuntime(settings, Database.open(url)) as runtime,
+        pytest.raises(DatabaseUnavailableError, match="does not exist") as told,
+    ):
+        runtime.run(store)
+    assert not told.value.retryable
+
+
+@contextmanager
+def a_server_that_says(fields: bytes) -> Iterator[str]:
+    """A server that answers each connection with one error."""
+    error = b"E" + (len(fields) + 5).to_bytes(4, "big") + fields + b"\0"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(8192)
+                    client.sendall(error)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"postgresql://somebody@127.0.0.1:{listener.getsockname()[1]}/state?sslmode=disable&gssencmode=disable"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [
+        (b"C57P03\0Mthe database system is starting up\0", True),
+        (b"C57P03\0Mthe database system is shutting down\0", True),
+        (b"C57P03\0Mthe database system is in recovery mode\0", True),
+        (b"C53300\0Msorry, too many clients already\0", True),
+        (b"C08P01\0Mno more connections allowed (max_client_conn)\0", True),
+        (b'C28P01\0Mpassword authentication failed for user "somebody"\0', False),
+        (b'C28000\0Mno pg_hba.conf entry for host "127.0.0.1"\0', False),
+        (b'C3D000\0Mdatabase "state" does not exist\0', False),
+    ],
+)
+def test_what_a_server_says_when_it_refuses_decides_whether_it_is_asked_again(
+    said: bytes, passes: bool, tmp_path: Path
+) -> None:
+    settings = StateSettings(codex_home=tmp_path, retry_for=timedelta(seconds=0.5))
+    with (
+        a_server_that_says(b"SFATAL\0VFATAL\0" + said) as url,
+        StateRuntime(settings, Database.open(url)) as runtime,
+        pytest.raises(DatabaseUnavailableError) as told,
+    ):
+        runtime.run(store)
+    assert isinstance(told.value, ServerUnavailableError) is passes
+
+
+def test_one_broken_connection_makes_the_pool_give_up_all_of_them(runtime: StateRuntime, outage: Outage) -> None:
+    """Else each of them would cost another caller an error after a restart."""
+    held = [runtime.database.autocommit() for _ in range(3)]
+    for opened in held:
+        opened.__enter__().connection()
+    for opened in held:
+        opened.__exit__(None, None, None)
+    outage.begin()
+    outage.end()
+    assert runtime.run(store, attempts=2) == 1
+    for _ in range(3):
+        with runtime.begin() as state:
+            store(state)
+
+
+def test_a_connection_has_bounds_on_silence_that_the_url_may_change(postgres_settings: StateSettings) -> None:
+    assert postgres_settings.database_url is not None
+    url = make_url(postgres_settings.database_url.get_secret_value())
+    for given, expected in (({}, "20000"), ({"tcp_user_timeout": "1500"}, "1500")):
+        database = Database.open(url.update_query_dict(given))
+        with database.read() as session:
+            driver = session.connection().connection.driver_connection
+            assert driver is not None
+            assert driver.info.get_parameters()["tcp_user_timeout"] == expected
+            assert driver.info.get_parameters()["keepalives_idle"] == "10"
+            # On a Unix socket there is nothing to set; that the server was asked is what can be seen everywhere.
+            assert "tcp_keepalives_idle=10" in driver.info.get_parameters()["options"]
+            assert session.connection().execute(text("SHOW lock_timeout")).scalar_one() == "5s"
+        database.close()
