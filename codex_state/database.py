@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool, QueuePool
 from sqlmodel import Session
 
-from codex_state import forks, write_queue
+from codex_state import forks, pooling, write_queue
 from codex_state.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -97,8 +97,22 @@ class Database:
         _databases.add(self)
 
     @classmethod
-    def open(cls, url: str | URL, *, pool_size: int = 5, busy_timeout: timedelta = timedelta(seconds=5)) -> Database:
+    def open(
+        cls,
+        url: str | URL,
+        *,
+        pool_size: int = 5,
+        busy_timeout: timedelta = timedelta(seconds=5),
+        transaction_pooling: bool = False,
+    ) -> Database:
         """Make the engines for ``url``. Nothing is connected yet.
+
+        Args:
+            url: an SQLAlchemy URL.
+            pool_size: how many connections are kept open at most.
+            busy_timeout: how long a statement waits for another's write to end.
+            transaction_pooling: the URL leads to a pooler that may give each transaction another connection to the
+                server, like PgBouncer with ``pool_mode = transaction``.
 
         Raises:
             ConfigurationError: the URL is malformed or of a database that isn't supported.
@@ -113,7 +127,7 @@ class Database:
             case "sqlite":
                 return _open_sqlite(parsed, pool_size, busy_timeout)
             case "postgresql" | "postgres":
-                return _open_postgresql(parsed, pool_size, busy_timeout)
+                return _open_postgresql(parsed, pool_size, busy_timeout, transaction_pooling)
             case other:
                 raise ConfigurationError(f"unsupported database {other!r}; use sqlite or postgresql")
 
@@ -315,7 +329,14 @@ def prepare_sqlite_file(database: Database) -> None:
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")
 
 
-def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Database:
+def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta, transaction_pooling: bool) -> Database:  # noqa: FBT001
+    options: dict[str, Any] = dict(_patience_of(url))
+    if transaction_pooling:
+        # The connection to the server is another one in each transaction: a statement prepared on one isn't known to
+        # the next, and PgBouncer refuses the parameter ``options``.
+        options["prepare_threshold"] = None
+    else:
+        options["options"] = _server_options(url, busy_timeout)
     try:
         base = create_engine(
             url.set(drivername="postgresql+psycopg"),
@@ -323,19 +344,26 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta) -> Datab
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=busy_timeout.total_seconds(),
-            connect_args=_patience_of(url) | {"options": _server_options(url, busy_timeout)},
+            connect_args=options,
         )
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
     translate_errors(base)
     autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
     event.listen(autocommit, "savepoint", _refuse_savepoint)
+    if transaction_pooling:
+        pooling.limit_lock_waits(base, autocommit, _lock_timeout_of(busy_timeout))
     return Database(
         base,
         autocommit,
         # One snapshot for the whole unit, as SQLite gives it.
         reader=base.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
     )
+
+
+def _lock_timeout_of(busy_timeout: timedelta) -> int:
+    """In milliseconds. Zero would mean to wait for ever."""
+    return max(1, int(busy_timeout.total_seconds() * 1000))
 
 
 def _patience_of(url: URL) -> dict[str, int]:
@@ -346,8 +374,7 @@ def _patience_of(url: URL) -> dict[str, int]:
 def _server_options(url: URL, busy_timeout: timedelta) -> str:
     """The server options of a connection: those of the URL, which win, after ours."""
     given = url.query.get("options", "")
-    # Zero would mean to wait for ever.
-    ours = {"lock_timeout": max(1, int(busy_timeout.total_seconds() * 1000))} | _SERVER_PATIENCE
+    ours = {"lock_timeout": _lock_timeout_of(busy_timeout)} | _SERVER_PATIENCE
     words = [f"-c {name}={value}" for name, value in ours.items()]
     return " ".join([*words, *([given] if isinstance(given, str) else given)]).strip()
 

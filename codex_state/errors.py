@@ -207,6 +207,7 @@ _NOT_NOW = (
     "server conn crashed",
     "pgbouncer cannot connect to server",
 )
+_POOLER_ADVICE = "behind a pooler in transaction mode, set CODEX_STATE_TRANSACTION_POOLING=true"
 _NEVER = ("Name or service not known", "nodename nor servname", "Permission denied", "invalid ")
 
 
@@ -222,7 +223,8 @@ def classify_connecting(error: BaseException) -> StateError | None:
     passes = any(words in text for words in _NOT_NOW)
     refused = _ANSWERED in text or any(words in text for words in _NEVER)
     kind = ServerUnavailableError if passes or not refused else DatabaseUnavailableError
-    return kind(f"{text} ({advice_for(kind)})")
+    advice = _POOLER_ADVICE if "unsupported startup parameter" in text else advice_for(kind)
+    return kind(f"{text} ({advice})")
 
 
 def classify(error: BaseException) -> StateError | None:

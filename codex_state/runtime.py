@@ -140,7 +140,12 @@ class StateRuntime:
         else:
             make_directory(settings.database_path.parent)
             url = URL.create("sqlite", database=str(settings.database_path))
-        database = Database.open(url, pool_size=settings.pool_size, busy_timeout=settings.busy_timeout)
+        database = Database.open(
+            url,
+            pool_size=settings.pool_size,
+            busy_timeout=settings.busy_timeout,
+            transaction_pooling=settings.transaction_pooling,
+        )
         created = database.path is not None and not database.path.exists()
         try:
             if database.path is not None:

@@ -69,6 +69,10 @@ class StateSettings(BaseSettings):
     pool_size: int = Field(default=5, ge=1)
     """How many connections are kept open at most."""
 
+    transaction_pooling: bool = False
+    """Whether ``database_url`` leads to a pooler that gives each transaction another connection, as PgBouncer does with
+    ``pool_mode = transaction``. Nothing is then kept in the server's session."""
+
     migrate: bool = True
     """Whether opening brings an older schema up to date; if not, an older schema is refused."""
 
