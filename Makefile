@@ -49,8 +49,8 @@ bench: .venv/.bench  ## Measure against floors taken in the same run
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: chaos
-chaos: .venv/.dev  ## Kill, pause and race workers for MINUTES (default 2) with SEED
-	$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
+chaos: .venv/.dev  ## Kill, pause and race workers, and kill their server, for MINUTES (default 3) with SEED
+	$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),3) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: mutants
 mutants: .venv/.dev  ## Plant every bug in the lease core and show which check notices it (a minute)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from codex_state.testing.grants import thread_id_of
 from codex_state.testing.history import Call, Recorder, read_calls
 from codex_state.testing.samples import NOON, a_thread
 from tests.chaos import audit
+from tests.chaos.outages import Outage, Outages
 from tests.chaos.processes import Worker, WorkerError, WorkerHost
 from tests.chaos.worker import BUSY_TIMEOUT, PIPELINE, RECORDED, THREADS, final_reads, thread_name
 
@@ -27,6 +28,10 @@ _PAUSES_PER_SECOND = 1.5
 _JUMPS_PER_SECOND = 5.0
 _LONGEST_PAUSE = 3.5
 """Longer than the longest lease."""
+_RARELY = 0.2
+"""How many of the kills and pauses there are beside outages, which workers must live to see."""
+_CALM_SECONDS = 5.0
+"""After the last outage workers are left alone, so that each can show that it recovered."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class Run:
     records: list[audit.Record] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     journals: list[Path] = field(default_factory=list)
+    outages: list[Outage] = field(default_factory=list)
+    last: list[str] = field(default_factory=list)
+    """The workers that were there at the end."""
     integrity: str = ""
 
 
@@ -70,9 +78,11 @@ class Conductor:
         seed: int,
         workers: int,
         bug: str | None = None,
+        outages: Outages | None = None,
     ) -> None:
         self._host = host
         self._bug = bug
+        self._outages = outages
         self._url = url
         self._directory = directory
         self._clock_path = directory / "clock" if manual else None
@@ -95,6 +105,9 @@ class Conductor:
             with database.autocommit() as session:
                 recorder.read_clock(session)
             self._conduct(run, clock, recorder)
+            if self._outages is not None:
+                run.outages = self._outages.seen
+                database.engine.dispose()
             with database.autocommit() as session:
                 recorder.read_clock(session)
             with StateRuntime(self._settings, database).autocommit() as state:
@@ -130,23 +143,31 @@ class Conductor:
     def _conduct(self, run: Run, clock: ManualClock | None, recorder: Recorder) -> None:
         self._began = time.monotonic()
         self._until = self._began + run.seconds
-        try:
-            for place in range(self._count):
-                self._start(place)
-            while time.monotonic() < self._until:
-                time.sleep(_TICK_SECONDS)
-                self._continue_rested(run, time.monotonic())
-                self._respawn_ended(run)
-                if self._happens(_KILLS_PER_SECOND):
-                    self._kill(run)
-                if self._happens(_PAUSES_PER_SECOND):
-                    self._stop_one()
-                if clock is not None and self._happens(_JUMPS_PER_SECOND):
-                    self._jump(run, clock, recorder)
-        finally:
-            self._continue_rested(run, float("inf"))
+        calm = self._until if self._outages is None else self._until - min(_CALM_SECONDS, run.seconds / 3)
+        share = 1.0 if self._outages is None else _RARELY
+        with nullcontext() if self._outages is None else self._outages.until(calm):
+            try:
+                for place in range(self._count):
+                    self._start(place)
+                while time.monotonic() < self._until:
+                    time.sleep(_TICK_SECONDS)
+                    self._continue_rested(run, time.monotonic())
+                    self._respawn_ended(run)
+                    if time.monotonic() < calm:
+                        self._disturb(run, clock, recorder, share)
+            finally:
+                self._continue_rested(run, float("inf"))
         for name, worker in self._workers.values():
+            run.last.append(name)
             self._end(run, name, worker)
+
+    def _disturb(self, run: Run, clock: ManualClock | None, recorder: Recorder, share: float) -> None:
+        if self._happens(_KILLS_PER_SECOND * share):
+            self._kill(run)
+        if self._happens(_PAUSES_PER_SECOND * share):
+            self._stop_one()
+        if clock is not None and self._happens(_JUMPS_PER_SECOND):
+            self._jump(run, clock, recorder)
 
     def _happens(self, per_second: float) -> bool:
         return self._random.random() < per_second * _TICK_SECONDS
@@ -164,6 +185,7 @@ class Conductor:
             began=self._began,
             until=self._until,
             bug=self._bug,
+            outages=self._outages is not None,
         )
         self._workers[place] = (name, worker)
 

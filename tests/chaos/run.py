@@ -1,4 +1,6 @@
-"""Chaos: workers that are killed, paused and raced for minutes, and a verdict: ``python -m tests.chaos.run``.
+"""Chaos: workers that are killed, paused and raced for minutes, on servers that are killed, too, and a verdict.
+
+``python -m tests.chaos.run`` lets them loose on SQLite, then on a PostgreSQL server that fails all the time.
 
 The seed decides what is done to whom and when; how the machine schedules the processes is its own affair.
 """
@@ -22,10 +24,12 @@ from tests import postgres
 from tests.chaos.agreement import agreement
 from tests.chaos.conductor import Conductor
 from tests.chaos.contest import contest
+from tests.chaos.outages import Outages, failing_server
 from tests.chaos.processes import WorkerHost
 from tests.chaos.verdict import Verdict, judge
 
 _SHOWN_PROBLEMS = 20
+_DATABASES, _FAILING = ("sqlite", "postgresql"), "failing"
 
 Part = Callable[[str, Path], Verdict]
 Urls = Callable[[Path], AbstractContextManager[str]]
@@ -34,23 +38,28 @@ Urls = Callable[[Path], AbstractContextManager[str]]
 def main() -> int:
     """Run every part and print what came of it. The exit status is 1 when a law was broken."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=2.0, help="how long workers are let loose, in all")
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long workers are let loose, in all")
     parser.add_argument("--seed", type=int, default=None, help="repeats what was done to whom")
-    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument(
+        "--database",
+        choices=(*_DATABASES, _FAILING),
+        nargs="+",
+        default=("sqlite", _FAILING),
+        help=f"{_FAILING} is a PostgreSQL server that is killed and restarted all the time (default: sqlite and that)",
+    )
     parser.add_argument("--workers", type=int, default=8, help="how many processes at a time")
     parser.add_argument("--jobs", type=int, default=3000, help="jobs of the contest")
     parser.add_argument("--steps", type=int, default=10_000, help="steps of the lease model beside the store")
     chosen = parser.parse_args()
     seed = random.SystemRandom().getrandbits(32) if chosen.seed is None else chosen.seed
     warnings.simplefilter("error")
-    print(f"chaos on {chosen.database}, seed {seed}", flush=True)
+    print(f"chaos on {' and '.join(chosen.database)}, seed {seed}", flush=True)
     started = time.monotonic()
+    problems = 0
     with ExitStack() as held:
         directory = Path(held.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        urls = held.enter_context(_urls(chosen.database))
         host = held.enter_context(WorkerHost())
-        problems = 0
-        for number, (name, part) in enumerate(_parts(chosen, host, seed)):
+        for number, (name, urls, part) in enumerate(_parts(chosen, host, seed)):
             place = directory / str(number)
             place.mkdir()
             with urls(place) as url:
@@ -59,21 +68,39 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[tuple[str, Part]]:
-    """What is run, each on a database of its own. Both scenarios together take the minutes that were asked for."""
-    seconds = chosen.minutes * 60 / 2
+def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[tuple[str, Urls, Part]]:
+    """What is run, each on a database of its own. The scenarios together take the minutes that were asked for."""
+    scenarios = sum(1 if database == _FAILING else 2 for database in chosen.database)
+    seconds = chosen.minutes * 60 / scenarios
+    many = f"{chosen.workers} workers for {seconds:.0f} s"
 
-    def let_loose(name: str, *, manual: bool) -> tuple[str, Part]:
+    def let_loose(what: str, *, manual: bool) -> tuple[str, Part]:
         def part(url: str, place: Path) -> Verdict:
             conductor = Conductor(host, url, place, manual=manual, seed=seed, workers=chosen.workers)
-            return judge(conductor.run(name, seconds))
+            return judge(conductor.run(what, seconds))
 
-        return f"{chosen.workers} workers for {seconds:.0f} s, {name}", part
+        return f"{many}, {what}", part
 
-    yield "contest", lambda url, place: contest(host, url, place, chosen.jobs)
-    yield "model", lambda url, place: agreement(url, place, chosen.steps, seed)
-    yield let_loose("leases of 1 to 3 s by the real clock", manual=False)
-    yield let_loose("a clock that jumps", manual=True)
+    def fail(_url: str, place: Path) -> Verdict:
+        with failing_server() as server:
+            outages = Outages(server, seed, seconds)
+            conductor = Conductor(
+                host, server.url, place, manual=False, seed=seed, workers=chosen.workers, outages=outages
+            )
+            return judge(conductor.run("a server that fails", seconds))
+
+    for database in _DATABASES:
+        if database in chosen.database:
+            with _urls(database) as urls:
+                yield "contest", urls, lambda url, place: contest(host, url, place, chosen.jobs)
+                yield "model", urls, lambda url, place: agreement(url, place, chosen.steps, seed)
+                for name, part in (
+                    let_loose("leases of 1 to 3 s by the real clock", manual=False),
+                    let_loose("a clock that jumps", manual=True),
+                ):
+                    yield f"{name}, {database}", urls, part
+    if _FAILING in chosen.database:
+        yield f"{many}, a PostgreSQL server that is killed and restarted", lambda _place: nullcontext(""), fail
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from codex_state.models import metadata
 from tests.chaos import worlds
 from tests.chaos.audit import BACKFILLS, JOBS, LOCKS, MEMORIES, SCOPES, THREADS, Record
 from tests.chaos.conductor import Conductor
+from tests.chaos.outages import Outages, failing_server
 from tests.chaos.processes import ROOT, WorkerHost
 from tests.chaos.replay import Replay, finished_twice
 from tests.chaos.verdict import judge
-from tests.chaos.worker import owner_with
+from tests.chaos.worker import HASTE, IMPATIENCE, owner_with
 
 host = worlds.host
 
@@ -53,6 +54,36 @@ def test_a_planted_bug_is_noticed(host: WorkerHost, tmp_path: Path, bug: str, to
         if any(told in problem for problem in verdict.problems):
             return
     pytest.fail("nobody noticed")
+
+
+@pytest.mark.parametrize(
+    ("bug", "configuration", "told"),
+    [
+        (None, "", None),
+        (IMPATIENCE, "", "a caller saw an error"),
+        (HASTE, "wal_writer_delay = 10s", "the database doesn't know"),
+    ],
+)
+def test_workers_outlive_a_server_that_is_killed_and_restarted(
+    host: WorkerHost, tmp_path: Path, bug: str | None, configuration: str, told: str | None
+) -> None:
+    """L1 to L5: what was answered is kept, callers see what they may, and every worker goes on. A bug is noticed."""
+    for number in range(1 if bug is None else 5):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        with failing_server(configuration) as server:
+            outages = Outages(server, number + 7, 12)
+            conductor = Conductor(
+                host, server.url, directory, manual=False, seed=number, workers=4, bug=bug, outages=outages
+            )
+            run = conductor.run("a server that fails", 12)
+        problems = judge(run).problems
+        if told is None:
+            assert problems == []
+            assert len(run.outages) >= 2
+        elif any(told in problem for problem in problems):
+            return
+    assert bug is None, "nobody noticed"
 
 
 # The replay

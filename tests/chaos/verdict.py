@@ -10,6 +10,7 @@ from typing import Any
 
 from codex_state.testing.history import LOST, Call, Kind, UndecidedHistoryError, find_violation
 from tests.chaos.conductor import Pause, Run
+from tests.chaos.recovery import figures_of_outages, may_be_seen, not_recovered
 from tests.chaos.replay import Replay, finished_twice
 
 _DONE: dict[tuple[Kind, str], set[str]] = {
@@ -47,7 +48,12 @@ def judge(run: Run) -> Verdict:
     replay = Replay().of(run.records)
     errors = [entry for entry in journal if entry["what"] == "error"]
     verdict.problems += run.failures
-    verdict.problems += [f"a caller saw an error: {entry['operation']}: {entry['error']}" for entry in errors]
+    verdict.problems += [
+        f"a caller saw an error: {entry['operation']}: {entry['kind']}: {entry['error']}"
+        for entry in errors
+        if not (run.outages and may_be_seen(entry))
+    ]
+    verdict.problems += not_recovered(run, journal)
     verdict.problems += [] if run.integrity == "ok" else [f"integrity: {run.integrity}"]
     verdict.problems += replay.problems
     verdict.problems += finished_twice(run.records)
@@ -93,12 +99,13 @@ def _answers_without_ground(calls: Sequence[Call], journal: Sequence[dict[str, A
 
 
 def _unheard(run: Run, journal: Sequence[dict[str, Any]], replay: Replay) -> Iterator[str]:
-    """Only a worker that was killed doesn't hear of its grant."""
+    """Only a worker that was killed, or that was cut off, doesn't hear of its grant."""
     heard = {call.answer.token for call in run.calls if call.granted and call.answer is not None}
     heard |= {token for entry in journal for token in entry.get("tokens", ())}
     unheard = replay.granted.keys() - heard
-    if len(unheard) > run.kills * _LEASES_OF_A_BATCH:
-        yield f"{len(unheard)} grants that nobody was told of, with {run.kills} kills"
+    cut_off = run.kills + len(run.outages) * len(run.last)
+    if len(unheard) > cut_off * _LEASES_OF_A_BATCH:
+        yield f"{len(unheard)} grants that nobody was told of, with {cut_off} workers killed or cut off"
 
 
 def _legal_order(run: Run, verdict: Verdict) -> str:
@@ -142,6 +149,8 @@ def _count(
         "worst wait behind a paused writer": _milliseconds(all_waits, 1.0),
         "integrity": run.integrity,
     }
+    if run.outages:
+        verdict.figures |= figures_of_outages(run, journal)
 
 
 def _of_each(counts: Counter[str], what: str) -> str:

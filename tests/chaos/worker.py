@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID, uuid4
 
 from sqlmodel import Session
 
 from codex_state import ExtractedMemory, StateRuntime, StateSettings
 from codex_state.database import Database
+from codex_state.errors import classify
 from codex_state.memory import phase1_writes
 from codex_state.models import BackfillLease, Claimed, LockLease, MemoryScope, Phase1Key, Phase1Lease
 from codex_state.runtime import State
@@ -26,6 +29,7 @@ from codex_state.testing.grants import source_of, thread_id_of
 from codex_state.testing.history import Answer, Kind, RecordedState, Recorder
 from codex_state.testing.samples import a_thread
 from tests.chaos.channel import Channel
+from tests.chaos.passes import extract_some
 from tests.mutants.statements import sql_mutants
 
 RECORDED, PIPELINE = "recorded", "pipeline"
@@ -39,6 +43,13 @@ BUSY_TIMEOUT = timedelta(seconds=30)
 """Longer than the longest pause: a process that is stopped while it writes to an SQLite file holds up all others."""
 
 ANY_AGE = timedelta(days=36500)
+
+IMPATIENCE = "a server that is away is a lost connection like any other"
+HASTE = "a commit is answered before it is written"
+"""Bugs that only outages show."""
+
+_PAUSE_AFTER_AN_ERROR = 0.2
+"""A worker that is refused doesn't ask all the time."""
 
 
 def thread_name(home: str, number: int) -> str:
@@ -69,6 +80,8 @@ class Orders:
     until: float
     bug: str | None = None
     """A mutant of the lease core to be planted, when the chaos itself is tested."""
+    outages: bool = False
+    """Whether the server goes away now and then."""
 
 
 class Journal:
@@ -109,6 +122,8 @@ class Worker:
             "touch": (self._touch, 4),
             "read": (self._read, 4),
         }
+        if orders.outages:
+            self._operations["pass"] = (self._pass, 4)
 
     def run(self) -> None:
         """Work until the time is over."""
@@ -118,8 +133,13 @@ class Worker:
             name = self._random.choices(names, weights)[0]
             try:
                 self._operations[name][0]()
-            except Exception as error:  # noqa: BLE001 - no caller may see one: it is what the verdict looks for
-                self._journal.note(what="error", operation=name, error=f"{type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - which ones callers may see is for the verdict
+                self._note_error(name, error)
+                if self._orders.outages:
+                    time.sleep(self._random.random() * _PAUSE_AFTER_AN_ERROR)
+
+    def _note_error(self, operation: str, error: Exception) -> None:
+        self._journal.note(what="error", operation=operation, kind=type(error).__name__, error=str(error))
 
     # Choices
 
@@ -145,7 +165,13 @@ class Worker:
     @contextmanager
     def _recorded(self) -> Iterator[RecordedState]:
         with self._runtime.autocommit() as state:
+            self._reach(state)
             yield RecordedState(state, self._recorder)
+
+    def _reach(self, state: State) -> None:
+        """Find out that the server is away before a call is recorded: then nobody wonders what became of it."""
+        if self._orders.outages:
+            state.session.connection().exec_driver_sql("SELECT 1")
 
     # Extraction jobs
 
@@ -216,9 +242,25 @@ class Worker:
             self._forgotten.append(lease)
             return
         ending = self._random.choices(("memory", "nothing", "failure", "give back"), (7, 1, 1, 1))[0]
-        with self._journal.timed(f"store {ending}") as noted:
-            noted["token"] = lease.ownership_token
-            noted["answer"] = self._stored(lease, ending)
+        try:
+            with self._journal.timed(f"store {ending}") as noted:
+                noted["token"] = lease.ownership_token
+                noted["answer"] = self._stored(lease, ending)
+        except Exception as error:  # noqa: BLE001 - as in run, under the name of what was tried
+            self._note_error(f"store {ending}", error)
+
+    def _pass(self) -> None:
+        longest = max(LEASES)
+        with self._journal.timed("run_phase1"):
+            told = extract_some(
+                self._runtime,
+                owner=owner_with(longest),
+                lease=timedelta(seconds=longest),
+                max_age=ANY_AGE,
+                work=self._work,
+            )
+        for values in told:
+            self._journal.note(**values)
 
     def _stored(self, lease: Phase1Lease, ending: str) -> str | None:
         match ending:
@@ -241,6 +283,7 @@ class Worker:
         root, lease = self._random.choice(ROOTS), self._lease()
         scope = MemoryScope.cwd(root)
         with self._runtime.autocommit() as plain:
+            self._reach(plain)
             state = RecordedState(plain, self._recorder)
             if self._often(0.5):
                 plain.memory_scopes.mark_dirty(scope)
@@ -327,13 +370,17 @@ class Worker:
         """Update a thread, so that there is something new to extract."""
         home = self._random.choice((RECORDED, PIPELINE))
         name = thread_name(home, self._random.randrange(THREADS))
-        with self._runtime.begin() as state, self._journal.timed("touch"):
-            state.threads.upsert(a_thread(id=thread_id_of(name), home=home, updated_at=source_of(self._version())))
+        thread = a_thread(id=thread_id_of(name), home=home, updated_at=source_of(self._version()))
+        with self._journal.timed("touch"):
+            self._runtime.run(lambda state: state.threads.upsert(thread))
 
     def _read(self) -> None:
-        with self._runtime.read() as state, self._journal.timed("read"):
+        def look(state: State) -> None:
             state.threads.list(page_size=20)
             state.phase1_jobs.count_by_status()
+
+        with self._journal.timed("read"):
+            self._runtime.run_read(look)
 
 
 @contextmanager
@@ -344,7 +391,7 @@ def opened(orders: Orders) -> Iterator[StateRuntime]:
         held.callback(database.close)
         if orders.clock is not None:
             held.enter_context(ManualClock(Path(orders.clock))).install(database)
-        yield StateRuntime(StateSettings(codex_home=Path(orders.directory)), database)
+        yield StateRuntime(StateSettings(codex_home=Path(orders.directory), home=PIPELINE), database)
 
 
 @contextmanager
@@ -352,13 +399,20 @@ def _planted(bug: str | None) -> Iterator[None]:
     if bug is None:
         yield
         return
-    with next(mutant for mutant in sql_mutants() if mutant.name == bug).planted():
+    bugs: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        mutant.name: mutant.planted for mutant in sql_mutants()
+    }
+    bugs[IMPATIENCE] = lambda: patch("codex_state.database.classify_connecting", classify)
+    bugs[HASTE] = lambda: patch.dict("codex_state.database._SERVER_PATIENCE", synchronous_commit="off")
+    with bugs[bug]():
         yield
 
 
 def run(channel: Channel, **orders: Any) -> None:
     """Live until the time is over."""
     given = Orders(**orders)
+    if given.outages:  # else it says so many times a second that the server is away
+        logging.getLogger("codex_state").setLevel(logging.CRITICAL)
     directory = Path(given.directory)
     journal = Journal(directory / f"{given.name}.journal")
     with (
