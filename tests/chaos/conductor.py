@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +18,7 @@ from codex_state.testing.grants import thread_id_of
 from codex_state.testing.history import Call, Recorder, read_calls
 from codex_state.testing.samples import NOON, a_thread
 from tests.chaos import audit
+from tests.chaos.clocks import RIGHT, ClientClock
 from tests.chaos.outages import Outage, Outages
 from tests.chaos.processes import Worker, WorkerError, WorkerHost
 from tests.chaos.worker import BUSY_TIMEOUT, PIPELINE, RECORDED, THREADS, final_reads, thread_name
@@ -79,10 +80,12 @@ class Conductor:
         workers: int,
         bug: str | None = None,
         outages: Outages | None = None,
+        clocks: Sequence[ClientClock] = (RIGHT,),
     ) -> None:
         self._host = host
         self._bug = bug
         self._outages = outages
+        self._clocks = clocks
         self._url = url
         self._directory = directory
         self._clock_path = directory / "clock" if manual else None
@@ -175,6 +178,7 @@ class Conductor:
     def _start(self, place: int) -> None:
         self._lives += 1
         name = f"worker {place} life {self._lives}"
+        clock = self._clocks[place % len(self._clocks)]
         worker = self._host.start(
             "tests.chaos.worker:run",
             url=self._url,
@@ -186,6 +190,8 @@ class Conductor:
             until=self._until,
             bug=self._bug,
             outages=self._outages is not None,
+            ahead=clock.ahead.total_seconds(),
+            rate=clock.rate,
         )
         self._workers[place] = (name, worker)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codex_state.models import metadata
+from tests import postgres
 from tests.chaos import worlds
 from tests.chaos.audit import BACKFILLS, JOBS, LOCKS, MEMORIES, SCOPES, THREADS, Record
+from tests.chaos.clocks import WRONG_CLOCKS
 from tests.chaos.conductor import Conductor
 from tests.chaos.outages import Outages, failing_server
 from tests.chaos.processes import ROOT, WorkerHost
@@ -24,15 +28,29 @@ host = worlds.host
 OWNER = str(owner_with(3))
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_a_few_seconds_of_chaos_break_no_law(database: str) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'state.sqlite'}"
+        return
+    server: postgres.TestServer = request.getfixturevalue("postgres_server")
+    with server.database() as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("database", "minutes", "scenarios"), [("sqlite", 0.1, 2), ("postgresql", 0.1, 2), ("failing", 0.2, 1)]
+)
+def test_a_few_seconds_of_chaos_break_no_law(database: str, minutes: float, scenarios: int) -> None:
     """L1 to L5."""
-    small = ["--minutes", "0.1", "--workers", "4", "--jobs", "100", "--steps", "200", "--seed", "7"]
+    small = ["--minutes", str(minutes), "--workers", "4", "--jobs", "100", "--steps", "200", "--seed", "7"]
     command = [sys.executable, "-m", "tests.chaos.run", "--database", database, *small]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "0 problems" in ended.stdout
-    assert ended.stdout.count("legal order of calls                yes") == 2
+    assert ended.stdout.count("legal order of calls                yes") == scenarios
+    assert ("server killed" in ended.stdout) is (database == "failing")
 
 
 @pytest.mark.parametrize(
@@ -59,31 +77,56 @@ def test_a_planted_bug_is_noticed(host: WorkerHost, tmp_path: Path, bug: str, to
 @pytest.mark.parametrize(
     ("bug", "configuration", "told"),
     [
-        (None, "", None),
         (IMPATIENCE, "", "a caller saw an error"),
         (HASTE, "wal_writer_delay = 10s", "the database doesn't know"),
     ],
 )
-def test_workers_outlive_a_server_that_is_killed_and_restarted(
-    host: WorkerHost, tmp_path: Path, bug: str | None, configuration: str, told: str | None
+def test_a_bug_that_outages_show_is_noticed(
+    host: WorkerHost, tmp_path: Path, bug: str, configuration: str, told: str
 ) -> None:
-    """L1 to L5: what was answered is kept, callers see what they may, and every worker goes on. A bug is noticed."""
-    for number in range(1 if bug is None else 5):
+    for number in range(5):
         directory = tmp_path / str(number)
         directory.mkdir()
         with failing_server(configuration) as server:
-            outages = Outages(server, number + 7, 12)
+            outages = Outages(server, number, 9)
             conductor = Conductor(
                 host, server.url, directory, manual=False, seed=number, workers=4, bug=bug, outages=outages
             )
-            run = conductor.run("a server that fails", 12)
-        problems = judge(run).problems
-        if told is None:
-            assert problems == []
-            assert len(run.outages) >= 2
-        elif any(told in problem for problem in problems):
+            run = conductor.run("a server that fails", 9)
+        if any(told in problem for problem in judge(run).problems):
             return
-    assert bug is None, "nobody noticed"
+    pytest.fail("nobody noticed")
+
+
+def test_clients_whose_clocks_are_wrong_or_run_at_another_rate_break_no_law(
+    host: WorkerHost, any_url: str, tmp_path: Path
+) -> None:
+    """L3: an hour ahead and behind, at half and double rate, all at once on one database."""
+    conductor = Conductor(host, any_url, tmp_path, manual=False, seed=7, workers=6, clocks=WRONG_CLOCKS)
+    verdict = judge(conductor.run("wrong clocks", 6))
+    assert verdict.problems == []
+
+
+def test_a_statement_that_asks_a_wrong_clock_is_noticed(host: WorkerHost, tmp_path: Path) -> None:
+    bug = "phase1_jobs.claim asks the client's clock"
+    for number in range(5):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        url = f"sqlite:///{directory / 'state.sqlite'}"
+        conductor = Conductor(host, url, directory, manual=False, seed=number, workers=4, bug=bug, clocks=WRONG_CLOCKS)
+        if any("double grant" in problem for problem in judge(conductor.run("wrong clocks", 3)).problems):
+            return
+    pytest.fail("nobody noticed")
+
+
+def test_a_wrong_clock_is_what_all_of_python_shows(host: WorkerHost) -> None:
+    """Else the other tests would show nothing."""
+    before = datetime.now(UTC)
+    told = host.start("tests.chaos.clocks:tell", ahead=-3600, rate=2.0).receive()
+    for wall in (told["time"], told["datetime"]):
+        assert -3610 < wall - before.timestamp() < -3500
+    for elapsed in (told["monotonic"], told["trusted"], told["elapsed"]):
+        assert elapsed == pytest.approx(2 * told["true"], rel=0.2)
 
 
 # The replay

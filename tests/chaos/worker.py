@@ -29,6 +29,7 @@ from codex_state.testing.grants import source_of, thread_id_of
 from codex_state.testing.history import Answer, Kind, RecordedState, Recorder
 from codex_state.testing.samples import a_thread
 from tests.chaos.channel import Channel
+from tests.chaos.clocks import RIGHT, ClientClock, install, true_monotonic
 from tests.chaos.passes import extract_some
 from tests.mutants.statements import sql_mutants
 
@@ -82,6 +83,14 @@ class Orders:
     """A mutant of the lease core to be planted, when the chaos itself is tested."""
     outages: bool = False
     """Whether the server goes away now and then."""
+    ahead: float = 0.0
+    rate: float = 1.0
+    """The worker's own clocks: by how many seconds they are ahead, and how fast they run."""
+
+    @property
+    def client_clock(self) -> ClientClock:
+        """The worker's own clocks."""
+        return ClientClock(timedelta(seconds=self.ahead), self.rate)
 
 
 class Journal:
@@ -122,14 +131,14 @@ class Worker:
             "touch": (self._touch, 4),
             "read": (self._read, 4),
         }
-        if orders.outages:
+        if orders.outages or orders.client_clock != RIGHT:
             self._operations["pass"] = (self._pass, 4)
 
     def run(self) -> None:
         """Work until the time is over."""
         names = list(self._operations)
         weights = [weight for _, weight in self._operations.values()]
-        while time.monotonic() < self._orders.until:
+        while true_monotonic() < self._orders.until:
             name = self._random.choices(names, weights)[0]
             try:
                 self._operations[name][0]()
@@ -156,7 +165,7 @@ class Worker:
 
     def _version(self) -> int:
         """Which version of a thread there is by now: it is updated twice a second."""
-        return int((time.monotonic() - self._orders.began) * 2)
+        return int((true_monotonic() - self._orders.began) * 2)
 
     def _work(self) -> None:
         longest = self._random.choices((0.0, 0.005, 0.02, 0.1, 1.2), (60, 20, 13, 5, 2))[0]
@@ -415,6 +424,8 @@ def run(channel: Channel, **orders: Any) -> None:
         logging.getLogger("codex_state").setLevel(logging.CRITICAL)
     directory = Path(given.directory)
     journal = Journal(directory / f"{given.name}.journal")
+    if given.client_clock != RIGHT:
+        install(given.client_clock)
     with (
         _planted(given.bug),
         opened(given) as runtime,
