@@ -25,6 +25,8 @@ class Relay:
         """Where clients of the relay connect to."""
         self._flowing = threading.Event()
         self._flowing.set()
+        self._answering = threading.Event()
+        self._answering.set()
         self._closing = False
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -38,9 +40,14 @@ class Relay:
         """Let nothing through from now on; connections stay open."""
         self._flowing.clear()
 
+    def freeze_answers(self) -> None:
+        """Let nothing come back from now on; what clients send still arrives, and the server acts on it."""
+        self._answering.clear()
+
     def thaw(self) -> None:
         """Deliver what was held back."""
         self._flowing.set()
+        self._answering.set()
 
     def cut(self) -> None:
         """Break every connection, as a server does that dies. New ones can be made."""
@@ -51,7 +58,7 @@ class Relay:
     def close(self) -> None:
         """Cut every connection and refuse new ones."""
         self._closing = True
-        self._flowing.set()
+        self.thaw()
         for end in [self._listener, *self._sockets]:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -74,8 +81,8 @@ class Relay:
                 return
             server = self._connect()
             self._sockets += [client, server]
-            self._start(self._pump, client, server)
-            self._start(self._pump, server, client)
+            self._start(self._pump, client, server, self._flowing)
+            self._start(self._pump, server, client, self._answering)
 
     def _connect(self) -> socket.socket:
         directory = self._server.query.get("host")
@@ -85,9 +92,10 @@ class Relay:
             return server
         return socket.create_connection((self._server.host or "localhost", self._server.port or _PORT))
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, passing: threading.Event) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                passing.wait()
                 self._flowing.wait()
                 target.sendall(data)
         for end in (source, target):
