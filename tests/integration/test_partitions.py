@@ -186,8 +186,9 @@ def test_a_backfill_that_is_cut_off_past_its_lease_stores_no_other_batch(
     begun = threading.Event()
 
     def freeze(_progress: BackfillProgress) -> None:
-        begun.set()
-        wire.freeze()
+        if not begun.is_set():
+            wire.freeze()
+            begun.set()
 
     with in_the_background(wire) as pool:
         report = pool.submit(backfill, cut_off, on_progress=freeze, workers=0)
