@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from codex_state.errors import UnknownCommitOutcomeError
@@ -14,6 +15,9 @@ from codex_state.runtime import State, StateRuntime
 
 NOTHING_TO_REMEMBER = "a later extraction found nothing to remember"
 """Why a memory of an older version of its thread is no longer valid."""
+
+_UNKNOWN_COMMITS = 5
+"""How many times a commit may go without an answer, and be asked after, before the caller hears of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,27 +106,22 @@ def _require(held: HolderWrite | bool) -> None:  # noqa: FBT001 - the condition 
 def _finish(
     runtime: StateRuntime, lease: Phase1Lease, status: Phase1Status, write: Callable[[State], Finished]
 ) -> Finished | None:
-    try:
-        return runtime.run(write)
-    except _LeaseLost:
-        return None
-    except UnknownCommitOutcomeError:
-        return _look(runtime, lease, status, write)
-
-
-def _look(
-    runtime: StateRuntime, lease: Phase1Lease, status: Phase1Status, write: Callable[[State], Finished]
-) -> Finished | None:
-    """The connection broke during the commit. The token stays in a finished job's row, so the row tells."""
-
-    def look(state: State) -> Finished | None:
-        job = state.phase1_jobs.get(lease.key)
-        if job is None or job.ownership_token != lease.ownership_token or job.status is not status:
+    for _ in range(_UNKNOWN_COMMITS):
+        try:
+            return runtime.run(write)
+        except _LeaseLost:
             return None
-        mark = state.memory_scopes.get(lease.key.scope)
-        return Finished(None if mark is None else mark.updated_at)
+        except UnknownCommitOutcomeError as error:
+            unknown = error
+        if finished := runtime.run_read(partial(_look, lease, status)):
+            return finished
+    raise unknown
 
-    try:
-        return runtime.run_read(look) or runtime.run(write)
-    except _LeaseLost:
+
+def _look(lease: Phase1Lease, status: Phase1Status, state: State) -> Finished | None:
+    """The connection broke during the commit. The token stays in a finished job's row, so the row tells."""
+    job = state.phase1_jobs.get(lease.key)
+    if job is None or job.ownership_token != lease.ownership_token or job.status is not status:
         return None
+    mark = state.memory_scopes.get(lease.key.scope)
+    return Finished(None if mark is None else mark.updated_at)

@@ -77,19 +77,20 @@ def _of_thread(kind: ColumnElement[Any], key: ColumnElement[Any]) -> Select[Any]
 
 _UPSERT = _upsert_from(_of_thread(_scope_kind, _scope_key))
 _UPSERT_CWD = _upsert_from(_of_thread(literal_column("'cwd'"), _threads.c.cwd))
+_kept = select(_threads.c.id).where(_OF_THREAD).with_for_update(of=_threads, read=True, key_share=True).subquery("kept")
 _UPSERT_IF_OWNER = _upsert_from(
     select(_jobs.c.thread_id, *_new_memory(_jobs.c.scope_kind, _jobs.c.scope_key))
-    .select_from(_threads.join(_jobs, _jobs.c.thread_id == _threads.c.id))
+    .select_from(_kept.join(_jobs, _jobs.c.thread_id == _kept.c.id))
     .where(
-        _OF_THREAD,
         _jobs.c.scope_kind == _scope_kind,
         _jobs.c.scope_key == _scope_key,
         _jobs.c.status == literal_column(f"'{Phase1Status.RUNNING.value}'"),
         _jobs.c.ownership_token == bindparam("token", type_=text),
     )
     # On PostgreSQL a take-over and this write must not pass each other; SQLite has one writer anyway. The thread comes
-    # first, as for whoever deletes it: the other way round they could wait for each other.
-    .with_for_update(of=[_threads, _jobs], key_share=True)
+    # first, as for whoever deletes it: the other way round they could wait for each other. Only against its deletion:
+    # a batch claim has locked its threads when it waits for a job that this transaction has locked.
+    .with_for_update(of=_jobs, key_share=True)
 )
 
 _GET = (
