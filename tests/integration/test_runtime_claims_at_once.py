@@ -155,6 +155,25 @@ def test_threads_that_are_written_while_a_batch_is_claimed_keep_both(runtime: St
         assert len(claimed) == 4
 
 
+@pytest.mark.parametrize("runtime", ["postgresql"], indirect=True)
+def test_a_holder_stores_its_memory_while_a_batch_has_its_thread(runtime: StateRuntime) -> None:
+    """Else the batch, when it comes to the job that the holder's transaction has locked, is a deadlock's victim."""
+    [thread_id] = _store_threads(runtime, 1)
+    with runtime.autocommit() as state:
+        claim = state.phase1_jobs.try_claim(
+            Phase1Key(thread_id, MemoryScope.user()), owner=uuid4(), source_updated_at=NOON, lease=_HOUR
+        )
+    assert isinstance(claim, Claimed)
+    with runtime.begin() as batch:
+        assert batch.phase1_jobs.claim_candidates(
+            owner=uuid4(), lease=_HOUR, limit=1, max_age=_AGES, scope_kinds=("cwd",)
+        )
+        with runtime.begin() as holder:
+            holder.session.connection().execute(text("SET LOCAL lock_timeout = '100ms'"))
+            assert holder.phase1_jobs.renew(claim.lease)
+            assert holder.thread_memories.upsert_if_owner(claim.lease, "raw", "summary")
+
+
 @pytest.mark.parametrize("write", ["claim", "memory", "memory for scope", "guarded memory"])
 def test_a_thread_that_is_deleted_at_the_same_time_is_found_or_missed(runtime: StateRuntime, write: str) -> None:
     """L8: never the foreign key's error, never a deadlock."""
