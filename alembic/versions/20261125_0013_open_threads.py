@@ -18,6 +18,8 @@ _TO_BE_RETRIED = "status = 'failed' AND retry_at IS NOT NULL"
 
 
 def upgrade() -> None:
+    # Nothing reads jobs by their scope alone, but PostgreSQL's planner would do so where it has no statistics yet.
+    op.drop_index("idx_memory_phase1_jobs_scope", "memory_phase1_jobs")
     for column in ("cwd_settled_for", "user_settled_for"):
         op.add_column("threads", sa.Column(column, sa.BigInteger().with_variant(sa.Integer(), "sqlite")))
     op.create_index(
@@ -49,3 +51,4 @@ def downgrade() -> None:
     op.drop_index("idx_threads_open", "threads")
     for column in ("user_settled_for", "cwd_settled_for"):
         op.drop_column("threads", column)
+    op.create_index("idx_memory_phase1_jobs_scope", "memory_phase1_jobs", ["scope_kind", "scope_key"])

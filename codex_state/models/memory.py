@@ -68,7 +68,6 @@ class Phase1Job(StateModel, table=True):
         CheckConstraint("attempt >= 0", name="attempt"),
         CheckConstraint("failures >= 0", name="failures"),
         Index("idx_memory_phase1_jobs_status_started_at", "status", text("started_at DESC")),
-        Index("idx_memory_phase1_jobs_scope", "scope_kind", "scope_key"),
         Index(
             "idx_memory_phase1_jobs_retry_at",
             "status",

@@ -47,6 +47,7 @@ from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to
 from codex_state.repositories import phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from
+from codex_state.repositories.prepared import planned_anew
 from codex_state.sql import json_item, json_rows, unindexed
 
 _jobs = table_of(Phase1Job)
@@ -262,9 +263,11 @@ class Phase1JobRepository(Repository):
             max_running=max_running,
             home=home,
         )
-        self._mark_settled_threads(scope_kinds, parameters)
-        with nullcontext() if max_running is None else phase1_candidates.counting_alone(self._connection):
-            leases = [lease_of(row, owner, lease) for row in self._all(statement, parameters)]
+        connection = self._connection
+        with planned_anew(connection):
+            self._mark_settled_threads(scope_kinds, parameters)
+            with nullcontext() if max_running is None else phase1_candidates.counting_alone(connection):
+                leases = [lease_of(row, owner, lease) for row in self._all(statement, parameters)]
         # RETURNING has no order.
         leases.sort(key=lambda lease: (lease.source_updated_at, lease.key.thread_id), reverse=True)
         return leases
