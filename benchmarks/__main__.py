@@ -7,7 +7,7 @@ import sqlite3
 import sys
 from importlib import import_module
 
-NAMES = ("statements", "claims", "contention", "extraction", "backfill", "postgres", "queues", "storage")
+NAMES = ("statements", "claims", "contention", "extraction", "backfill", "postgres", "queues", "storage", "copying")
 
 
 def main() -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
         ConnectionLostError as ConnectionLostError,
     )
     from codex_state.errors import (
+        CopyMismatchError as CopyMismatchError,
+    )
+    from codex_state.errors import (
         DatabaseBusyError as DatabaseBusyError,
     )
     from codex_state.errors import (
@@ -317,6 +320,21 @@ if TYPE_CHECKING:
     from codex_state.settings import (
         StateSettings as StateSettings,
     )
+    from codex_state.transfer.copying import (
+        copy_state as copy_state,
+    )
+    from codex_state.transfer.reports import (
+        CopyProgress as CopyProgress,
+    )
+    from codex_state.transfer.reports import (
+        CopyReport as CopyReport,
+    )
+    from codex_state.transfer.reports import (
+        CopyStage as CopyStage,
+    )
+    from codex_state.transfer.reports import (
+        RowOutcome as RowOutcome,
+    )
 
 _HOMES = {
     "codex_state.async_runtime": ("AsyncStateRuntime",),
@@ -325,6 +343,7 @@ _HOMES = {
         "BackfillTimeoutError",
         "ConfigurationError",
         "ConnectionLostError",
+        "CopyMismatchError",
         "DatabaseBusyError",
         "DatabaseCorruptError",
         "DatabaseError",
@@ -440,6 +459,13 @@ _HOMES = {
         "StateRuntime",
     ),
     "codex_state.settings": ("StateSettings",),
+    "codex_state.transfer.copying": ("copy_state",),
+    "codex_state.transfer.reports": (
+        "CopyProgress",
+        "CopyReport",
+        "CopyStage",
+        "RowOutcome",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

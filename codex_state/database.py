@@ -307,7 +307,9 @@ def _begin_read_only(connection: Connection) -> None:
 
 
 def _end_read_only(connection: Connection) -> None:
-    _run_in_begin(connection, "PRAGMA query_only = OFF")
+    # One that was interrupted within a statement, as Ctrl-C does, is thrown away.
+    if not connection.invalidated:
+        _run_in_begin(connection, "PRAGMA query_only = OFF")
 
 
 def _refuse_savepoint(_connection: Connection, _name: str) -> None:

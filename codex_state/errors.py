@@ -55,6 +55,10 @@ class MemoryFilesError(StateError):
     """A scope's memories can't be written as files. They are safe in the database."""
 
 
+class CopyMismatchError(StateError):
+    """After a copy, the two databases don't hold the same. The text names the table and the first such row."""
+
+
 class DatabaseError(StateError):
     """The database refused or failed. Subclasses say what can be done about it."""
 

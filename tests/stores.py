@@ -94,7 +94,9 @@ def clocked(database: Database, directory: Path) -> Iterator[Clocked]:
 
 
 @contextmanager
-def fresh_settings(dialect: str, home: Path, request: pytest.FixtureRequest, **values: Any) -> Iterator[StateSettings]:
+def fresh_settings(
+    dialect: str, home: Path, request: pytest.FixtureRequest, /, **values: Any
+) -> Iterator[StateSettings]:
     """Settings of a state without rows, whose schema is current: a file in ``home``, or a PostgreSQL database."""
     values = {"codex_home": home, "busy_timeout": BUSY_TIMEOUT} | values
     if dialect == "sqlite":

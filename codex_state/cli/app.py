@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from codex_state.cli import backfill, database, homes, jobs, logs, memories, memory, scopes, threads, version
+from codex_state.cli import backfill, copying, database, homes, jobs, logs, memories, memory, scopes, threads, version
 from codex_state.cli.options import CodexHome, GlobalOptions
 
 _ORDER = ("backfill", "threads", "homes", "memory", "memories", "jobs", "scopes", "locks", "db", "logs", "version")
@@ -39,6 +39,7 @@ app.add_typer(memories.app, name="memories")
 app.add_typer(jobs.app, name="jobs")
 app.command("scopes")(scopes.scopes)
 app.command("locks")(scopes.locks)
+database.app.command("copy")(copying.copy)
 app.add_typer(database.app, name="db")
 app.command("logs")(logs.logs)
 app.command("version")(version.version)

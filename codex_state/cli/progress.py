@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from codex_state.cli.output import note
 from codex_state.cli.tables import console_of
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from codex_state.rollout.progress import BackfillProgress, OnProgress
+    from codex_state.transfer.reports import CopyProgress, OnCopyProgress
+
+ProgressT = TypeVar("ProgressT")
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -29,7 +32,7 @@ _MEGABYTE = 1_000_000
 def shown_progress() -> Iterator[OnProgress]:
     """A callback that shows progress in the way that suits stderr, for the time of the block."""
     if not sys.stderr.isatty():
-        yield _lines()
+        yield _lines(figures_of)
         return
     with bar_on_stderr() as bar:
         task = bar.add_task("Indexing", total=None, figures="")
@@ -43,6 +46,32 @@ def shown_progress() -> Iterator[OnProgress]:
             )
 
         yield show
+
+
+@contextmanager
+def shown_copy_progress() -> Iterator[OnCopyProgress]:
+    """The same for a copy."""
+    if not sys.stderr.isatty():
+        yield _lines(lambda progress: f"{progress.stage.value} {copy_figures_of(progress)}")
+        return
+    with bar_on_stderr() as bar:
+        task = bar.add_task("Copying", total=None, figures="")
+
+        def show(progress: CopyProgress) -> None:
+            bar.update(
+                task,
+                description=progress.stage.value.capitalize(),
+                total=progress.rows_total or 1,
+                completed=progress.rows_done,
+                figures=copy_figures_of(progress),
+            )
+
+        yield show
+
+
+def copy_figures_of(progress: CopyProgress) -> str:
+    """Rows and the table, in one short line."""
+    return f"{progress.rows_done:,}/{progress.rows_total:,} rows, {progress.table}"
 
 
 def bar_on_stderr() -> Progress:
@@ -77,14 +106,14 @@ def figures_of(progress: BackfillProgress) -> str:
     return ", ".join(parts)
 
 
-def _lines() -> OnProgress:
+def _lines(figures: Callable[[ProgressT], str]) -> Callable[[ProgressT], None]:
     last = time.monotonic()
 
-    def show(progress: BackfillProgress) -> None:
+    def show(progress: ProgressT) -> None:
         nonlocal last
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            note(figures_of(progress))
+            note(figures(progress))
 
     return show
 

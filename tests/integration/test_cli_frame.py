@@ -13,7 +13,7 @@ from example_home import copy_of_the_example_home
 
 import codex_state
 
-GROUPS = {"threads": 6, "memories": 2, "jobs": 2, "db": 5}
+GROUPS = {"threads": 6, "memories": 2, "jobs": 2, "db": 6}
 
 
 @pytest.fixture

@@ -151,6 +151,19 @@ def test_a_read_leaves_its_connection_fit_for_writing(tmp_path: Path) -> None:
         assert len(_ids(runtime)) == 2
 
 
+def test_a_read_that_is_interrupted_within_a_statement_says_so_and_leaves_the_runtime_usable(tmp_path: Path) -> None:
+    def interrupt(_text: bytes) -> str:
+        raise KeyboardInterrupt
+
+    with StateRuntime.open(StateSettings(codex_home=tmp_path, pool_size=1)) as runtime:
+        with pytest.raises(KeyboardInterrupt), runtime.read() as state:  # noqa: PT012
+            connection = state.session.connection()
+            connection.connection.driver_connection.text_factory = interrupt  # type: ignore[union-attr]
+            connection.execute(text("SELECT 'a text'")).all()
+        runtime.run(lambda state: state.threads.upsert(a_thread()))
+        assert len(_ids(runtime)) == 1
+
+
 def test_a_read_is_one_snapshot(runtime: StateRuntime) -> None:
     first = a_thread()
     with runtime.begin() as state:

@@ -1,0 +1,271 @@
+"""Copying a whole state: from one snapshot of the source, in batches, so that it can be run again at any time."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, func, insert, select, text
+
+from codex_state.errors import IntegrityViolationError, InvalidInputError
+from codex_state.models import LOCAL_HOME
+from codex_state.runtime import State, StateRuntime
+from codex_state.transfer.checking import check_table
+from codex_state.transfer.reports import (
+    MAX_NAMED,
+    CopyProgress,
+    CopyReport,
+    CopyStage,
+    NamedRow,
+    OnCopyProgress,
+    RowOutcome,
+    TableCopy,
+)
+from codex_state.transfer.rules import SAME_MEMORIES, Values, rule_of
+from codex_state.transfer.tables import Row, StoredTable, stored_tables
+
+_PUT_IDS_AFTER = text(
+    "SELECT setval(ids, :last)"
+    " FROM (SELECT pg_get_serial_sequence('logs', 'id')::regclass AS ids) AS logs_ids"
+    " WHERE coalesce(pg_sequence_last_value(ids), 0) < :last"
+)
+_SCOPES = "memory_scope_dirty"
+_MEMORIES = "thread_memory"
+_OF_SCOPE = "WHERE scope_kind = :of_kind AND scope_key = :of_key"
+# Strictly later, so that a consolidation which is under way doesn't declare it clean (law L4).
+_MARK_SCOPE = text(f"UPDATE {_SCOPES} SET dirty = 1, updated_at = updated_at + 1 {_OF_SCOPE}")  # noqa: S608
+_MEMORIES_OF_SCOPE = text(
+    f"SELECT thread_id, updated_at, invalidated_at FROM {_MEMORIES} {_OF_SCOPE} ORDER BY thread_id"  # noqa: S608
+)
+_LOCK_ON_SOURCE = text("SELECT pg_advisory_xact_lock(:key)")
+_IS_FREE_ON_TARGET = text("SELECT pg_try_advisory_xact_lock(:key)")
+
+
+class _Settled(NamedTuple):
+    outcome: RowOutcome
+    is_whole: bool
+    """Whether the target now holds exactly the source's row."""
+    reason: str = ""
+
+
+_INSERTED = _Settled(RowOutcome.INSERTED, is_whole=True)
+_UNCHANGED = _Settled(RowOutcome.UNCHANGED, is_whole=True)
+_KEPT = _Settled(RowOutcome.KEPT, is_whole=False)
+_CONFLICT = _Settled(
+    RowOutcome.CONFLICT, is_whole=False, reason="the target has a different row, and nothing tells which is newer"
+)
+
+
+def copy_state(
+    source: StateRuntime, target: StateRuntime, *, logs: bool = True, on_progress: OnCopyProgress | None = None
+) -> CopyReport:
+    """Copy every row of ``source`` into ``target``, then read both sides again and compare them.
+
+    The source is read from one snapshot and never written. Whatever stops a copy, run it again: rows that are there
+    are skipped. Workers of both sides should be stopped; what is written to the source meanwhile isn't in the snapshot.
+
+    Args:
+        source: the state to copy.
+        target: the state to copy into. Rows of the source's home become rows of the target's home.
+        logs: whether log lines are copied.
+        on_progress: called after each batch. What it raises ends the copy there.
+
+    Raises:
+        InvalidInputError: both are the same database.
+        CopyMismatchError: the two sides differ after the copy.
+        DatabaseError: one of the databases failed.
+    """
+    started = time.monotonic()
+    with source.database.read() as session:
+        connection = session.connection()
+        _refuse_same(source, connection, target)
+        tables = [table for table in stored_tables() if logs or table.name != "logs"]
+        copy = _Copy(source, target, connection, on_progress)
+        copy.report.tables = [TableCopy(table.name, table.count(connection)) for table in tables]
+        for table, counts in zip(tables, copy.report.tables, strict=True):
+            copy.copy_table(table, counts)
+        copy.check(tables)
+    copy.report.seconds = time.monotonic() - started
+    return copy.report
+
+
+class _Copy:
+    def __init__(
+        self, source: StateRuntime, target: StateRuntime, connection: Connection, on_progress: OnCopyProgress | None
+    ) -> None:
+        self.report = CopyReport()
+        self._target = target
+        self._connection = connection
+        self._on_progress = on_progress
+        self._done = 0
+        self._to_postgresql = target.database.dialect == "postgresql"
+        self._homes = {source.home: target.home}
+        if source.database.dialect == "sqlite":
+            # Whatever the setting says now: it may be there for the target's sake.
+            self._homes[LOCAL_HOME] = target.home
+        self._whole: dict[str, bytearray] = {}
+        """For each row of a table's snapshot, in order, whether the target must hold exactly this."""
+
+    def copy_table(self, table: StoredTable, counts: TableCopy) -> None:
+        whole = self._whole[table.name] = bytearray()
+        if table.name == "logs" and self._to_postgresql:
+            self._keep_ids_free(table)
+        places: dict[Row, int] = {}
+        for page in table.pages(self._connection):
+            rows = [self._mapped(table, row) for row in page]
+            # Keys that hold a home may be the same after it was mapped, so these few rows go one by one.
+            batches = [[row] for row in rows] if table.has_home_in_key else [rows]
+            for row, settled in zip(rows, (s for batch in batches for s in self._store(table, batch)), strict=True):
+                self._note(table, counts, row, settled)
+                if table.has_home_in_key and settled.is_whole:
+                    before = places.setdefault(table.key_of(row), len(whole))
+                    if before < len(whole):
+                        whole[before] = 0
+                        places[table.key_of(row)] = len(whole)
+                whole.append(settled.is_whole)
+            self._tell(CopyStage.COPYING, table, len(page))
+
+    def check(self, tables: Sequence[StoredTable]) -> None:
+        self._done = 0
+        for table, counts in zip(tables, self.report.tables, strict=True):
+            with self._target.database.read() as session:
+                pages = self._checked_pages(table)
+                counts.checked, counts.checksum = check_table(table, pages, session.connection())
+
+    def _checked_pages(self, table: StoredTable) -> Iterator[list[Row]]:
+        """What the target must hold, read once more from the source."""
+        place = 0
+        whole = self._whole[table.name]
+        for page in table.pages(self._connection):
+            yield [self._mapped(table, row) for at, row in enumerate(page, start=place) if whole[at]]
+            place += len(page)
+            self._tell(CopyStage.CHECKING, table, len(page))
+
+    def _mapped(self, table: StoredTable, row: Row) -> Row:
+        at = table.home_at
+        if at is None or row[at] not in self._homes:
+            return row
+        return (*row[:at], self._homes[row[at]], *row[at + 1 :])
+
+    def _store(self, table: StoredTable, rows: list[Row]) -> list[_Settled]:
+        if not self._to_postgresql:
+            return self._store_storable(table, rows)
+        reasons = [table.why_not_on_postgresql(row) for row in rows]
+        storable = self._store_storable(
+            table, [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
+        )
+        settled = iter(storable)
+        return [next(settled) if reason is None else _refused(reason) for reason in reasons]
+
+    def _store_storable(self, table: StoredTable, rows: list[Row]) -> list[_Settled]:
+        """Write a batch in one transaction; if the target refuses it, in halves, until the refused row is alone."""
+        if not rows:
+            return []
+        try:
+            return self._target.run(lambda state: _write(state, self._connection, table, rows))
+        except (InvalidInputError, IntegrityViolationError) as error:
+            if len(rows) == 1:
+                return [_refused(str(error))]
+        middle = len(rows) // 2
+        return self._store_storable(table, rows[:middle]) + self._store_storable(table, rows[middle:])
+
+    def _keep_ids_free(self, table: StoredTable) -> None:
+        # Before the lines: whoever logs into the target from now on must not be given their ids.
+        last = self._connection.execute(select(func.max(table.table.c.id))).scalar_one()
+        if isinstance(last, int) and last > 0:
+            with self._target.begin() as state:
+                state.session.connection().execute(_PUT_IDS_AFTER, {"last": last})
+
+    def _note(self, table: StoredTable, counts: TableCopy, row: Row, settled: _Settled) -> None:
+        counts.outcomes[settled.outcome] += 1
+        if settled.reason and len(self.report.left) < MAX_NAMED:
+            self.report.left.append(NamedRow(table.name, table.key_of(row), settled.reason))
+
+    def _tell(self, stage: CopyStage, table: StoredTable, rows: int) -> None:
+        self._done += rows
+        if self._on_progress is not None:
+            self._on_progress(CopyProgress(stage, table.name, self._done, self.report.rows))
+
+
+def _refused(reason: str) -> _Settled:
+    return _Settled(RowOutcome.REFUSED, is_whole=False, reason=reason)
+
+
+def _write(state: State, source: Connection, table: StoredTable, rows: Sequence[Row]) -> list[_Settled]:
+    """Write a batch into the target and tell what became of each row."""
+    connection = state.session.connection()
+    wanted = {table.key_of(row): row for row in rows}
+    there = table.at(connection, list(wanted))
+    # Those that differ are read again, so that nobody changes them between the decision and the write.
+    there |= table.at(connection, [key for key, row in there.items() if row != wanted[key]], locked=True)
+    settled: list[_Settled] = []
+    missing: list[Values] = []
+    replacing: list[tuple[Values, Values]] = []
+    for key, row in wanted.items():
+        ours = table.values_of(row)
+        if key not in there:
+            missing.append(ours)
+            settled.append(_INSERTED)
+            continue
+        theirs = table.values_of(there[key])
+        if theirs == ours:
+            settled.append(_UNCHANGED)
+            continue
+        if table.name == _SCOPES:
+            ours[SAME_MEMORIES] = _memories_of(source, ours) == _memories_of(connection, ours)
+        stands = rule_of(table.name)(ours, theirs)
+        if stands is None:
+            settled.append(_CONFLICT)
+            continue
+        stands.pop(SAME_MEMORIES, None)
+        if stands == theirs:
+            settled.append(_KEPT)
+            continue
+        replacing.append((theirs, stands))
+        settled.append(_Settled(RowOutcome.UPDATED, is_whole=tuple(stands.values()) == row))
+    if missing:
+        connection.execute(insert(table.table), missing)
+    if replacing:
+        connection.execute(table.replace, [table.replacement(stands) for _, stands in replacing])
+    if table.name == _MEMORIES:
+        _mark_scopes(connection, missing + [stands for theirs, stands in replacing if _is_news(theirs, stands)])
+    return settled
+
+
+def _is_news(before: Values, after: Values) -> bool:
+    """Whether a memory says something else than before. That it was used doesn't count."""
+    return any(before[name] != after[name] for name in ("updated_at", "invalidated_at"))
+
+
+def _mark_scopes(connection: Connection, memories: Sequence[Values]) -> None:
+    """A scope that the target already speaks of has news now; the source's own word on it comes later."""
+    scopes = sorted({(memory["scope_kind"], memory["scope_key"]) for memory in memories})
+    if scopes:
+        connection.execute(_MARK_SCOPE, [{"of_kind": kind, "of_key": key} for kind, key in scopes])
+
+
+def _memories_of(connection: Connection, scope: Values) -> Sequence[tuple[Any, ...]]:
+    of_scope = {"of_kind": scope["scope_kind"], "of_key": scope["scope_key"]}
+    return [tuple(map(str, row)) for row in connection.execute(_MEMORIES_OF_SCOPE, of_scope)]
+
+
+def _refuse_same(source: StateRuntime, connection: Connection, target: StateRuntime) -> None:
+    if source.database.dialect != target.database.dialect:
+        return
+    if source.database.dialect == "sqlite":
+        paths = source.database.path, target.database.path
+        same = source is target or (paths[0] is not None and paths[1] is not None and paths[0].samefile(paths[1]))
+    else:
+        # Whatever the URLs look like: a lock that is taken there is seen only in the same database.
+        key = {"key": secrets.randbits(62)}
+        connection.execute(_LOCK_ON_SOURCE, key)
+        schema = select(func.current_schema())
+        with target.begin() as state:
+            there = state.session.connection()
+            same = not there.execute(_IS_FREE_ON_TARGET, key).scalar_one() and (
+                connection.execute(schema).scalar_one() == there.execute(schema).scalar_one()
+            )
+    if same:
+        raise InvalidInputError("the source and the target are the same database; name another target")
