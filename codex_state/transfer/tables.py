@@ -7,7 +7,8 @@ databases are equal when they are the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -65,11 +66,14 @@ class StoredTable:
             *(Column(column.name, _stored_type(column.type), primary_key=column.primary_key) for column in columns),
         )
         self._key_columns = list(self.table.primary_key)
-        self._key_at = [self.names.index(column.name) for column in self._key_columns]
+        at = [self.names.index(column.name) for column in self._key_columns]
+        self.key_of: Callable[[Row], Key] = itemgetter(*at) if len(at) > 1 else lambda row: (row[at[0]],)
+        """The primary key of a row."""
         self._types = [int if isinstance(column.type, Integer) else str for column in self.table.columns]
+        self._texts = [index for index, kind in enumerate(self._types) if kind is str]
         self._uuids = [index for index, column in enumerate(columns) if isinstance(column.type, UuidText)]
         self.home_at = self.names.index("home") if "home" in self.names else None
-        self.has_home_in_key = self.home_at in self._key_at
+        self.has_home_in_key = self.home_at in at
         bound = [bindparam(f"after_{column.name}", type_=column.type) for column in self._key_columns]
         self._first_page = select(self.table).order_by(*self._key_columns).limit(PAGE_ROWS)
         self._next_page = self._first_page.where(self._key > (tuple_(*bound) if len(bound) > 1 else bound[0]))
@@ -82,10 +86,6 @@ class StoredTable:
     @property
     def _key(self) -> ColumnElement[Any]:
         return tuple_(*self._key_columns) if len(self._key_columns) > 1 else self._key_columns[0]
-
-    def key_of(self, row: Row) -> Key:
-        """The primary key of a row."""
-        return tuple(row[index] for index in self._key_at)
 
     def values_of(self, row: Row) -> dict[str, Any]:
         """The row by the names of its columns."""
@@ -138,7 +138,7 @@ class StoredTable:
         result = connection.execution_options(stream_results=True, max_row_buffer=100).execute(statement, parameters)
         for row in map(tuple, result):
             page.append(row)
-            characters += sum(len(value) for value in row if isinstance(value, str | bytes))
+            characters += sum(len(row[index] or "") for index in self._texts)
             if characters >= PAGE_CHARACTERS:
                 break
         # Not when interrupted, which has closed its connection.
