@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from copied_states import (
@@ -438,13 +439,15 @@ def test_a_backfill_that_nobody_claimed_gives_way_to_one_that_was(state_on: Open
     assert backfill.status == "complete"
 
 
-def test_two_rows_that_become_one_when_their_homes_are_mapped_are_settled_by_the_rule(state_on: Opened) -> None:
+def test_a_file_whose_home_was_named_later_moves_as_one_home(state_on: Opened) -> None:
     source, target = state_on("sqlite", "source", home="named"), state_on("postgresql", "target", home="z")
+    put(source, "threads", thread_row(1, home="local"), thread_row(2, home="named"), thread_row(3, home="another"))
     put(source, "backfill_state", {"id": 1, "home": "named", "status": "complete", "updated_at": 5, "claimed_at": 4})
-    report = copy_state(source, target)
-    assert report.complete
+    assert copy_state(source, target).complete
     with target.read() as state:
+        homes = [thread.home for number in (1, 2, 3) if (thread := state.threads.get(UUID(thread_row(number)["id"])))]
         backfill = state.backfill.get("z")
+    assert homes == ["z", "z", "another"]
     assert backfill is not None
     assert backfill.status == "complete"
 
