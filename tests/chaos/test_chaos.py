@@ -15,13 +15,14 @@ from codex_state.models import metadata
 from tests import postgres
 from tests.chaos import worlds
 from tests.chaos.audit import BACKFILLS, JOBS, LOCKS, MEMORIES, SCOPES, THREADS, Record
+from tests.chaos.bugs import HASTE, IMPATIENCE
 from tests.chaos.clocks import WRONG_CLOCKS
 from tests.chaos.conductor import Conductor
 from tests.chaos.outages import Outages, failing_server
 from tests.chaos.processes import ROOT, WorkerHost
 from tests.chaos.replay import Replay, finished_twice
 from tests.chaos.verdict import judge
-from tests.chaos.worker import HASTE, IMPATIENCE, owner_with
+from tests.chaos.worker import owner_with
 
 host = worlds.host
 

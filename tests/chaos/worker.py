@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 from uuid import UUID, uuid4
 
 from sqlmodel import Session
 
 from codex_state import ExtractedMemory, StateRuntime, StateSettings
 from codex_state.database import Database
-from codex_state.errors import classify
 from codex_state.memory import phase1_writes
 from codex_state.models import BackfillLease, Claimed, LockLease, MemoryScope, Phase1Key, Phase1Lease
 from codex_state.runtime import State
@@ -28,10 +24,11 @@ from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import source_of, thread_id_of
 from codex_state.testing.history import Answer, Kind, RecordedState, Recorder
 from codex_state.testing.samples import a_thread
+from tests.chaos.bugs import planted
 from tests.chaos.channel import Channel
 from tests.chaos.clocks import RIGHT, ClientClock, install, true_monotonic
+from tests.chaos.journal import Journal
 from tests.chaos.passes import extract_some
-from tests.mutants.statements import sql_mutants
 
 RECORDED, PIPELINE = "recorded", "pipeline"
 """The homes of two sets of threads: jobs whose calls are recorded one by one, and jobs that end in transactions."""
@@ -44,10 +41,6 @@ BUSY_TIMEOUT = timedelta(seconds=30)
 """Longer than the longest pause: a process that is stopped while it writes to an SQLite file holds up all others."""
 
 ANY_AGE = timedelta(days=36500)
-
-IMPATIENCE = "a server that is away is a lost connection like any other"
-HASTE = "a commit is answered before it is written"
-"""Bugs that only outages show."""
 
 _PAUSE_AFTER_AN_ERROR = 0.2
 """A worker that is refused doesn't ask all the time."""
@@ -91,24 +84,6 @@ class Orders:
     def client_clock(self) -> ClientClock:
         """The worker's own clocks."""
         return ClientClock(timedelta(seconds=self.ahead), self.rate)
-
-
-class Journal:
-    """What the recorder doesn't know: other calls, and errors. Each line is one write, so it outlives a kill."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-
-    def note(self, **values: Any) -> None:
-        os.write(self._file, json.dumps(values, default=str).encode() + b"\n")
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator[dict[str, Any]]:
-        """Note a call with its times and whatever the block adds."""
-        start = time.monotonic_ns()
-        values: dict[str, Any] = {}
-        yield values
-        self.note(what=what, start=start, end=time.monotonic_ns(), **values)
 
 
 class Worker:
@@ -403,20 +378,6 @@ def opened(orders: Orders) -> Iterator[StateRuntime]:
         yield StateRuntime(StateSettings(codex_home=Path(orders.directory), home=PIPELINE), database)
 
 
-@contextmanager
-def _planted(bug: str | None) -> Iterator[None]:
-    if bug is None:
-        yield
-        return
-    bugs: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        mutant.name: mutant.planted for mutant in sql_mutants()
-    }
-    bugs[IMPATIENCE] = lambda: patch("codex_state.database.classify_connecting", classify)
-    bugs[HASTE] = lambda: patch.dict("codex_state.database._SERVER_PATIENCE", synchronous_commit="off")
-    with bugs[bug]():
-        yield
-
-
 def run(channel: Channel, **orders: Any) -> None:
     """Live until the time is over."""
     given = Orders(**orders)
@@ -427,7 +388,7 @@ def run(channel: Channel, **orders: Any) -> None:
     if given.client_clock != RIGHT:
         install(given.client_clock)
     with (
-        _planted(given.bug),
+        planted(given.bug),
         opened(given) as runtime,
         Recorder(directory / f"{given.name}.calls", worker=given.name) as recorder,
     ):
