@@ -47,9 +47,10 @@ def settings(
             yield StateSettings(database_url=url, **values)
 
 
-@pytest.fixture(scope="module")
-def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManualClock]:
-    with ManualClock(tmp_path_factory.mktemp("clock") / "clock", NOON) as clock:
+@pytest.fixture
+def clock(tmp_path: Path) -> Iterator[ManualClock]:
+    # One for each test: it writes to the databases that it was installed in, also after they were closed.
+    with ManualClock(tmp_path / "clock", NOON) as clock:
         yield clock
 
 

@@ -27,6 +27,7 @@ from codex_state import (
 from codex_state.database import Database
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.conformance import *  # noqa: F403 - this is how it is used
+from codex_state.testing.emptying import empty
 from codex_state.testing.samples import a_log_line, a_thread
 
 pytestmark = pytest.mark.skipif(pgbouncer.installed() is None, reason="needs pgbouncer: apt-get install pgbouncer")
@@ -44,7 +45,7 @@ def shared(postgres_server: postgres.TestServer, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def database(shared: stores.Clocked) -> Database:
-    stores.empty(shared.database)
+    empty(shared.database)
     shared.clock.set(stores.NOON)
     return shared.database
 
