@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 
+# Before any test imports the shipped suite.
+pytest.register_assert_rewrite("codex_state.testing.conformance")
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every child would inherit that: those that
 # are interrupted by a test would go on.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,7 @@ from example_home import ARCHIVED, LISTED, copy_of_the_example_home
 
 from codex_state.models import Thread
 
-COLUMNS = set(Thread.__table__.columns.keys())  # type: ignore[attr-defined]
+COLUMNS = set(Thread.column_names())
 TIMES = {"created_at", "updated_at", "archived_at"}
 
 

@@ -11,9 +11,6 @@ from sqlalchemy import event
 from codex_state.testing.emptying import empty
 from tests import stores
 
-pytest.register_assert_rewrite("codex_state.testing.conformance")
-
-
 _DATABASES = ("file", "memory", "postgresql")
 _FRONTS = [
     *((database, "direct") for database in _DATABASES),
