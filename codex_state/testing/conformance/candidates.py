@@ -237,6 +237,14 @@ class TestCandidates:
         free = _stored(state)
         assert _claimed_threads(state, limit=1) == [free.id]
 
+    @pytest.mark.parametrize("kind", ["cwd", "user"])
+    def test_threads_updated_under_their_holders_do_not_use_up_the_limit(self, state: State, kind: str) -> None:
+        for _ in range(5):
+            thread = _stored(state, updated_at=NOON + _SECOND)
+            _holds(state, thread, _USER if kind == "user" else MemoryScope.cwd(thread.cwd))
+        free = _stored(state)
+        assert _claimed_threads(state, limit=1, scope_kinds=[kind]) == [free.id]
+
     def test_the_cap_counts_the_live_leases_of_all_workers(self, state: State) -> None:
         for _ in range(5):
             _stored(state)
