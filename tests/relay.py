@@ -28,6 +28,8 @@ class Relay:
         self._answering = threading.Event()
         self._answering.set()
         self._closing = False
+        self.is_holding_back = False
+        """Whether something came while it was frozen."""
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.socket(socket.AF_UNIX)
@@ -51,7 +53,8 @@ class Relay:
 
     def cut(self) -> None:
         """Break every connection, as a server does that dies. New ones can be made."""
-        for end in self._sockets:
+        # Not those that are made meanwhile, because the first ones broke.
+        for end in list(self._sockets):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
@@ -95,6 +98,7 @@ class Relay:
     def _pump(self, source: socket.socket, target: socket.socket, passing: threading.Event) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                self.is_holding_back |= not passing.is_set()
                 passing.wait()
                 self._flowing.wait()
                 target.sendall(data)

@@ -12,14 +12,16 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing, suppress
+from datetime import timedelta
 from functools import lru_cache
 from itertools import islice
+from typing import TypeVar
 from uuid import UUID
 
 from codex_state import telemetry
-from codex_state.errors import IntegrityViolationError, InvalidInputError, StateError
+from codex_state.errors import IntegrityViolationError, InvalidInputError, StateError, UnknownCommitOutcomeError
 from codex_state.models import BackfillLease, BackfillStatus, Claimed, DynamicTool, SkipReason, Thread
 from codex_state.rollout.extractors import Extractor, InProcess, InWorkers, worker_count
 from codex_state.rollout.files import RolloutFile, WalkProblem, walk_rollouts
@@ -31,6 +33,14 @@ from codex_state.rollout.worker import Extracted, Result
 from codex_state.runtime import State, StateRuntime
 
 _log = logging.getLogger("codex_state")
+
+ResultT = TypeVar("ResultT")
+
+_UNKNOWN_OUTCOMES = 3
+"""How many answers to one commit may be lost before somebody has to look at it."""
+
+_RELEASE_PATIENCE = timedelta(seconds=2)
+"""Whoever interrupts a backfill doesn't want to wait for a server that is away; the lease runs out anyway."""
 
 
 class _LeaseLostError(Exception):
@@ -91,13 +101,28 @@ def backfill(
         run.report.status = BackfillOutcome.LEASE_LOST
     except BaseException:
         # Interrupted or failed: without this the next run would have to wait for the lease to run out.
-        with suppress(StateError), runtime.autocommit() as state:
-            state.backfill.release(claim.lease)
+        with suppress(StateError):
+            _run_fenced(runtime, lambda state: state.backfill.release(claim.lease), retry_for=_RELEASE_PATIENCE)
         raise
     report = run.report
     report.seconds = time.monotonic() - started
     _count(report)
     return report
+
+
+def _run_fenced(
+    runtime: StateRuntime, work: Callable[[State], ResultT], *, retry_for: timedelta | None = None
+) -> ResultT:
+    """Run a unit of writes that are fenced by the lease, again when nobody can say whether it was kept.
+
+    It is the caller's knowledge that repeating is safe: whoever still has the lease writes the same rows once more.
+    """
+    for _ in range(_UNKNOWN_OUTCOMES - 1):
+        try:
+            return runtime.run(work, retry_for=retry_for)
+        except UnknownCommitOutcomeError as error:
+            _log.info("written once more, under the same lease: %s", error)
+    return runtime.run(work, retry_for=retry_for)
 
 
 def _own_name() -> str:
@@ -146,9 +171,16 @@ class _Run:
                 self._commit(batch)
                 if self._on_progress is not None:
                     self._on_progress(self._progress(files_total, bytes_total))
-        with self._runtime.autocommit() as state:
-            if not state.backfill.complete(self._lease, self.report.watermark):
-                raise _LeaseLostError
+        _run_fenced(self._runtime, self._complete)
+
+    def _complete(self, state: State) -> None:
+        if state.backfill.complete(self._lease, self.report.watermark):
+            return
+        found = state.backfill.get(self._lease.home)
+        own = found is not None and found.ownership_token == self._lease.ownership_token
+        # An earlier attempt may have been kept without its answer coming back.
+        if found is None or not own or found.status is not BackfillStatus.COMPLETE:
+            raise _LeaseLostError
 
     def _extractor(self, workers: int) -> Extractor:
         provider = self._runtime.default_provider
@@ -180,9 +212,8 @@ class _Run:
         """Keep the lease while a batch takes long."""
         if time.monotonic() - self._renewed < self._renewal_interval:
             return
-        with self._runtime.autocommit() as state:
-            if not state.backfill.renew(self._lease):
-                raise _LeaseLostError
+        if not _run_fenced(self._runtime, lambda state: state.backfill.renew(self._lease)):
+            raise _LeaseLostError
         self._renewed = time.monotonic()
 
     def _commit(self, batch: list[tuple[RolloutFile, Result]]) -> None:
@@ -191,10 +222,12 @@ class _Run:
         if self._retry_failed:
             extracted = self._without_elsewhere(extracted)
         try:
-            refused = self._runtime.run(lambda state: self._store(state, extracted, batch[-1][0].watermark))
+            refused = _run_fenced(self._runtime, lambda state: self._store(state, extracted, batch[-1][0].watermark))
         except (InvalidInputError, IntegrityViolationError):
             # One row can't be stored. The rest of the batch is worth more than the speed of writing it at once.
-            refused = self._runtime.run(lambda state: self._store_singly(state, extracted, batch[-1][0].watermark))
+            refused = _run_fenced(
+                self._runtime, lambda state: self._store_singly(state, extracted, batch[-1][0].watermark)
+            )
         self._renewed = time.monotonic()
         self._account(batch, {file.path for file, _ in extracted}, refused)
 

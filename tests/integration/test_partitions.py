@@ -21,10 +21,12 @@ from rollout_files import write_rollout
 from sqlalchemy import event, text
 
 from codex_state import (
+    BackfillRepository,
     Claimed,
     ConsolidationOptions,
     ConsolidationOutcome,
     ExtractedMemory,
+    HolderWrite,
     MemoryScope,
     Phase1Lease,
     Phase1Options,
@@ -43,6 +45,7 @@ from codex_state import (
     trust_clock,
 )
 from codex_state.rollout import BackfillOutcome, BackfillProgress, backfill
+from codex_state.rollout.backfilling import _Run
 
 TABLES = (
     "memory_phase1_jobs",
@@ -274,26 +277,56 @@ def test_a_memory_whose_answer_is_lost_after_the_commit_is_stored_once_and_repor
     assert rows(rival) == before
 
 
-def test_a_batch_whose_answer_is_lost_after_the_commit_is_stored_once(
-    postgres_settings: StateSettings, opened: Open, wire: Relay
+@pytest.mark.parametrize("lost", ["batch", "completion", "renewal"])
+def test_a_backfill_whose_answer_is_lost_after_the_commit_goes_on(
+    lost: str, postgres_settings: StateSettings, opened: Open, wire: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next backfill goes on behind it."""
+    """It has the lease still, so it writes the same once more."""
     settings = postgres_settings.model_copy(update={"backfill_batch_size": 1})
     rival = opened(settings)
     for number in (1, 2):
         write_rollout(settings.codex_home, number)
     cut_off = opened(behind(wire, settings))
+    method = {"batch": "checkpoint", "completion": "complete", "renewal": "renew"}[lost]
+    written = getattr(BackfillRepository, method)
+    attempts = []
 
-    def is_stored() -> bool:
-        with rival.read() as state:
-            return bool(state.threads.list_ids(limit=9))
+    def write(self: BackfillRepository, *arguments: object) -> HolderWrite:
+        if not attempts:
+            lose_the_answer_of_the_commit(cut_off, wire)
+            pool.submit(mend_once_waited_for)
+        attempts.append(arguments)
+        return written(self, *arguments)
 
-    lose_the_answer_of_the_commit(cut_off, wire)
-    with in_the_background(wire) as pool:
-        report = pool.submit(backfill, cut_off, workers=0)
-        wait_for(is_stored)
+    def mend_once_waited_for() -> None:
+        wait_for(lambda: wire.is_holding_back)
         mend(wire)
-        with pytest.raises(UnknownCommitOutcomeError):
-            report.result(60)
-    resumed = backfill(rival, workers=0)
-    assert (resumed.status, resumed.scanned) == (BackfillOutcome.COMPLETE, 1)
+
+    monkeypatch.setattr(BackfillRepository, method, write)
+    if lost == "renewal":
+        monkeypatch.setattr(_Run, "_renewal_interval", 0.0)
+    with in_the_background(wire) as pool:
+        report = pool.submit(backfill, cut_off, workers=0).result(60)
+    assert (report.status, report.scanned, report.upserted) == (BackfillOutcome.COMPLETE, 2, 2)
+    assert attempts[0] == attempts[1]
+    with rival.read() as state:
+        assert len(state.threads.list_ids(limit=9)) == 2
+        assert state.backfill.is_complete(rival.home)
+
+
+def test_a_backfill_that_fails_gives_its_lease_back_though_the_connection_breaks_then(
+    postgres_settings: StateSettings, opened: Open, wire: Relay
+) -> None:
+    """Else the next one would have to wait for the lease to run out."""
+    runtime = opened(postgres_settings)
+    write_rollout(postgres_settings.codex_home, 1)
+    cut_off = opened(behind(wire, postgres_settings))
+
+    def fail(_progress: BackfillProgress) -> None:
+        # The pool's connection is broken when the lease is given back by it.
+        wire.cut()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        backfill(cut_off, on_progress=fail, workers=0)
+    assert backfill(runtime, workers=0).status is BackfillOutcome.COMPLETE
