@@ -26,11 +26,10 @@ from codex_state.models.memory import (
     ThreadMemory,
 )
 from codex_state.models.paging import Anchor, LogQuery, SortKey, ThreadsPage
-from codex_state.models.thread import LOCAL_HOME, OPEN_THREADS, DynamicTool, MemoryMode, Thread
+from codex_state.models.thread import LOCAL_HOME, DynamicTool, MemoryMode, Thread, open_threads
 
 __all__ = [
     "LOCAL_HOME",
-    "OPEN_THREADS",
     "SCOPE_CWD",
     "SCOPE_USER",
     "Anchor",
@@ -61,6 +60,7 @@ __all__ = [
     "ThreadMemory",
     "ThreadsPage",
     "metadata",
+    "open_threads",
 ]
 
 # Snapshots are made without the constructor, which is what otherwise makes SQLAlchemy finish its mapping.

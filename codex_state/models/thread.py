@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,11 +18,19 @@ from codex_state.models.base import StateModel
 LOCAL_HOME = "local"
 """The ``home`` of every row in a database that serves one Codex home, which an SQLite file always does."""
 
-OPEN_THREADS = (
-    "archived = 0 AND memory_mode = 'enabled' AND (cwd_settled_for IS NULL OR cwd_settled_for <> updated_at "
-    "OR user_settled_for IS NULL OR user_settled_for <> updated_at)"
-)
-"""The threads in which a batch claim may find something. A query says it in these words, or no index serves it."""
+_OPEN_FOR = {
+    "cwd": "cwd_settled_for IS NULL OR cwd_settled_for <> updated_at",
+    "user": "user_settled_for IS NULL OR user_settled_for <> updated_at",
+}
+
+
+def open_threads(scope_kinds: Collection[str]) -> str:
+    """As SQL: whether a batch claim for scopes of these kinds may find something in a thread.
+
+    An index serves each choice of kinds: a query says it in these words, or none does.
+    """
+    for_one = " OR ".join(condition for kind, condition in _OPEN_FOR.items() if kind in scope_kinds)
+    return f"archived = 0 AND memory_mode = 'enabled' AND ({for_one})"
 
 
 class MemoryMode(StrEnum):
@@ -89,22 +98,25 @@ def _add_settled_columns(threads: Table) -> None:
 
     Each names the ``updated_at`` as of which the thread's job of one scope is finished or in somebody's hands, so that
     only its job's own row can make it claimable again. Batch claims keep them up to date and walk an index of the
-    other threads: what they cost doesn't grow with what is done. They are hints, and ``NULL`` is always right.
+    other threads, one for each choice of scopes: what they cost doesn't grow with what is done. They are hints, and
+    ``NULL`` is always right.
     """
     for name in ("cwd_settled_for", "user_settled_for"):
         threads.append_column(Column(name, columns.EpochSeconds()))
-    Index(
-        "idx_threads_open",
-        threads.c.archived,
-        threads.c.updated_at.desc(),
-        threads.c.id.desc(),
-        threads.c.source,
-        threads.c.home,
-        threads.c.cwd_settled_for,
-        threads.c.user_settled_for,
-        sqlite_where=text(OPEN_THREADS),
-        postgresql_where=text(OPEN_THREADS),
-    )
+    settled_for = {"cwd": threads.c.cwd_settled_for, "user": threads.c.user_settled_for}
+    for name, kinds in (("", ("cwd", "user")), ("_cwd", ("cwd",)), ("_user", ("user",))):
+        where = text(open_threads(kinds))
+        Index(
+            f"idx_threads_open{name}",
+            threads.c.archived,
+            threads.c.updated_at.desc(),
+            threads.c.id.desc(),
+            threads.c.source,
+            threads.c.home,
+            *(settled_for[kind] for kind in kinds),
+            sqlite_where=where,
+            postgresql_where=where,
+        )
 
 
 _add_settled_columns(Thread.__table__)  # type: ignore[attr-defined]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -25,14 +23,12 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.clock import server_now
-from codex_state.errors import InvalidInputError
-from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job, Phase1Status, Thread
+from codex_state.models import Phase1Job, Phase1Status, Thread
 from codex_state.models.columns import UuidText, text
 from codex_state.repositories.base import seconds_of, table_of
 from codex_state.repositories.phase1_claims import claim_from, claimable, is_claimable
-from codex_state.repositories.phase1_open_threads import is_open
 from codex_state.repositories.phase1_scopes import has_scope, is_job_of, key_of
-from codex_state.repositories.prepared import atomically
+from codex_state.repositories.phase1_search import Search, is_searched
 from codex_state.sql import fresh_token
 
 _jobs = table_of(Phase1Job)
@@ -44,67 +40,44 @@ _RUNNING = literal_column(f"'{Phase1Status.RUNNING.value}'", text)
 class _Shape(NamedTuple):
     """Everything about a batch claim that changes its SQL; the rest are parameters."""
 
-    scope_kinds: tuple[str, ...]
+    search: Search
+    limit: int
     excluding: bool
     capped: bool
-    of_homes: bool
 
 
 def statement_of(
+    search: Search,
     *,
     owner: UUID,
     lease_seconds: int,
     limit: int,
-    max_age_seconds: int,
-    sources: Collection[str],
-    scope_kinds: Collection[str],
     exclude: UUID | None,
     max_running: int | None,
-    home: str | Collection[str] | None,
 ) -> tuple[ReturningInsert[Any], dict[str, Any]]:
-    """The batch claim and its parameters.
-
-    Raises:
-        InvalidInputError: a scope kind that isn't ``cwd`` or ``user``.
-    """
-    if unknown := sorted(set(scope_kinds) - {SCOPE_CWD, SCOPE_USER}):
-        raise InvalidInputError(f"unknown scope kinds {unknown}; known: {SCOPE_CWD}, {SCOPE_USER}")
-    parameters: dict[str, Any] = {
-        "new_owner": owner,
-        "lease_seconds": lease_seconds,
-        "row_limit": max(limit, 0),
-        "max_age_seconds": max_age_seconds,
-        "of_sources": list(sources),
-    }
+    """The batch claim and its parameters beside the search's."""
+    parameters: dict[str, Any] = {"new_owner": owner, "lease_seconds": lease_seconds}
     if exclude is not None:
         parameters["excluded_thread"] = exclude
     if max_running is not None:
         parameters["max_running"] = max_running
-    if home is not None:
-        parameters["of_homes"] = [home] if isinstance(home, str) else list(home)
-    shape = _Shape(tuple(sorted(set(scope_kinds))), exclude is not None, max_running is not None, home is not None)
-    return _claim(shape), parameters
+    return _claim(_Shape(search, limit, exclude is not None, max_running is not None)), parameters
 
 
-@contextmanager
-def counting_alone(connection: Connection) -> Iterator[None]:
-    """Keep other capped claims away while the block counts the live leases and adds some.
+def count_alone(connection: Connection) -> None:
+    """Keep other capped claims away from counting the live leases until this transaction ends.
 
     PostgreSQL's workers would otherwise all count before any of them has committed; SQLite has one writer anyway.
     """
-    if connection.dialect.name != "postgresql":
-        yield
-        return
-    with atomically(connection):
+    if connection.dialect.name == "postgresql":
         connection.execute(_LOCK_THE_CAP)
-        yield
 
 
 @lru_cache(maxsize=64)
 def _claim(shape: _Shape) -> ReturningInsert[Any]:
     candidates = _candidates(shape).cte("candidates")
     branches = []
-    for kind in shape.scope_kinds:
+    for kind in shape.search.scope_kinds:
         key = key_of(kind, candidates.c.cwd)
         job = is_job_of(candidates.c.id, kind, key)
         branches.append(
@@ -139,18 +112,13 @@ def _claim(shape: _Shape) -> ReturningInsert[Any]:
 
 def _candidates(shape: _Shape) -> Select[Any]:
     # In the statement's text: PostgreSQL's plan for any limit would read all jobs.
-    limit: ColumnElement[int] = bindparam("row_limit", type_=BigInteger(), literal_execute=True)
+    limit: ColumnElement[int] = literal_column(str(shape.limit), BigInteger())
     if shape.capped:
         room = _room()
         limit = case((room < limit, room), else_=limit)
     statement = (
         select(_threads.c.id, _threads.c.cwd, _threads.c.updated_at)
-        .where(
-            is_open(shape.scope_kinds),
-            _threads.c.source.in_(bindparam("of_sources", expanding=True)),
-            seconds_of(_threads.c.updated_at) >= server_now() - bindparam("max_age_seconds", type_=BigInteger()),
-            or_(*(_can_be_claimed(kind) for kind in shape.scope_kinds)),
-        )
+        .where(*is_searched(shape.search), or_(*(_can_be_claimed(kind) for kind in shape.search.scope_kinds)))
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
         .limit(limit)
         # Two workers that claim at once take different threads and don't wait for each other. The key stays shared, or
@@ -159,8 +127,6 @@ def _candidates(shape: _Shape) -> Select[Any]:
     )
     if shape.excluding:
         statement = statement.where(_threads.c.id != bindparam("excluded_thread", type_=UuidText()))
-    if shape.of_homes:
-        statement = statement.where(_threads.c.home.in_(bindparam("of_homes", expanding=True)))
     return statement
 
 

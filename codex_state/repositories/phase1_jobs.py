@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,8 @@ from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to
 from codex_state.repositories import phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from
-from codex_state.repositories.prepared import planned_anew
+from codex_state.repositories.phase1_search import Search, search_of
+from codex_state.repositories.prepared import atomically, planned_anew
 from codex_state.sql import json_item, json_rows, unindexed
 
 _jobs = table_of(Phase1Job)
@@ -176,7 +176,6 @@ _LIST_BY_STATUS = (
 )
 _COUNT = select(_jobs.c.status, func.count().label("jobs")).group_by(_jobs.c.status)
 
-_OF_A_SEARCH = ("lease_seconds", "max_age_seconds", "of_sources", "of_homes")
 _MOST_ROUNDS = 64
 """One batch claim marks at most so many windows of settled threads: it may find many after an older version."""
 
@@ -250,38 +249,42 @@ class Phase1JobRepository(Repository):
         Returns:
             The leases, most recently updated thread first.
         """
-        if not scope_kinds:
+        search, of_search = search_of(
+            scope_kinds=scope_kinds, max_age_seconds=whole_seconds(max_age), sources=sources, home=home
+        )
+        if limit < 1 or not (search.scope_kinds and search.sources) or search.homes == 0:
             return []
         statement, parameters = phase1_candidates.statement_of(
+            search,
             owner=owner,
             lease_seconds=whole_seconds(lease),
             limit=limit,
-            max_age_seconds=whole_seconds(max_age),
-            sources=sources,
-            scope_kinds=scope_kinds,
             exclude=exclude,
             max_running=max_running,
-            home=home,
         )
         connection = self._connection
-        with planned_anew(connection):
-            self._mark_settled_threads(scope_kinds, parameters)
-            with nullcontext() if max_running is None else phase1_candidates.counting_alone(connection):
-                leases = [lease_of(row, owner, lease) for row in self._all(statement, parameters)]
+        # In one transaction: SQLite's other writers would empty this one's cache between the statements.
+        with planned_anew(connection), atomically(connection):
+            self._all(phase1_open_threads.reopen(search.scope_kinds), {"lease_seconds": whole_seconds(lease)})
+            if max_running is not None:
+                phase1_candidates.count_alone(connection)
+            leases = [lease_of(row, owner, lease) for row in self._all(statement, of_search | parameters)]
+            self._mark_settled_threads(search, leases, limit, of_search | {"lease_seconds": whole_seconds(lease)})
         # RETURNING has no order.
         leases.sort(key=lambda lease: (lease.source_updated_at, lease.key.thread_id), reverse=True)
         return leases
 
-    def _mark_settled_threads(self, scope_kinds: Collection[str], parameters: Mapping[str, Any]) -> None:
-        """Bring the hints up to date by which the batch claim passes over threads: see ``phase1_open_threads``."""
-        kinds = tuple(sorted(set(scope_kinds)))
-        for kind in kinds:
-            self._all(phase1_open_threads.reopen(kind), {"lease_seconds": parameters["lease_seconds"]})
-        settle = phase1_open_threads.settle(kinds, of_homes="of_homes" in parameters)
-        values = {name: parameters[name] for name in _OF_A_SEARCH if name in parameters}
+    def _mark_settled_threads(
+        self, search: Search, claimed: Sequence[Phase1Lease], limit: int, parameters: Mapping[str, Any]
+    ) -> None:
+        """Let the next batch claim pass over what was just claimed, and over what others have settled."""
+        settle = phase1_open_threads.settle(search, limit + phase1_open_threads.LOOK_BEYOND)
+        expected = len({lease.key.thread_id for lease in claimed})
         for _ in range(_MOST_ROUNDS):
-            if len(self._all(settle, values)) < phase1_open_threads.WINDOW // 2:
+            settled = len(self._all(settle, parameters))
+            if settled - expected < phase1_open_threads.LOOK_BEYOND // 2:
                 return
+            expected = 0
 
     def renew(self, lease: Phase1Lease) -> Phase1Lease | None:
         """Prolong the lease from now on. ``None`` means that it is lost: stop working.

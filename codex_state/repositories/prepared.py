@@ -1,19 +1,20 @@
 """Statements compiled once and run on the driver's own cursor.
 
 SQLAlchemy's execution of a statement that it has compiled before still costs two to three times the statement itself on
-SQLite. Here a statement is compiled once per engine; after that its text goes to the driver with its parameters in
-order, through the same type conversions. What SQLAlchemy's execution would add is given back by hand: errors are
-classified, and rows have names.
+SQLite, and nearly as much as driver and server together on PostgreSQL. Here a statement is compiled once per engine;
+after that its text goes to the driver with its parameters in order, through the same type conversions. What
+SQLAlchemy's execution would add is given back by hand: errors are classified, and rows have names.
 
-The ordinary path stays for everything else: PostgreSQL, whose round trip dwarfs the difference; statements whose text
-depends on their parameters (IN lists); and engines to whose statements somebody listens (before or after they are
-executed), so that tracing on ``runtime.engine`` sees the statements of every mode. A listener for errors alone
-(``handle_error``) hears only those of the ordinary path.
+The ordinary path stays for everything else: other drivers; statements whose text depends on their parameters (IN
+lists); and engines to whose statements somebody listens (before or after they are executed), so that tracing on
+``runtime.engine`` sees the statements of every mode. A listener for errors alone (``handle_error``) hears SQLite's only
+on the ordinary path, and PostgreSQL's on both: there SQLAlchemy also decides whether a connection is lost.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from abc import ABC, abstractmethod
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,24 +33,25 @@ _CACHE_SIZE = 1024
 _IDLE = 0
 """The driver's word for "no transaction is open" (libpq's PQTRANS_IDLE)."""
 
+_RAW = (sqlite3.Error, StatementError, UnicodeEncodeError, OverflowError)
+"""What isn't a ``StateError`` yet: a refused value, a driver's error, or one from an engine that doesn't translate."""
+
 _Convert = Callable[[Any], Any] | None
 _Make = Callable[[Sequence[Any]], Any]
 
 
-class _Prepared:
+class _Prepared(ABC):
     """One statement, compiled for one dialect."""
 
-    __slots__ = ("_bind_converts", "_constants", "_make_row", "_pick", "_result_converts", "_text")
-
-    def __init__(self, compiled: SQLCompiler, dialect: Dialect) -> None:
+    def __init__(self, compiled: SQLCompiler, dialect: Dialect, names: Iterable[str]) -> None:
         self._text = str(compiled)
-        names = tuple(compiled.positiontup or ())
-        processors: Mapping[str, Any] = compiled._bind_processors  # noqa: SLF001 - what SQLAlchemy's execution reads
-        self._bind_converts = _converts(processors.get(name) for name in names)
+        self._names = tuple(names)
+        self._processors: Mapping[str, Any] = compiled._bind_processors  # noqa: SLF001 - what SQLAlchemy's execution reads
         self._constants = {
-            name: bind.effective_value for name in names if (bind := compiled.binds[name]).unique or not bind.required
+            name: bind.effective_value
+            for name in self._names
+            if (bind := compiled.binds[name]).unique or not bind.required
         }
-        self._pick = _picker(names)
         columns = compiled._result_columns  # noqa: SLF001
         self._result_converts = _converts(
             column.type._cached_result_processor(dialect, None)  # noqa: SLF001
@@ -58,30 +60,88 @@ class _Prepared:
         row: Any = namedtuple("Row", [column.keyname for column in columns])  # type: ignore[misc]
         self._make_row = row._make
 
-    def run(self, connection: sqlite3.Connection, parameters: Mapping[str, Any], make: _Make | None) -> list[Any]:
-        cursor = connection.cursor()
-        try:
-            rows = cursor.execute(self._text, self._values_of(parameters)).fetchall()
-        except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
-            raise classify(error) or error from error
-        finally:
-            cursor.close()
+    @abstractmethod
+    def run(self, connection: Connection, parameters: Mapping[str, Any], make: _Make | None) -> list[Any]:
+        """Execute it once and return its rows."""
+
+    @abstractmethod
+    def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Execute it for each of ``rows``."""
+
+    def _made(self, rows: Iterable[Sequence[Any]], make: _Make | None) -> list[Any]:
         make = make or self._make_row
         return [make(_converted(row, self._result_converts)) for row in rows]
 
-    def run_many(self, connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        cursor = connection.cursor()
+    def _with_constants(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._constants | dict(parameters) if self._constants else parameters
+
+
+class _PreparedOnSqlite(_Prepared):
+    def __init__(self, compiled: SQLCompiler, dialect: Dialect) -> None:
+        super().__init__(compiled, dialect, compiled.positiontup or ())
+        self._bind_converts = _converts(self._processors.get(name) for name in self._names)
+        self._pick = _picker(self._names)
+
+    def run(self, connection: Connection, parameters: Mapping[str, Any], make: _Make | None) -> list[Any]:
+        cursor = _sqlite_cursor(connection)
+        try:
+            rows = cursor.execute(self._text, self._values_of(parameters)).fetchall()
+        finally:
+            cursor.close()
+        return self._made(rows, make)
+
+    def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        cursor = _sqlite_cursor(connection)
         try:
             cursor.executemany(self._text, [self._values_of(row) for row in rows])
-        except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
-            raise classify(error) or error from error
         finally:
             cursor.close()
 
     def _values_of(self, parameters: Mapping[str, Any]) -> Sequence[Any]:
-        if self._constants:
-            parameters = self._constants | dict(parameters)
-        return _converted(self._pick(parameters), self._bind_converts)
+        return _converted(self._pick(self._with_constants(parameters)), self._bind_converts)
+
+
+class _PreparedOnPsycopg(_Prepared):
+    def __init__(self, compiled: SQLCompiler, dialect: Dialect) -> None:
+        super().__init__(compiled, dialect, compiled.bind_names.values())
+        self._converts = tuple((name, self._processors.get(name)) for name in self._names)
+
+    def run(self, connection: Connection, parameters: Mapping[str, Any], make: _Make | None) -> list[Any]:
+        driver: Any = connection.connection.driver_connection
+        values, cursor = None, None
+        try:
+            values = self._values_of(parameters)
+            cursor = driver.cursor()
+            cursor.execute(self._text, values)
+            rows = cursor.fetchall() if cursor.description else ()
+            cursor.close()
+        except BaseException as error:  # noqa: BLE001 - it raises what becomes of the error
+            # Whether the connection is lost, who is told, and what the error means: as in SQLAlchemy's own execution.
+            connection._handle_dbapi_exception(error, self._text, values, cursor, None)  # noqa: SLF001
+        return self._made(rows, make)
+
+    def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        driver: Any = connection.connection.driver_connection
+        values, cursor = None, None
+        try:
+            values = [self._values_of(row) for row in rows]
+            cursor = driver.cursor()
+            cursor.executemany(self._text, values)
+            cursor.close()
+        except BaseException as error:  # noqa: BLE001 - as above
+            connection._handle_dbapi_exception(error, self._text, values, cursor, None)  # noqa: SLF001
+
+    def _values_of(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        parameters = self._with_constants(parameters)
+        return {
+            name: parameters[name] if convert is None else convert(parameters[name]) for name, convert in self._converts
+        }
+
+
+_BY_DRIVER: dict[str, type[_PreparedOnSqlite] | type[_PreparedOnPsycopg]] = {
+    "pysqlite": _PreparedOnSqlite,
+    "psycopg": _PreparedOnPsycopg,
+}
 
 
 def _converts(all_converts: Iterable[_Convert]) -> tuple[tuple[int, Callable[[Any], Any]], ...]:
@@ -120,11 +180,13 @@ def execute(
         StateError: what the driver's error or a refused value means.
     """
     prepared = _prepared_for(connection, statement)
-    if prepared is not None:
-        return prepared.run(_driver_of(connection), parameters, make)
-    with _classified():
+    try:
+        if prepared is not None:
+            return prepared.run(connection, parameters, make)
         result = connection.execute(statement, parameters)
         rows = result.all() if result.returns_rows else ()
+    except _RAW as error:
+        raise _classified(error) from error
     return rows if make is None else [make(row) for row in rows]
 
 
@@ -136,11 +198,13 @@ def execute_many(connection: Connection, statement: Executable, rows: Sequence[M
     """
     with atomically(connection):
         prepared = _prepared_for(connection, statement)
-        if prepared is not None:
-            prepared.run_many(_driver_of(connection), rows)
-        else:
-            with _classified():
+        try:
+            if prepared is not None:
+                prepared.run_many(connection, rows)
+            else:
                 connection.execute(statement, rows)
+        except _RAW as error:
+            raise _classified(error) from error
 
 
 @contextmanager
@@ -189,23 +253,18 @@ def planned_anew(connection: Connection) -> Iterator[None]:
         driver.prepare_threshold = threshold
 
 
-@contextmanager
-def _classified() -> Iterator[None]:
-    try:
-        yield
-    except (StatementError, UnicodeEncodeError, OverflowError) as error:
-        # From an engine of the caller's own that doesn't translate errors.
-        raise classify(getattr(error, "orig", None) or error) or error from error
+def _classified(error: Exception) -> Exception:
+    return classify(getattr(error, "orig", None) or error) or error
 
 
-def _driver_of(connection: Connection) -> sqlite3.Connection:
+def _sqlite_cursor(connection: Connection) -> sqlite3.Cursor:
     driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-    return driver
+    return driver.cursor()
 
 
 def _prepared_for(connection: Connection, statement: Executable) -> _Prepared | None:
     dialect = connection.dialect
-    if dialect.driver != "pysqlite" or _is_observed(connection):
+    if dialect.driver not in _BY_DRIVER or dialect.is_async or _is_observed(connection):
         return None
     cache: dict[Executable, _Prepared | None] = dialect.__dict__.setdefault(_CACHE_ATTRIBUTE, {})
     try:
@@ -238,4 +297,4 @@ def _prepare(statement: Executable, dialect: Dialect) -> _Prepared | None:
     compiled: SQLCompiler = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
     if compiled.post_compile_params or compiled.literal_execute_params:
         return None
-    return _Prepared(compiled, dialect)
+    return _BY_DRIVER[dialect.driver](compiled, dialect)

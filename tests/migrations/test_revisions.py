@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +27,7 @@ from codex_state import migrations
 from codex_state.database import Database
 from codex_state.errors import DatabaseError, SchemaError
 from codex_state.migrations.location import configuration
-from codex_state.models import OPEN_THREADS
+from codex_state.models import open_threads
 
 SCRIPTS = ScriptDirectory.from_config(configuration())
 REVISIONS = [script.revision for script in reversed(list(SCRIPTS.walk_revisions()))]
@@ -332,16 +333,22 @@ def test_0012_has_counted_no_failures_yet_and_refuses_negative_counts(database: 
         changed(database, "UPDATE memory_phase1_jobs SET failures = -1")
 
 
-def test_0013_has_every_thread_looked_at_and_walks_the_open_ones_by_an_index(database: Database) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "index"),
+    [(("cwd", "user"), "idx_threads_open"), (("cwd",), "idx_threads_open_cwd"), (("user",), "idx_threads_open_user")],
+)
+def test_0013_has_every_thread_looked_at_and_walks_the_open_ones_by_an_index(
+    database: Database, kinds: tuple[str, ...], index: str
+) -> None:
     at(database, "0012_phase1_failures")
     migrations.upgrade(database.engine, "0013_open_threads")
     threads = contents(database)["threads"]
     assert {(row["cwd_settled_for"], row["user_settled_for"]) for row in threads} == {(None, None)}
-    query = f"SELECT id FROM threads WHERE {OPEN_THREADS} ORDER BY updated_at DESC, id DESC LIMIT 64"
+    query = f"SELECT id FROM threads WHERE {open_threads(kinds)} ORDER BY updated_at DESC, id DESC LIMIT 64"
     with database.engine.connect() as connection:
         if database.dialect == "sqlite":
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
         else:
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
-    assert "idx_threads_open" in str(plan)
+    assert re.search(rf"\b{index}\b", str(plan))

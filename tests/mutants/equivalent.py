@@ -11,10 +11,4 @@ EQUIVALENT: dict[str, str] = {
     "phase1_jobs.succeed keeps the old failure_reason": "the claim has removed it already",
     "phase1_jobs.succeed_many keeps the old failure_reason": "the claim has removed it already",
     "memory_scopes.mark_clean_if_locked without [ownership_token = ?]": "the IN compares the token as well",
-    "phase1_candidates.claim without [source_updated_at < threads.updated_at]": (
-        "a thread that is finished for its version was marked as settled before, and isn't looked at"
-    ),
-    "phase1_candidates.claim with [<=] in [source_updated_at < threads.updated_at]": (
-        "a thread that is finished for its version was marked as settled before, and isn't looked at"
-    ),
 }

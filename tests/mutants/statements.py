@@ -28,6 +28,7 @@ from codex_state.repositories import (
     phase1_jobs,
     thread_memories,
 )
+from codex_state.repositories.phase1_search import search_of
 
 MODULES = (phase1_jobs, thread_memories, memory_scopes, consolidation_locks, backfills)
 
@@ -119,16 +120,9 @@ def statements() -> Iterator[Statement]:
         for name, value in vars(module).items():
             if isinstance(value, UpdateBase) and name.isupper():
                 yield Statement(f"{_short(module)}.{name.lower().strip('_')}", _exactly(value), _compiled(value))
+    search, _ = search_of(scope_kinds=["cwd", "user"], max_age_seconds=1, sources=["cli"], home="home")
     batch, _ = phase1_candidates.statement_of(
-        owner=UUID(int=1),
-        lease_seconds=1,
-        limit=1,
-        max_age_seconds=1,
-        sources=["cli"],
-        scope_kinds=["cwd", "user"],
-        exclude=UUID(int=1),
-        max_running=1,
-        home="home",
+        search, owner=UUID(int=1), lease_seconds=1, limit=1, exclude=UUID(int=1), max_running=1
     )
     yield Statement("phase1_candidates.claim", lambda _, text: "WITH candidates" in text, _compiled(batch))
 

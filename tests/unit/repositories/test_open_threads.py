@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from codex_state.models import OPEN_THREADS, MemoryScope, Phase1Key, Thread
+from codex_state.models import MemoryScope, Phase1Key, Thread, open_threads
 from codex_state.repositories import phase1_open_threads
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread
@@ -25,8 +25,9 @@ def state(clocked: stores.Clocked) -> Iterator[State]:
         yield State(session)
 
 
-def open_threads(state: State) -> int:
-    counted = state.session.connection().execute(text(f"SELECT count(*) FROM threads WHERE {OPEN_THREADS}"))
+def open_ones(state: State, *kinds: str) -> int:
+    are_open = open_threads(kinds or ("cwd", "user"))
+    counted = state.session.connection().execute(text(f"SELECT count(*) FROM threads WHERE {are_open}"))
     count: int = counted.scalar_one()
     return count
 
@@ -52,26 +53,34 @@ def test_finished_threads_are_looked_at_once(state: State, fail: bool) -> None:
     state.threads.upsert_many(threads)
     for thread in threads[:15]:
         finish(state, thread, fail)
-    assert open_threads(state) == 20
+    assert open_ones(state) == 20
     assert claim(state, limit=2) == 4
-    assert open_threads(state) == 5
+    assert open_ones(state) == 3
     assert claim(state) == 6
-    assert claim(state) == 0
-    assert open_threads(state) == 0
+    assert open_ones(state) == 0
+
+
+@pytest.mark.parametrize("kind", ["cwd", "user"])
+def test_a_claim_of_one_scope_walks_no_thread_that_is_open_for_another_only(state: State, kind: str) -> None:
+    """Each choice of scopes has an index of its own."""
+    state.threads.upsert_many([a_thread() for _ in range(5)])
+    assert claim(state, scope_kinds=(kind,)) == 5
+    other = {"cwd": "user", "user": "cwd"}[kind]
+    assert (open_ones(state, kind), open_ones(state, other), open_ones(state)) == (0, 5, 5)
+    assert claim(state) == 5
+    assert open_ones(state) == 0
 
 
 def test_more_finished_threads_than_one_window_are_passed_over_at_once(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase1_open_threads, "WINDOW", 4)
-    phase1_open_threads.settle.cache_clear()
+    monkeypatch.setattr(phase1_open_threads, "LOOK_BEYOND", 2)
     threads = [a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(30)]
     state.threads.upsert_many(threads)
     for thread in threads:
         finish(state, thread, fail=False)
-    assert claim(state) == 0
-    phase1_open_threads.settle.cache_clear()
-    assert open_threads(state) == 0
+    assert claim(state, limit=1) == 0
+    assert open_ones(state) == 0
 
 
 @pytest.mark.parametrize(
@@ -92,9 +101,9 @@ def test_a_thread_that_changes_is_looked_at_again(state: State, change: Callable
     state.threads.upsert(thread)
     finish(state, thread, fail=False)
     assert claim(state) == 0
-    assert open_threads(state) == 0
+    assert open_ones(state) == 0
     change(state, thread)
-    assert open_threads(state) == 1
+    assert open_ones(state) == 1
 
 
 def test_jobs_of_a_former_directory_do_not_bring_their_thread_back_again_and_again(
@@ -108,10 +117,10 @@ def test_jobs_of_a_former_directory_do_not_bring_their_thread_back_again_and_aga
     assert claim(state) == 1
     clocked.clock.advance(HOUR)
     assert claim(state) == 2, "the user's scope and the new directory's"
-    reopened = phase1_open_threads.reopen("cwd")
+    reopened = phase1_open_threads.reopen(("cwd", "user"))
     assert claim(state) == 0
     assert state.session.connection().execute(reopened, {"lease_seconds": 3600}).all() == []
-    assert open_threads(state) == 0
+    assert open_ones(state) == 0
 
 
 def test_an_upsert_leaves_alone_what_batch_claims_know(state: State) -> None:
@@ -121,4 +130,4 @@ def test_an_upsert_leaves_alone_what_batch_claims_know(state: State) -> None:
     assert claim(state) == 0
     state.threads.upsert(thread.model_copy(update={"title": "renamed"}))
     state.threads.upsert_from_rollouts([thread])
-    assert open_threads(state) == 0
+    assert open_ones(state) == 0

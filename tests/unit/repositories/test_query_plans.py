@@ -155,21 +155,35 @@ def _plans_of(state: State, work: Callable[[State], Any]) -> list[list[str]]:
         work(state)
     finally:
         driver.set_trace_callback(None)
-    return [[row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}")] for statement in statements]
+    return [
+        [row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        if statement not in ("BEGIN IMMEDIATE", "COMMIT")
+        else []
+        for statement in statements
+    ]
 
 
 @pytest.mark.parametrize("max_running", [None, 64])
+@pytest.mark.parametrize(
+    ("scope_kinds", "index"),
+    [
+        (("cwd", "user"), "idx_threads_open"),
+        (("cwd",), "idx_threads_open_cwd"),
+        (("user",), "idx_threads_open_user"),
+    ],
+)
 def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
-    state: State, max_running: int | None
+    state: State, scope_kinds: tuple[str, ...], index: str, max_running: int | None
 ) -> None:
     """L10: what is finished isn't in the index that it walks."""
-    *marks, claim = _plans_of(
+    begin, reopen, claim, *settle, commit = _plans_of(
         state,
         lambda state: state.phase1_jobs.claim_candidates(
-            owner=uuid4(), lease=_HOUR, max_age=_OLD, max_running=max_running
+            owner=uuid4(), lease=_HOUR, max_age=_OLD, max_running=max_running, scope_kinds=scope_kinds
         ),
     )
-    open_threads = "SEARCH threads USING INDEX idx_threads_open (archived=? AND updated_at>?)"
+    assert (begin, commit) == ([], [])
+    open_threads = f"SEARCH threads USING INDEX {index} (archived=? AND updated_at>?)"
     by_id = {
         "SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)",
         "SEARCH threads USING COVERING INDEX sqlite_autoindex_threads_1 (id=?)",
@@ -182,10 +196,10 @@ def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
     retry = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_retry_at"
     reopened = {f"{status} (status=? AND started_at<?)", f"{status} (status=? AND started_at=?)"}
     reopened.add(f"{retry} (status=? AND retry_at>? AND retry_at<?)")
-    # First the hints of threads whose job can be claimed again, for each scope, and of those that are settled by now.
-    assert [_reads(steps) - by_id for steps in marks[:2]] == [reopened] * 2
-    assert all(_reads(steps) - by_id == {open_threads, by_key} for steps in marks[2:])
-    assert len(marks) >= 3
+    # First the hints of threads whose job can be claimed again, at last of those that are settled by now.
+    assert _reads(reopen) - by_id == reopened
+    assert settle
+    assert all(_reads(steps) - by_id == {open_threads, by_key} for steps in settle)
     expected = {open_threads, by_key}
     if max_running is not None:
         live = "idx_memory_phase1_jobs_status_started_at (status=? AND started_at>?)"
