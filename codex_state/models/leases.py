@@ -61,6 +61,10 @@ class Phase1Lease:
     failures: int = 0
     """How many earlier attempts for this version of the thread have failed."""
 
+    def __hash__(self) -> int:
+        # Of a random token: the other fields tell no two leases apart.
+        return hash(self.ownership_token)
+
     def renewed(self, started_at: datetime) -> Self:
         """The same lease after a renewal at ``started_at``."""
         return replace(self, started_at=started_at)

@@ -80,7 +80,7 @@ def reopen(kinds: tuple[str, ...]) -> ReturningUpdate[Any]:
         update(_threads)
         .where(_threads.c.id.in_(threads))
         .values({_SETTLED_FOR[kind].key: null() for kind in kinds})
-        .returning(_threads.c.id)
+        .returning(literal_column("1").label("marked"))
     )
 
 
@@ -109,7 +109,7 @@ def settle(search: Search, window: int) -> ReturningUpdate[Any]:
         update(_threads)
         .where(_threads.c.id.in_(settled))
         .values({_SETTLED_FOR[kind].key: _settled_for(kind, kinds) for kind in kinds})
-        .returning(_threads.c.id)
+        .returning(literal_column("1").label("marked"))
     )
 
 
