@@ -91,7 +91,10 @@ def _claim(shape: _Shape) -> ReturningInsert[Any]:
             .where(has_scope(kind, candidates.c.cwd), _is_open(candidates.c.updated_at))
         )
     wanted = union_all(*branches).subquery("wanted")
-    claims = (
+    if shape.capped:
+        recent_first = (wanted.c.updated_at.desc(), wanted.c.id.desc(), wanted.c.scope_kind)
+        wanted = select(wanted).order_by(*recent_first).limit(_room()).subquery("allowed")
+    return claim_from(
         select(
             wanted.c.id,
             wanted.c.scope_kind,
@@ -105,9 +108,9 @@ def _claim(shape: _Shape) -> ReturningInsert[Any]:
         )
         # Without a WHERE, SQLite would read ON CONFLICT as the ON of a join.
         .where(literal_column("1") == literal_column("1"))
-        .order_by(wanted.c.updated_at.desc(), wanted.c.id.desc(), wanted.c.scope_kind)
+        # Jobs are locked in the order in which ``succeed_many`` locks them, or each could wait for the other.
+        .order_by(wanted.c.id, wanted.c.scope_kind)
     )
-    return claim_from(claims.limit(_room()) if shape.capped else claims)
 
 
 def _candidates(shape: _Shape) -> Select[Any]:

@@ -14,6 +14,8 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
+    FromClause,
     Row,
     and_,
     bindparam,
@@ -116,23 +118,37 @@ _finished = select(
         json_item(_finished_row, literal_column(str(index))).label(name)
         for index, name in enumerate(("scope_kind", "scope_key", "token", "raw_memory_path", "summary_hash"), start=1)
     ),
-).cte("finished_jobs")
-_SUCCEED_MANY = (
-    update(_jobs)
-    .where(
-        _jobs.c.thread_id == _finished.c.thread_id,
-        _jobs.c.scope_kind == _finished.c.scope_kind,
-        _jobs.c.scope_key == _finished.c.scope_key,
+).subquery("finished_jobs")
+
+
+def _is_held(row: FromClause) -> ColumnElement[bool]:
+    return and_(
+        _jobs.c.thread_id == row.c.thread_id,
+        _jobs.c.scope_kind == row.c.scope_kind,
+        _jobs.c.scope_key == row.c.scope_key,
         # SQLite would otherwise look through all running jobs, for each of them through all that are finished.
         unindexed(_jobs.c.status) == RUNNING,
-        _jobs.c.ownership_token == _finished.c.token,
+        _jobs.c.ownership_token == row.c.token,
     )
+
+
+_locked = (
+    select(_finished)
+    .join(_jobs, _is_held(_finished))
+    # In the order of a batch claim, which may take some of them over: else each could wait for the other.
+    .order_by(_jobs.c.thread_id, _jobs.c.scope_kind)
+    .with_for_update(of=_jobs, key_share=True)
+    .cte("locked")
+)
+_SUCCEED_MANY = (
+    update(_jobs)
+    .where(_is_held(_locked))
     .values(
         status=SUCCEEDED,
         finished_at=server_now(),
         failure_reason=null(),
-        raw_memory_path=_finished.c.raw_memory_path,
-        summary_hash=_finished.c.summary_hash,
+        raw_memory_path=_locked.c.raw_memory_path,
+        summary_hash=_locked.c.summary_hash,
     )
     .returning(_jobs.c.ownership_token)
 )
