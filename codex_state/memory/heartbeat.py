@@ -97,6 +97,7 @@ class KeptLease(Generic[LeaseT]):
         """What the last renewal failed with, if it did."""
         self._renewal = renewal
         self._window = trust_window(lease.duration)
+        self._due_at = requested_at
         self._confirm(lease, requested_at)
 
     @property
@@ -122,8 +123,7 @@ class KeptLease(Generic[LeaseT]):
     def renew(self, state: State) -> None:
         """Send a renewal now. A refusal gives the signal; a late confirmation doesn't take it back."""
         requested_at = trust_clock()
-        # Also when it raises: the next try comes after a pause.
-        self._due_at = requested_at + self._window / _RETRIES_PER_WINDOW
+        self.put_off()  # also when it raises: the next try comes after a pause
         try:
             renewed = self._renewal(state, self._lease)
         except Exception as error:
@@ -134,6 +134,10 @@ class KeptLease(Generic[LeaseT]):
             self.signal.stop(StopReason.REFUSED)
         else:
             self._confirm(renewed, requested_at)
+
+    def put_off(self) -> None:
+        """Let the next renewal be due after a pause, if it isn't due later anyway."""
+        self._due_at = max(self._due_at, trust_clock() + self._window / _RETRIES_PER_WINDOW)
 
     def _confirm(self, lease: LeaseT, requested_at: float) -> None:
         self._lease = lease
@@ -189,6 +193,7 @@ class LeaseKeeper:
         self._kept: list[KeptLease[Any]] = []
         self._deadlines: list[tuple[float, StopSignal]] = []
         self._closing = False
+        self._failing = False
         self._threads = [
             threading.Thread(target=self._renew_until_closed, name="codex-state-renewals", daemon=True),
             threading.Thread(target=self._watch_until_closed, name="codex-state-lease-watch", daemon=True),
@@ -265,15 +270,42 @@ class LeaseKeeper:
                 state = _connected(session, self._runtime)
         while (kept := self._next_due()) is not None:
             try:
-                state = state or _connected(session, self._runtime)
+                state = state or self._connect(session, kept)
                 kept.renew(state)
             except Exception as error:  # noqa: BLE001 - this thread must outlive whatever a renewal raises
-                _log.warning("a lease could not be renewed; it is tried again while it may be trusted: %s", error)
+                self._tell_of_failure(error)
                 state = None
+            else:
+                self._tell_of_recovery()
             if state is None or not holds:
                 _close(session)
                 state = None
         _close(session)
+
+    def _connect(self, session: ExitStack, due: KeptLease[Any]) -> State:
+        try:
+            return _connected(session, self._runtime)
+        except Exception as error:
+            due.last_error = error
+            with self._changed:
+                # All of them: without a pause each lease that is due would ask a server that is away once more.
+                for kept in self._kept:
+                    kept.put_off()
+            raise
+
+    def _tell_of_failure(self, error: Exception) -> None:
+        """Only once, however many leases are tried however often until it is over."""
+        if not self._failing:
+            self._failing = True
+            _log.warning("a lease could not be renewed; each is tried again while it may be trusted: %s", error)
+
+    def _tell_of_recovery(self) -> None:
+        """When the last of them that failed was renewed, or is kept no longer."""
+        if self._failing:
+            with self._changed:
+                self._failing = any(kept.last_error and not kept.signal.stopped for kept in self._kept)
+            if not self._failing:
+                _log.info("leases are renewed again")
 
     def _next_due(self) -> KeptLease[Any] | None:
         """The lease whose renewal is due, as soon as there is one; ``None`` when the keeper is closed."""

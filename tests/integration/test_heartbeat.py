@@ -16,6 +16,7 @@ import pytest
 from lease_rivals import LONGER, LONGER_SECONDS, SECONDS, Kind, claim_of, rival, steal
 from memory_support import OTHER, OWNER, add_threads, claim, now, user_key
 from relay import relay
+from sqlalchemy import event
 
 from codex_state import (
     BackfillLease,
@@ -162,6 +163,30 @@ def test_a_broken_connection_is_replaced(postgres_settings: StateSettings, opene
             assert len(ended.all()) >= 1
         assert not kept.signal.wait(LONGER_SECONDS + 1)
         assert kept.last_error is None
+
+
+def test_a_server_that_is_away_is_asked_with_pauses_however_many_leases_wait_for_it(
+    postgres_settings: StateSettings, opened: Open
+) -> None:
+    assert postgres_settings.database_url is not None
+    with relay(postgres_settings.database_url.get_secret_value()) as wire:
+        url = wire.url.render_as_string(hide_password=False)
+        runtime = opened(StateSettings(codex_home=postgres_settings.codex_home, database_url=url))
+        add_threads(runtime, 32)
+        tried = threading.Semaphore(0)
+        with LeaseKeeper(runtime) as keeper:
+            requested_at = trust_clock() - 40
+            with runtime.begin() as state:
+                leases = state.phase1_jobs.claim_candidates(owner=OWNER, lease=timedelta(minutes=1))
+            wire.close()
+            runtime.engine.dispose()
+            event.listen(runtime.engine, "do_connect", lambda *_: tried.release())
+            kept = [keeper.keep(lease, requested_at=requested_at) for lease in leases]
+            assert tried.acquire(timeout=60)
+            time.sleep(2)  # a twentieth of the lease's window, which is the pause, is longer
+            assert len(kept) == 64
+            assert sum(tried.acquire(blocking=False) for _ in range(64)) < 4
+            assert all(each.trusted for each in kept)
 
 
 def test_renewals_have_a_connection_of_their_own(runtime: StateRuntime) -> None:

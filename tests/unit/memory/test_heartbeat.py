@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -26,14 +27,21 @@ EARLIEST_END = SECONDS - 1.0
 """Rows store whole seconds, so this long after its claim a lease may be somebody else's."""
 
 
-def a_lease(seconds: float = SECONDS) -> Phase1Lease:
+def a_lease(seconds: float = SECONDS, token: str = "token") -> Phase1Lease:
     moment = datetime(2026, 2, 10, tzinfo=UTC)
     key = Phase1Key(uuid4(), MemoryScope.user())
-    return Phase1Lease(key, OWNER, "token", 1, moment, moment, timedelta(seconds=seconds))
+    return Phase1Lease(key, OWNER, token, 1, moment, moment, timedelta(seconds=seconds))
 
 
 def granted(_state: State, lease: Phase1Lease) -> Phase1Lease:
     return lease
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Told:
@@ -162,6 +170,54 @@ def test_a_renewal_that_fails_once_costs_nothing(keeper: LeaseKeeper) -> None:
     assert kept.last_error is None
 
 
+def test_however_many_renewals_fail_it_is_told_once_that_they_do_and_once_that_it_is_over(
+    keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed, succeeded = Counter[str](), Counter[str]()
+    over = threading.Event()
+
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+        if lease.ownership_token == "fine":
+            return lease
+        if not over.is_set():
+            failed[lease.ownership_token] += 1
+            raise DatabaseBusyError("locked")
+        succeeded[lease.ownership_token] += 1
+        return lease
+
+    def told() -> list[tuple[str, str]]:
+        return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+    with caplog.at_level(logging.INFO, "codex_state"):
+        for token in ("one", "another", "fine"):
+            keeper.keep(a_lease(60, token), requested_at=trust_clock() - 30, renewal=renewal)
+        wait_for(lambda: failed["one"] > 1 and failed["another"] > 1)
+        begun = told()
+        over.set()
+        wait_for(lambda: bool(succeeded["one"] and succeeded["another"]))
+        keeper.close()
+    assert [level for level, _text in begun] == ["WARNING"]
+    assert "a lease could not be renewed; each is tried again" in begun[0][1]
+    assert told() == [*begun, ("INFO", "leases are renewed again")]
+
+
+def test_a_lease_that_fails_and_is_given_up_is_no_failure_any_more(
+    keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+        if lease.ownership_token == "broken":
+            raise DatabaseBusyError("locked")
+        return lease
+
+    with caplog.at_level(logging.INFO, "codex_state"):
+        broken = keeper.keep(a_lease(600, "broken"), requested_at=trust_clock() - 300, renewal=renewal)
+        wait_for(lambda: len(caplog.records) == 1)
+        broken.signal.stop(StopReason.TIMED_OUT)
+        keeper.keep(a_lease(2), requested_at=trust_clock(), renewal=renewal)
+        wait_for(lambda: len(caplog.records) > 1)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
 def test_a_renewal_that_never_answers_stops_the_work_before_the_lease_can_end(keeper: LeaseKeeper) -> None:
     answer = threading.Event()
 
@@ -240,9 +296,7 @@ def test_one_lost_lease_hurts_no_other(keeper: LeaseKeeper) -> None:
         return lease
 
     def keep(token: str) -> KeptLease[Phase1Lease]:
-        lease = a_lease()
-        object.__setattr__(lease, "ownership_token", token)
-        return keeper.keep(lease, requested_at=trust_clock(), renewal=renewal)
+        return keeper.keep(a_lease(token=token), requested_at=trust_clock(), renewal=renewal)
 
     lost, broken, others = keep("lost"), keep("broken"), [keep("fine") for _ in range(126)]
     assert lost.signal.wait(30)
