@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -37,57 +38,94 @@ def installed() -> str | None:
     return shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 
 
+class Pooler:
+    """A PgBouncer that is a child of this process, so that it is killed by its id and by nothing else."""
+
+    ways_to_end = (signal.SIGTERM, signal.SIGKILL)
+    """Either breaks every connection at once."""
+
+    def __init__(self, url: str, directory: Path, more: str = "") -> None:
+        """Put one in front of the server of ``url``, with its files in ``directory``."""
+        program = installed()
+        assert program is not None
+        server = make_url(url)
+        values = {
+            "host": server.host or server.query.get("host"),
+            "port": server.port or server.query.get("port"),
+            "user": server.username,
+            "password": server.password,
+        }
+        told = " ".join(f"{name}={value}" for name, value in values.items() if value)
+        configuration = directory / "pgbouncer.ini"
+        configuration.write_text(_CONFIGURATION.format(server=told, port=_PORT, directory=directory, more=more))
+        self._command = [program, str(configuration)]
+        if os.geteuid() == 0:  # it refuses to run as root
+            user = _who_reaches(values["host"])
+            shutil.chown(directory, user)
+            self._command[1:1] = ["-u", user]
+        self._socket, self._log = directory / f".s.PGSQL.{_PORT}", directory / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = server.set(host=None, port=None, password=None, query={"host": str(directory), "port": str(_PORT)})
+        """The same database through it."""
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # an interrupt at the keyboard must not end it before its clients
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PgBouncer doesn't start: {self._log.read_text()}")
+            time.sleep(0.02)
+
+    def kill(self, number: signal.Signals) -> None:
+        """End it at once, in one of the ``ways_to_end``."""
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        self._process.wait(_START_SECONDS)
+        self._process = None
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(self._socket))
+            except OSError:
+                return False
+        return True
+
+
 @contextmanager
-def pooled(url: str, more: str = "") -> Iterator[URL]:
-    """The URL of the same database through a PgBouncer of one's own. ``more`` is added to its configuration."""
-    program = installed()
-    assert program is not None
-    server = make_url(url)
+def pooler(url: str, more: str = "") -> Iterator[Pooler]:
+    """A started PgBouncer of one's own in front of the server of ``url``. ``more`` is added to its configuration."""
     # Short, because the path of a Unix socket may have about 100 characters only.
     directory = Path(tempfile.mkdtemp(prefix="bouncer-"))
     directory.chmod(0o755)
-    values = {
-        "host": server.host or server.query.get("host"),
-        "port": server.port or server.query.get("port"),
-        "user": server.username,
-        "password": server.password,
-    }
-    told = " ".join(f"{name}={value}" for name, value in values.items() if value)
-    (directory / "pgbouncer.ini").write_text(
-        _CONFIGURATION.format(server=told, port=_PORT, directory=directory, more=more)
-    )
-    command = [program, str(directory / "pgbouncer.ini")]
-    if os.geteuid() == 0:  # it refuses to run as root
-        user = _who_reaches(values["host"])
-        shutil.chown(directory, user)
-        command[1:1] = ["-u", user]
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        _wait_for(directory / f".s.PGSQL.{_PORT}", process, directory / "log")
-        yield server.set(host=None, port=None, password=None, query={"host": str(directory), "port": str(_PORT)})
+        made = Pooler(url, directory, more)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.kill(signal.SIGKILL)
     finally:
-        process.kill()
-        process.wait(_START_SECONDS)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def pooled(url: str, more: str = "") -> Iterator[URL]:
+    """The URL of the same database through a PgBouncer of one's own."""
+    with pooler(url, more) as started:
+        yield started.url
 
 
 def _who_reaches(host: object) -> str:
     """A server of the tests' own has its socket among its data, which are its user's alone."""
     owner = Path(host).owner() if isinstance(host, str) and host.startswith("/") else "root"
     return "nobody" if owner == "root" else owner
-
-
-def _wait_for(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        with socket.socket(socket.AF_UNIX) as client:
-            try:
-                client.connect(str(path))
-            except OSError:
-                pass
-            else:
-                return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"PgBouncer doesn't start: {log.read_text()}")
-        time.sleep(0.02)

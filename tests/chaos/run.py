@@ -24,9 +24,10 @@ from tests import postgres
 from tests.chaos.agreement import agreement
 from tests.chaos.conductor import Conductor
 from tests.chaos.contest import contest
-from tests.chaos.outages import Outages, failing_server
+from tests.chaos.outages import Outages
 from tests.chaos.processes import WorkerHost
 from tests.chaos.verdict import Verdict, judge
+from tests.own_server import own_server
 
 _SHOWN_PROBLEMS = 20
 _DATABASES, _FAILING = ("sqlite", "postgresql"), "failing"
@@ -82,7 +83,7 @@ def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[
         return f"{many}, {what}", part
 
     def fail(_url: str, place: Path) -> Verdict:
-        with failing_server() as server:
+        with own_server() as server:
             outages = Outages(server, seed, seconds)
             conductor = Conductor(
                 host, server.url, place, manual=False, seed=seed, workers=chosen.workers, outages=outages

@@ -18,11 +18,12 @@ from tests.chaos.audit import BACKFILLS, JOBS, LOCKS, MEMORIES, SCOPES, THREADS,
 from tests.chaos.bugs import HASTE, IMPATIENCE
 from tests.chaos.clocks import WRONG_CLOCKS
 from tests.chaos.conductor import Conductor
-from tests.chaos.outages import Outages, failing_server
+from tests.chaos.outages import Outages
 from tests.chaos.processes import ROOT, WorkerHost
 from tests.chaos.replay import Replay, finished_twice
 from tests.chaos.verdict import judge
 from tests.chaos.worker import owner_with
+from tests.own_server import own_server
 
 host = worlds.host
 
@@ -88,7 +89,7 @@ def test_a_bug_that_outages_show_is_noticed(
     for number in range(5):
         directory = tmp_path / str(number)
         directory.mkdir()
-        with failing_server(configuration) as server:
+        with own_server(configuration) as server:
             outages = Outages(server, number, 9)
             conductor = Conductor(
                 host, server.url, directory, manual=False, seed=number, workers=4, bug=bug, outages=outages
