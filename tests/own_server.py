@@ -37,6 +37,7 @@ _LOOPBACK = "127.0.0.1"
 class OwnServer:
     """A server whose postmaster is a child of this process, so that it is killed by its id and by nothing else."""
 
+    kind = "server"
     ways_to_end = (signal.SIGQUIT, signal.SIGKILL)
     """All of it at once, or its first process, whose end the others notice."""
 

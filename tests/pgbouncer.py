@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL, make_url
 
 _START_SECONDS = 60.0
@@ -38,11 +39,16 @@ def installed() -> str | None:
     return shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 
 
+NEEDED = pytest.mark.skipif(installed() is None, reason="needs pgbouncer: apt-get install pgbouncer")
+"""Marks tests that go through one."""
+
+
 class Pooler:
     """A PgBouncer that is a child of this process, so that it is killed by its id and by nothing else."""
 
-    ways_to_end = (signal.SIGTERM, signal.SIGKILL)
-    """Either breaks every connection at once."""
+    kind = "pooler"
+    ways_to_end = (signal.SIGKILL,)
+    """What else breaks every connection at once depends on its version."""
 
     def __init__(self, url: str, directory: Path, more: str = "") -> None:
         """Put one in front of the server of ``url``, with its files in ``directory``."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 from unittest.mock import patch
+
+from sqlalchemy import URL, Engine, create_engine
 
 from codex_state.errors import classify
 from tests.mutants.statements import sql_mutants
@@ -12,6 +15,9 @@ from tests.mutants.statements import sql_mutants
 IMPATIENCE = "a server that is away is a lost connection like any other"
 HASTE = "a commit is answered before it is written"
 """Bugs that only outages show."""
+
+SESSIONS = "a pooler's connections are taken for sessions"
+"""A bug that only a pooler shows."""
 
 
 @contextmanager
@@ -25,5 +31,10 @@ def planted(bug: str | None) -> Iterator[None]:
     }
     bugs[IMPATIENCE] = lambda: patch("codex_state.database.classify_connecting", classify)
     bugs[HASTE] = lambda: patch.dict("codex_state.database._SERVER_PATIENCE", synchronous_commit="off")
+    bugs[SESSIONS] = lambda: patch("codex_state.database.create_engine", _that_prepares)
     with bugs[bug]():
         yield
+
+
+def _that_prepares(url: URL, *, connect_args: dict[str, Any], **options: Any) -> Engine:
+    return create_engine(url, connect_args=connect_args | {"prepare_threshold": 0}, **options)

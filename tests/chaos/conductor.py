@@ -61,6 +61,8 @@ class Run:
     calls: list[Call] = field(default_factory=list)
     journals: list[Path] = field(default_factory=list)
     outages: list[Outage] = field(default_factory=list)
+    failing: str = ""
+    """What it was that failed then."""
     last: list[str] = field(default_factory=list)
     """The workers that were there at the end."""
     integrity: str = ""
@@ -81,11 +83,14 @@ class Conductor:
         bug: str | None = None,
         outages: Outages | None = None,
         clocks: Sequence[ClientClock] = (RIGHT,),
+        pooler: str | None = None,
     ) -> None:
+        """Prepare. Workers reach the database of ``url`` through the transaction ``pooler`` of that URL, if given."""
         self._host = host
         self._bug = bug
         self._outages = outages
         self._clocks = clocks
+        self._pooler = pooler
         self._url = url
         self._directory = directory
         self._clock_path = directory / "clock" if manual else None
@@ -109,7 +114,7 @@ class Conductor:
                 recorder.read_clock(session)
             self._conduct(run, clock, recorder)
             if self._outages is not None:
-                run.outages = self._outages.seen
+                run.outages, run.failing = self._outages.seen, self._outages.kind
                 database.engine.dispose()
             with database.autocommit() as session:
                 recorder.read_clock(session)
@@ -181,7 +186,8 @@ class Conductor:
         clock = self._clocks[place % len(self._clocks)]
         worker = self._host.start(
             "tests.chaos.worker:run",
-            url=self._url,
+            url=self._pooler or self._url,
+            transaction_pooling=self._pooler is not None,
             clock=self._clock_path,
             directory=self._directory,
             name=name,

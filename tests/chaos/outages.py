@@ -28,6 +28,10 @@ class Killable(Protocol):
     """A server, or what is in front of one."""
 
     @property
+    def kind(self) -> str:
+        """What it is called."""
+
+    @property
     def ways_to_end(self) -> Sequence[Signals]:
         """The signals that end it at once."""
 
@@ -51,6 +55,7 @@ class Outages:
                 less, so that it fails some times.
         """
         self.seen: list[Outage] = []
+        self.kind = server.kind
         self._server = server
         self._random = random.Random(seed)
         self._longest = min(_LONGEST_THERE, max(seconds / _TIMES_OF_A_RUN, 2.0))

@@ -40,13 +40,13 @@ def not_recovered(run: Run, journal: Sequence[Mapping[str, Any]]) -> Iterator[st
 
 
 def figures_of_outages(run: Run, journal: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """How often the server was away, what callers saw of it, and how soon they got answers again."""
+    """How often the server or the pooler was away, what callers saw of it, and how soon they got answers again."""
     errors = Counter(entry["kind"] for entry in journal if entry["what"] == "error")
     waits = sorted(_waits(run, journal))
     longest = max(outage.end - outage.start for outage in run.outages)
     answered = f"median {waits[len(waits) // 2] / 1e6:.0f} ms, longest {waits[-1] / 1e6:.0f} ms" if waits else "-"
     return {
-        "server killed": f"{len(run.outages)} times, away for {longest / 1e9:.1f} s at most",
+        f"{run.failing} killed": f"{len(run.outages)} times, away for {longest / 1e9:.1f} s at most",
         "errors by class": ", ".join(f"{count} {kind}" for kind, count in errors.most_common()) or "none",
         "first answer after an outage": answered,
     }

@@ -20,7 +20,7 @@ from pathlib import Path
 # The helpers of tests import each other as tests do.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests import postgres
+from tests import pgbouncer, postgres
 from tests.chaos.agreement import agreement
 from tests.chaos.conductor import Conductor
 from tests.chaos.contest import contest
@@ -30,7 +30,7 @@ from tests.chaos.verdict import Verdict, judge
 from tests.own_server import own_server
 
 _SHOWN_PROBLEMS = 20
-_DATABASES, _FAILING = ("sqlite", "postgresql"), "failing"
+_DATABASES, _FAILING, _POOLED = ("sqlite", "postgresql"), "failing", "pooled"
 
 Part = Callable[[str, Path], Verdict]
 Urls = Callable[[Path], AbstractContextManager[str]]
@@ -43,15 +43,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="repeats what was done to whom")
     parser.add_argument(
         "--database",
-        choices=(*_DATABASES, _FAILING),
+        choices=(*_DATABASES, _FAILING, _POOLED),
         nargs="+",
         default=("sqlite", _FAILING),
-        help=f"{_FAILING} is a PostgreSQL server that is killed and restarted all the time (default: sqlite and that)",
+        help=f"{_FAILING} is a PostgreSQL server that is killed and restarted all the time, {_POOLED} one behind a "
+        f"PgBouncer in transaction mode that is (default: sqlite and {_FAILING})",
     )
     parser.add_argument("--workers", type=int, default=8, help="how many processes at a time")
     parser.add_argument("--jobs", type=int, default=3000, help="jobs of the contest")
     parser.add_argument("--steps", type=int, default=10_000, help="steps of the lease model beside the store")
     chosen = parser.parse_args()
+    if _POOLED in chosen.database and pgbouncer.installed() is None:
+        parser.error("pgbouncer isn't installed: apt-get install pgbouncer, or your system's package")
     seed = random.SystemRandom().getrandbits(32) if chosen.seed is None else chosen.seed
     warnings.simplefilter("error")
     print(f"chaos on {' and '.join(chosen.database)}, seed {seed}", flush=True)
@@ -71,7 +74,7 @@ def main() -> int:
 
 def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[tuple[str, Urls, Part]]:
     """What is run, each on a database of its own. The scenarios together take the minutes that were asked for."""
-    scenarios = sum(1 if database == _FAILING else 2 for database in chosen.database)
+    scenarios = sum(2 if database in _DATABASES else 1 for database in chosen.database)
     seconds = chosen.minutes * 60 / scenarios
     many = f"{chosen.workers} workers for {seconds:.0f} s"
 
@@ -90,6 +93,20 @@ def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[
             )
             return judge(conductor.run("a server that fails", seconds))
 
+    def fail_in_between(_url: str, place: Path) -> Verdict:
+        with own_server() as server, pgbouncer.pooler(server.url) as pooler:
+            conductor = Conductor(
+                host,
+                server.url,
+                place,
+                manual=False,
+                seed=seed,
+                workers=chosen.workers,
+                outages=Outages(pooler, seed, seconds),
+                pooler=pooler.url.render_as_string(hide_password=False),
+            )
+            return judge(conductor.run("a pooler that fails", seconds))
+
     for database in _DATABASES:
         if database in chosen.database:
             with _urls(database) as urls:
@@ -102,6 +119,8 @@ def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[
                     yield f"{name}, {database}", urls, part
     if _FAILING in chosen.database:
         yield f"{many}, a PostgreSQL server that is killed and restarted", lambda _place: nullcontext(""), fail
+    if _POOLED in chosen.database:
+        yield f"{many}, a PgBouncer that is killed and restarted", lambda _place: nullcontext(""), fail_in_between
 
 
 @contextmanager

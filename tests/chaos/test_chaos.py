@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from codex_state.models import metadata
-from tests import postgres
+from tests import pgbouncer, postgres
 from tests.chaos import worlds
 from tests.chaos.audit import BACKFILLS, JOBS, LOCKS, MEMORIES, SCOPES, THREADS, Record
-from tests.chaos.bugs import HASTE, IMPATIENCE
+from tests.chaos.bugs import HASTE, IMPATIENCE, SESSIONS
 from tests.chaos.clocks import WRONG_CLOCKS
 from tests.chaos.conductor import Conductor
 from tests.chaos.outages import Outages
@@ -42,7 +42,13 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("database", "minutes", "scenarios"), [("sqlite", 0.1, 2), ("postgresql", 0.1, 2), ("failing", 0.2, 1)]
+    ("database", "minutes", "scenarios"),
+    [
+        ("sqlite", 0.1, 2),
+        ("postgresql", 0.1, 2),
+        ("failing", 0.2, 1),
+        pytest.param("pooled", 0.2, 1, marks=pgbouncer.NEEDED),
+    ],
 )
 def test_a_few_seconds_of_chaos_break_no_law(database: str, minutes: float, scenarios: int) -> None:
     """L1 to L5."""
@@ -53,6 +59,7 @@ def test_a_few_seconds_of_chaos_break_no_law(database: str, minutes: float, scen
     assert "0 problems" in ended.stdout
     assert ended.stdout.count("legal order of calls                yes") == scenarios
     assert ("server killed" in ended.stdout) is (database == "failing")
+    assert ("pooler killed" in ended.stdout) is (database == "pooled")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +105,17 @@ def test_a_bug_that_outages_show_is_noticed(
         if any(told in problem for problem in judge(run).problems):
             return
     pytest.fail("nobody noticed")
+
+
+@pgbouncer.NEEDED
+def test_a_bug_that_a_pooler_shows_is_noticed(host: WorkerHost, tmp_path: Path, postgres_url: str) -> None:
+    with pgbouncer.pooled(postgres_url) as url:
+        pooler = url.render_as_string(hide_password=False)
+        conductor = Conductor(
+            host, postgres_url, tmp_path, manual=False, seed=7, workers=4, bug=SESSIONS, pooler=pooler
+        )
+        verdict = judge(conductor.run("behind a pooler", 3))
+    assert any("a caller saw an error" in problem for problem in verdict.problems)
 
 
 def test_clients_whose_clocks_are_wrong_or_run_at_another_rate_break_no_law(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +74,9 @@ class Orders:
     bug: str | None = None
     """A mutant of the lease core to be planted, when the chaos itself is tested."""
     outages: bool = False
-    """Whether the server goes away now and then."""
+    """Whether the server, or the pooler, goes away now and then."""
+    transaction_pooling: bool = False
+    """Whether the URL leads to a pooler in transaction mode."""
     ahead: float = 0.0
     rate: float = 1.0
     """The worker's own clocks: by how many seconds they are ahead, and how fast they run."""
@@ -371,7 +372,7 @@ class Worker:
 def opened(orders: Orders) -> Iterator[StateRuntime]:
     """The state that a worker works on. Whoever gives the orders has migrated it."""
     with ExitStack() as held:
-        database = Database.open(orders.url, busy_timeout=BUSY_TIMEOUT)
+        database = Database.open(orders.url, busy_timeout=BUSY_TIMEOUT, transaction_pooling=orders.transaction_pooling)
         held.callback(database.close)
         if orders.clock is not None:
             held.enter_context(ManualClock(Path(orders.clock))).install(database)
@@ -381,8 +382,6 @@ def opened(orders: Orders) -> Iterator[StateRuntime]:
 def run(channel: Channel, **orders: Any) -> None:
     """Live until the time is over."""
     given = Orders(**orders)
-    if given.outages:  # else it says so many times a second that the server is away
-        logging.getLogger("codex_state").setLevel(logging.CRITICAL)
     directory = Path(given.directory)
     journal = Journal(directory / f"{given.name}.journal")
     if given.client_clock != RIGHT:

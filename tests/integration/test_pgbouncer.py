@@ -30,7 +30,7 @@ from codex_state.testing.conformance import *  # noqa: F403 - this is how it is 
 from codex_state.testing.emptying import empty
 from codex_state.testing.samples import a_log_line, a_thread
 
-pytestmark = pytest.mark.skipif(pgbouncer.installed() is None, reason="needs pgbouncer: apt-get install pgbouncer")
+pytestmark = pgbouncer.NEEDED
 
 
 @pytest.fixture(scope="module")
