@@ -21,7 +21,7 @@ class Relay:
     def __init__(self, server: URL, directory: Path) -> None:
         """Listen in ``directory`` for connections to ``server``."""
         self._server = server
-        self.url = server.set(host=None, port=None, query={"host": str(directory)})
+        self._listener, self.url = self._listen(directory)
         """Where clients of the relay connect to."""
         self._flowing = threading.Event()
         self._flowing.set()
@@ -32,11 +32,15 @@ class Relay:
         """Whether something came while it was frozen."""
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._path = directory / f".s.PGSQL.{_PORT}"
-        self._listener.bind(str(self._path))
-        self._listener.listen()
         self._start(self._accept)
+
+    def _listen(self, directory: Path) -> tuple[socket.socket, URL]:
+        path = directory / f".s.PGSQL.{_PORT}"
+        path.unlink(missing_ok=True)  # an earlier relay's
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        return listener, self._server.set(host=None, port=None, query={"host": str(directory)})
 
     def freeze(self) -> None:
         """Let nothing through from now on; connections stay open."""
@@ -69,7 +73,6 @@ class Relay:
             thread.join(10)
         for end in [self._listener, *self._sockets]:
             end.close()
-        self._path.unlink(missing_ok=True)
 
     def _start(self, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
