@@ -351,6 +351,7 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta, transact
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
     translate_errors(base)
+    event.listen(base, "begin", _name_no_mode)
     autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
     event.listen(autocommit, "savepoint", _refuse_savepoint)
     if transaction_pooling:
@@ -361,6 +362,14 @@ def _open_postgresql(url: URL, pool_size: int, busy_timeout: timedelta, transact
         # One snapshot for the whole unit, as SQLite gives it.
         reader=base.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
     )
+
+
+def _name_no_mode(connection: Connection) -> None:
+    # Once a reader had the connection, SQLAlchemy has the driver begin with READ WRITE. A standby refuses that as a
+    # feature that isn't supported, instead of refusing the write as one.
+    driver: Any = connection.connection.driver_connection
+    if driver.read_only is False:
+        driver.read_only = None
 
 
 def _lock_timeout_of(busy_timeout: timedelta) -> int:

@@ -99,7 +99,7 @@ class ServerUnavailableError(DatabaseUnavailableError):
 
 
 class DatabaseReadOnlyError(DatabaseError):
-    """A write was tried in a read-only transaction, or the file or its directory can't be written."""
+    """A write was tried in a read-only transaction or on a standby, or the file or its directory can't be written."""
 
 
 class DatabaseFullError(DatabaseError):
@@ -182,7 +182,9 @@ _PSYCOPG_BY_NAME: dict[str, type[StateError]] = {
 
 _ADVICE: dict[type[StateError], str] = {
     DatabaseBusyError: "another process held the database for the whole busy timeout; try again",
-    DatabaseReadOnlyError: "the unit of work is read-only, or the file or its directory can't be written",
+    DatabaseReadOnlyError: (
+        "the unit of work is read-only, the server is a standby, or the file or its directory can't be written"
+    ),
     DatabaseUnavailableError: "check the path or URL, its permissions, and that the server runs",
     ServerUnavailableError: "check the URL's host and port, and that the server runs",
     DatabaseFullError: "free some space; nothing of this transaction was kept",

@@ -68,6 +68,8 @@ class OwnServer:
             shutil.chown(directory, self._user)
         options = ["--pgdata", str(made._data), "--dbname", self.url, "--write-recovery-conf", "--checkpoint", "fast"]
         self._program("pg_basebackup", *options)
+        for lock in made._data.glob(".s.PGSQL.*"):  # of the socket, which is among the data
+            lock.unlink()
         return made
 
     def _set_up(self, directory: Path, programs: Path, user: str | None, *, tcp: bool) -> None:

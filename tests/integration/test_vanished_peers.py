@@ -45,12 +45,12 @@ class Site:
 
     def __init__(self, url: str, tcp_url: str, home: Path, held: ExitStack) -> None:
         self._home, self._held = home, held
+        self._pool = held.enter_context(ThreadPoolExecutor())  # its threads end when the wires are closed
         self.wire = held.enter_context(vanishing.vanishing_wire(tcp_url))
         self.dead_end = held.enter_context(vanishing.vanishing_wire(tcp_url))
         """Nobody answers there any more, not even to those who come."""
         self.near = self.runtime(url)
         """Connected otherwise."""
-        self._pool = held.enter_context(ThreadPoolExecutor())
         self._vanished = threading.Event()
         self._vanished_at = 0.0
 
