@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -215,6 +216,11 @@ def lose_the_answer_of_the_commit(runtime: StateRuntime, wire: Relay) -> None:
     event.listen(runtime.engine, "commit", lambda _connection: wire.freeze_answers(), once=True)
 
 
+def lose_the_answer_of_the_statement(runtime: StateRuntime, wire: Relay) -> None:
+    """Of the next one, which commits by itself."""
+    event.listen(runtime.engine, "before_cursor_execute", lambda *_: wire.freeze_answers(), once=True)
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -222,9 +228,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("by_itself", [False, True])
 def test_a_claim_whose_answer_is_lost_is_not_repeated_and_runs_out_like_any_other(
-    postgres_settings: StateSettings, opened: Open, wire: Relay
+    postgres_settings: StateSettings, opened: Open, wire: Relay, *, by_itself: bool
 ) -> None:
+    """Its holder doesn't know of it: neither when the commit of ``run`` has no answer, nor a statement's own."""
     rival = opened(postgres_settings)
     key = user_key(add_threads(rival)[0])
     cut_off = opened(behind(wire, postgres_settings))
@@ -238,9 +246,13 @@ def test_a_claim_whose_answer_is_lost_is_not_repeated_and_runs_out_like_any_othe
         with rival.read() as state:
             return state.phase1_jobs.get(key) is not None
 
-    lose_the_answer_of_the_commit(cut_off, wire)
+    def claim_by_itself() -> Claimed[Phase1Lease] | Skipped:
+        with cut_off.autocommit() as state:
+            return claim(state)
+
+    (lose_the_answer_of_the_statement if by_itself else lose_the_answer_of_the_commit)(cut_off, wire)
     with in_the_background(wire) as pool:
-        claimed = pool.submit(cut_off.run, claim)
+        claimed = pool.submit(claim_by_itself if by_itself else partial(cut_off.run, claim))
         wait_for(is_claimed)
         before = rows(rival)
         mend(wire)
