@@ -59,6 +59,12 @@ class Site:
         settings = StateSettings(codex_home=self._home, database_url=text, busy_timeout=timedelta(seconds=LATEST))
         return self._held.enter_context(StateRuntime.open(settings))
 
+    def database(self, url: URL) -> Database:
+        """Nothing is connected yet."""
+        opened = Database.open(url)
+        self._held.callback(opened.close)
+        return opened
+
     def vanish(self) -> None:
         """Let the wire vanish and come back: new connections can be made, those that are there are dead."""
         self.wire.vanish()
@@ -100,7 +106,7 @@ def test_both_sides_give_up_a_peer_that_vanished_and_work_goes_on_by_itself(site
 
     def wait_for_an_answer() -> None:
         """Nothing is on its way, so only probes find out."""
-        with Database.open(site.wire.url).read() as session:
+        with site.database(site.wire.url).read() as session:
             begun[0].set()
             with pytest.raises(ConnectionLostError):
                 session.connection().execute(text("SELECT pg_sleep(3)"))
@@ -130,7 +136,7 @@ def test_both_sides_give_up_a_peer_that_vanished_and_work_goes_on_by_itself(site
         ]
 
     def connect() -> None:
-        with pytest.raises(ServerUnavailableError), Database.open(site.dead_end.url).read() as session:
+        with pytest.raises(ServerUnavailableError), site.database(site.dead_end.url).read() as session:
             session.connection()
 
     def take_the_lock() -> None:
