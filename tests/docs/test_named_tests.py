@@ -25,3 +25,10 @@ def test_every_test_that_a_document_names_exists(document: Path) -> None:
 
 def test_the_lease_page_names_its_tests() -> None:
     assert len(re.findall(r"`test_\w+`", (ROOT / "docs" / "leases.md").read_text(encoding="utf-8"))) > 15
+
+
+@pytest.mark.parametrize("section", ["Durability", "Read replicas", "When the server is away", "PgBouncer"])
+def test_a_section_about_what_may_fail_names_its_tests(section: str) -> None:
+    page = (ROOT / "docs" / "postgres.md").read_text(encoding="utf-8")
+    _before, text = page.split(f"\n## {section}\n")
+    assert len(re.findall(r"`test_\w+`", text.split("\n## ")[0])) > 2
