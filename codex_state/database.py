@@ -50,6 +50,9 @@ _IS_WRITER = "codex_state_writer"
 _COMMITS = frozenset({"do_commit", "do_commit_twophase"})
 """The methods by which an SQLAlchemy dialect commits."""
 
+_ROLLED_BACK = frozenset({"25P03"})
+"""What a server says when it ended a session for being idle in a transaction, before a commit came."""
+
 _CLIENT_PATIENCE = {
     # A machine that vanished, or a firewall that forgot the connection, refuses nothing and says nothing.
     "connect_timeout": 10,
@@ -201,7 +204,10 @@ def translate_errors(engine: Engine) -> None:
             # There was none to be lost: the server refused it, or there is no server.
             return classify_connecting(context.original_exception)
         error = classify(context.original_exception)
-        if isinstance(error, ConnectionLostError):
+        if (
+            isinstance(error, ConnectionLostError)
+            and getattr(context.original_exception, "sqlstate", None) not in _ROLLED_BACK
+        ):
             if _is_commit(context):
                 return UnknownCommitOutcomeError(
                     f"the connection broke during the commit; the unit of work may or may not have been kept ({error})"

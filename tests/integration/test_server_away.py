@@ -180,6 +180,30 @@ def test_one_broken_connection_makes_the_pool_give_up_all_of_them(runtime: State
             store(state)
 
 
+@pytest.mark.parametrize("statement_follows", [True, False])
+def test_a_unit_of_work_that_was_ended_for_being_idle_is_run_again(
+    postgres_settings: StateSettings, *, statement_follows: bool
+) -> None:
+    """Also when only its commit was to follow: the server said that it wasn't kept."""
+    assert postgres_settings.database_url is not None
+    url = make_url(postgres_settings.database_url.get_secret_value())
+    impatient = url.update_query_dict({"options": "-c idle_in_transaction_session_timeout=100"})
+    tries: list[State] = []
+
+    def work(state: State) -> None:
+        tries.append(state)
+        state.threads.upsert(a_thread())
+        if len(tries) == 1:
+            time.sleep(1)
+        if statement_follows:
+            state.threads.list_ids(limit=1)
+
+    with StateRuntime(postgres_settings, Database.open(impatient)) as runtime:
+        runtime.run(work)
+        assert len(tries) == 2
+        assert runtime.run_read(read) == 1
+
+
 def test_a_connection_has_bounds_on_silence_that_the_url_may_change(postgres_settings: StateSettings) -> None:
     assert postgres_settings.database_url is not None
     url = make_url(postgres_settings.database_url.get_secret_value())
