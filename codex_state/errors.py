@@ -198,6 +198,9 @@ def advice_for(kind: type[StateError]) -> str:
     return _ADVICE.get(kind, "")
 
 
+_NO_SERVER = ("server login has been failing", "query_wait_timeout")
+"""PgBouncer's words to a client that waits for one of its connections to the server: its transaction never began."""
+
 _ANSWERED = "FATAL:"
 """The mark of a server's own words in the driver's text about a connection that could not be made."""
 
@@ -208,8 +211,8 @@ _NOT_NOW = (
     "remaining connection slots are reserved",
     "server closed the connection unexpectedly",
     # PgBouncer's
+    *_NO_SERVER,
     "no more connections allowed",
-    "query_wait_timeout",
     "server conn crashed",
     "pgbouncer cannot connect to server",
 )
@@ -264,5 +267,7 @@ def _kind_of(error: BaseException) -> type[StateError] | None:
     if type(error).__module__.startswith("psycopg"):
         if state is None:
             return _PSYCOPG_BY_NAME.get(type(error).__name__, DatabaseError)
+        if state == "08P01" and any(words in str(error) for words in _NO_SERVER):
+            return ServerUnavailableError
         return _POSTGRESQL_BY_STATE.get(state) or _POSTGRESQL_BY_CLASS.get(state[:2], DatabaseError)
     return None

@@ -43,27 +43,27 @@ class Killable(Protocol):
 
 
 class Outages:
-    """What is done to a server, from a thread of its own."""
+    """What is done to servers, from a thread of its own."""
 
-    def __init__(self, server: Killable, seed: int, seconds: float) -> None:
+    def __init__(self, servers: Sequence[Killable], seed: int, seconds: float) -> None:
         """Prepare.
 
         Args:
-            server: it runs.
-            seed: decides when it is killed, how, and for how long it is away.
+            servers: they run. One of them is killed at a time.
+            seed: decides which and when, how, and for how long it is away.
             seconds: how long the run is. In a long one it is there for 5 to 40 s and away for up to 2 s; in a short one
                 less, so that it fails some times.
         """
         self.seen: list[Outage] = []
-        self.kind = server.kind
-        self._server = server
+        self.kind = " or ".join(server.kind for server in servers)
+        self._servers = servers
         self._random = random.Random(seed)
         self._longest = min(_LONGEST_THERE, max(seconds / _TIMES_OF_A_RUN, 2.0))
         self._error: BaseException | None = None
 
     @contextmanager
     def until(self, moment: float) -> Iterator[None]:
-        """Kill and restart it while the block runs, but not after ``moment``. At the end of the block it is there."""
+        """Kill and restart them while the block runs, but not after ``moment``. At its end they are there."""
         thread = threading.Thread(target=self._go_on, args=(moment,))
         thread.start()
         try:
@@ -83,8 +83,9 @@ class Outages:
             self._error = error
 
     def _once(self) -> None:
+        server = self._random.choice(self._servers)
         began = time.monotonic_ns()
-        self._server.kill(self._random.choice(self._server.ways_to_end))
+        server.kill(self._random.choice(server.ways_to_end))
         time.sleep(self._random.uniform(0, min(_LONGEST_AWAY, self._longest / 4)))
-        self._server.start()
+        server.start()
         self.seen.append(Outage(began, time.monotonic_ns()))

@@ -32,6 +32,9 @@ from tests.own_server import own_server
 _SHOWN_PROBLEMS = 20
 _DATABASES, _FAILING, _POOLED = ("sqlite", "postgresql"), "failing", "pooled"
 
+_ASKS_AGAIN_SOON = "server_login_retry = 1"
+"""By default PgBouncer waits for 15 s after a server refused it, longer than a short run is left alone at its end."""
+
 Part = Callable[[str, Path], Verdict]
 Urls = Callable[[Path], AbstractContextManager[str]]
 
@@ -47,7 +50,7 @@ def main() -> int:
         nargs="+",
         default=("sqlite", _FAILING),
         help=f"{_FAILING} is a PostgreSQL server that is killed and restarted all the time, {_POOLED} one behind a "
-        f"PgBouncer in transaction mode that is (default: sqlite and {_FAILING})",
+        f"PgBouncer in transaction mode, which is as well (default: sqlite and {_FAILING})",
     )
     parser.add_argument("--workers", type=int, default=8, help="how many processes at a time")
     parser.add_argument("--jobs", type=int, default=3000, help="jobs of the contest")
@@ -87,14 +90,14 @@ def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[
 
     def fail(_url: str, place: Path) -> Verdict:
         with own_server() as server:
-            outages = Outages(server, seed, seconds)
+            outages = Outages([server], seed, seconds)
             conductor = Conductor(
                 host, server.url, place, manual=False, seed=seed, workers=chosen.workers, outages=outages
             )
             return judge(conductor.run("a server that fails", seconds))
 
     def fail_in_between(_url: str, place: Path) -> Verdict:
-        with own_server() as server, pgbouncer.pooler(server.url) as pooler:
+        with own_server() as server, pgbouncer.pooler(server.url, _ASKS_AGAIN_SOON) as pooler:
             conductor = Conductor(
                 host,
                 server.url,
@@ -102,10 +105,10 @@ def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[
                 manual=False,
                 seed=seed,
                 workers=chosen.workers,
-                outages=Outages(pooler, seed, seconds),
+                outages=Outages([pooler, server], seed, seconds),
                 pooler=pooler.url.render_as_string(hide_password=False),
             )
-            return judge(conductor.run("a pooler that fails", seconds))
+            return judge(conductor.run("a pooler and a server that fail", seconds))
 
     for database in _DATABASES:
         if database in chosen.database:
@@ -120,7 +123,11 @@ def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[
     if _FAILING in chosen.database:
         yield f"{many}, a PostgreSQL server that is killed and restarted", lambda _place: nullcontext(""), fail
     if _POOLED in chosen.database:
-        yield f"{many}, a PgBouncer that is killed and restarted", lambda _place: nullcontext(""), fail_in_between
+        yield (
+            f"{many}, a PgBouncer and its server that are killed and restarted",
+            lambda _place: nullcontext(""),
+            fail_in_between,
+        )
 
 
 @contextmanager

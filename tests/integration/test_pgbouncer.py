@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +15,7 @@ import postgres
 import pytest
 import stores
 from memory_support import OWNER, add_threads, claim, user_key
+from own_server import own_server
 from sqlalchemy import URL
 
 from codex_state import (
@@ -127,6 +131,29 @@ def test_no_setting_stays_behind_on_the_poolers_connections(runtime: StateRuntim
         driver.autocommit = True
         assert driver.execute("SHOW lock_timeout").fetchone() == ("0",)
         driver.autocommit = False
+
+
+def test_a_server_that_is_restarted_behind_a_pooler_is_waited_for(tmp_path: Path) -> None:
+    """The pooler has the connections. It lets one statement wait and refuses the others, which is no attempt."""
+    with own_server() as server, pgbouncer.pooled(server.url, "server_login_retry = 1") as url, ExitStack() as held:
+        settings = StateSettings(
+            codex_home=tmp_path,
+            database_url=url.render_as_string(hide_password=False),
+            transaction_pooling=True,
+            retry_for=timedelta(seconds=60),
+        )
+        runtime = held.enter_context(StateRuntime.open(settings))
+        with runtime.read() as one, runtime.read() as another, runtime.read() as third:
+            for state in (one, another, third):
+                assert state.threads.list_ids(limit=1) == []
+        waiting = held.enter_context(ThreadPoolExecutor())
+        server.kill(signal.SIGQUIT)
+        runs = []
+        for run in (runtime.run, runtime.run, runtime.run_read):
+            time.sleep(0.5)
+            runs.append(waiting.submit(run, lambda state: state.threads.list_ids(limit=1), attempts=1))
+        server.start()
+        assert [run.result(60) for run in runs] == [[], [], []]
 
 
 def test_a_pooler_that_was_not_told_of_says_which_setting_is_missing(pooled_url: URL, tmp_path: Path) -> None:

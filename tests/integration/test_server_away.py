@@ -147,6 +147,7 @@ def a_server_that_says(fields: bytes) -> Iterator[str]:
         (b"C57P03\0Mthe database system is in recovery mode\0", True),
         (b"C53300\0Msorry, too many clients already\0", True),
         (b"C08P01\0Mno more connections allowed (max_client_conn)\0", True),
+        (b"C08P01\0Mserver login has been failing, try again later (server_login_retry)\0", True),
         (b'C28P01\0Mpassword authentication failed for user "somebody"\0', False),
         (b'C28000\0Mno pg_hba.conf entry for host "127.0.0.1"\0', False),
         (b'C3D000\0Mdatabase "state" does not exist\0', False),
