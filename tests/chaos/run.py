@@ -24,7 +24,7 @@ from tests import pgbouncer, postgres
 from tests.chaos.agreement import agreement
 from tests.chaos.conductor import Conductor
 from tests.chaos.contest import contest
-from tests.chaos.outages import Outages
+from tests.chaos.outages import Killable, Outages
 from tests.chaos.processes import WorkerHost
 from tests.chaos.verdict import Verdict, judge
 from tests.own_server import own_server
@@ -88,27 +88,29 @@ def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[
 
         return f"{many}, {what}", part
 
-    def fail(_url: str, place: Path) -> Verdict:
-        with own_server() as server:
-            outages = Outages([server], seed, seconds)
-            conductor = Conductor(
-                host, server.url, place, manual=False, seed=seed, workers=chosen.workers, outages=outages
-            )
-            return judge(conductor.run("a server that fails", seconds))
+    def fail(what: str, *, pooled: bool) -> Part:
+        def part(_url: str, place: Path) -> Verdict:
+            with ExitStack() as held:
+                server = held.enter_context(own_server())
+                servers: list[Killable] = [server]
+                through: str | None = None
+                if pooled:
+                    pooler = held.enter_context(pgbouncer.pooler(server.url, _ASKS_AGAIN_SOON))
+                    servers.append(pooler)
+                    through = pooler.url.render_as_string(hide_password=False)
+                conductor = Conductor(
+                    host,
+                    server.url,
+                    place,
+                    manual=False,
+                    seed=seed,
+                    workers=chosen.workers,
+                    outages=Outages(servers, seed, seconds),
+                    pooler=through,
+                )
+                return judge(conductor.run(what, seconds))
 
-    def fail_in_between(_url: str, place: Path) -> Verdict:
-        with own_server() as server, pgbouncer.pooler(server.url, _ASKS_AGAIN_SOON) as pooler:
-            conductor = Conductor(
-                host,
-                server.url,
-                place,
-                manual=False,
-                seed=seed,
-                workers=chosen.workers,
-                outages=Outages([pooler, server], seed, seconds),
-                pooler=pooler.url.render_as_string(hide_password=False),
-            )
-            return judge(conductor.run("a pooler and a server that fail", seconds))
+        return part
 
     for database in _DATABASES:
         if database in chosen.database:
@@ -120,14 +122,12 @@ def _parts(chosen: argparse.Namespace, host: WorkerHost, seed: int) -> Iterator[
                     let_loose("a clock that jumps", manual=True),
                 ):
                     yield f"{name}, {database}", urls, part
-    if _FAILING in chosen.database:
-        yield f"{many}, a PostgreSQL server that is killed and restarted", lambda _place: nullcontext(""), fail
-    if _POOLED in chosen.database:
-        yield (
-            f"{many}, a PgBouncer and its server that are killed and restarted",
-            lambda _place: nullcontext(""),
-            fail_in_between,
-        )
+    for database, what in (
+        (_FAILING, "a PostgreSQL server that is killed and restarted"),
+        (_POOLED, "a PgBouncer and its server that are killed and restarted"),
+    ):
+        if database in chosen.database:
+            yield f"{many}, {what}", lambda _place: nullcontext(""), fail(what, pooled=database == _POOLED)
 
 
 @contextmanager
