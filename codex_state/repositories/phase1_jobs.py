@@ -121,20 +121,17 @@ _finished = select(
 ).subquery("finished_jobs")
 
 
-def _is_held(row: FromClause) -> ColumnElement[bool]:
+def _is_job_of(row: FromClause) -> ColumnElement[bool]:
     return and_(
         _jobs.c.thread_id == row.c.thread_id,
         _jobs.c.scope_kind == row.c.scope_kind,
         _jobs.c.scope_key == row.c.scope_key,
-        # SQLite would otherwise look through all running jobs, for each of them through all that are finished.
-        unindexed(_jobs.c.status) == RUNNING,
-        _jobs.c.ownership_token == row.c.token,
     )
 
 
 _locked = (
     select(_finished)
-    .join(_jobs, _is_held(_finished))
+    .join(_jobs, _is_job_of(_finished))
     # In the order of a batch claim, which may take some of them over: else each could wait for the other.
     .order_by(_jobs.c.thread_id, _jobs.c.scope_kind)
     .with_for_update(of=_jobs, key_share=True)
@@ -142,7 +139,12 @@ _locked = (
 )
 _SUCCEED_MANY = (
     update(_jobs)
-    .where(_is_held(_locked))
+    .where(
+        _is_job_of(_locked),
+        # SQLite would otherwise look through all running jobs, for each of them through all that are finished.
+        unindexed(_jobs.c.status) == RUNNING,
+        _jobs.c.ownership_token == _locked.c.token,
+    )
     .values(
         status=SUCCEEDED,
         finished_at=server_now(),
