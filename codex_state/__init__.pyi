@@ -1,0 +1,131 @@
+"""Everything public, and where it lives: ``__init__.py`` reads it from here, as type checkers do."""
+
+from .async_runtime import AsyncStateRuntime as AsyncStateRuntime
+from .errors import (
+    BackfillError as BackfillError,
+    BackfillTimeoutError as BackfillTimeoutError,
+    ConfigurationError as ConfigurationError,
+    ConnectionLostError as ConnectionLostError,
+    CopyMismatchError as CopyMismatchError,
+    DatabaseBusyError as DatabaseBusyError,
+    DatabaseCorruptError as DatabaseCorruptError,
+    DatabaseError as DatabaseError,
+    DatabaseFullError as DatabaseFullError,
+    DatabaseReadOnlyError as DatabaseReadOnlyError,
+    DatabaseUnavailableError as DatabaseUnavailableError,
+    ForeignSchemaError as ForeignSchemaError,
+    IntegrityViolationError as IntegrityViolationError,
+    InvalidInputError as InvalidInputError,
+    InvalidRowError as InvalidRowError,
+    MemoryFilesError as MemoryFilesError,
+    NotADatabaseError as NotADatabaseError,
+    RolloutError as RolloutError,
+    SchemaError as SchemaError,
+    SchemaOutdatedError as SchemaOutdatedError,
+    SchemaTooNewError as SchemaTooNewError,
+    ServerUnavailableError as ServerUnavailableError,
+    StateError as StateError,
+    ThreadNotFoundError as ThreadNotFoundError,
+    TransactionConflictError as TransactionConflictError,
+    UnknownCommitOutcomeError as UnknownCommitOutcomeError,
+    WorkStoppedError as WorkStoppedError,
+)
+from .memory import (
+    AsyncLeaseKeeper as AsyncLeaseKeeper,
+    ConsolidationOptions as ConsolidationOptions,
+    ConsolidationOutcome as ConsolidationOutcome,
+    ConsolidationReport as ConsolidationReport,
+    ConsolidationResult as ConsolidationResult,
+    ExtractedMemory as ExtractedMemory,
+    KeptLease as KeptLease,
+    LeaseKeeper as LeaseKeeper,
+    Phase1Options as Phase1Options,
+    Phase1Outcome as Phase1Outcome,
+    Phase1Progress as Phase1Progress,
+    Phase1Report as Phase1Report,
+    Phase1Result as Phase1Result,
+    Phase1Skipped as Phase1Skipped,
+    RetryPolicy as RetryPolicy,
+    StopReason as StopReason,
+    StopSignal as StopSignal,
+    aconsolidate_memories as aconsolidate_memories,
+    arun_phase1 as arun_phase1,
+    consolidate_memories as consolidate_memories,
+    current_work as current_work,
+    fence as fence,
+    memory_root as memory_root,
+    run_phase1 as run_phase1,
+    trust_clock as trust_clock,
+)
+from .models import (
+    Anchor as Anchor,
+    BackfillLease as BackfillLease,
+    BackfillState as BackfillState,
+    BackfillStatus as BackfillStatus,
+    Claimed as Claimed,
+    ConsolidationLock as ConsolidationLock,
+    DynamicTool as DynamicTool,
+    HolderWrite as HolderWrite,
+    LockLease as LockLease,
+    LogEntry as LogEntry,
+    LogQuery as LogQuery,
+    MemoryMode as MemoryMode,
+    MemoryScope as MemoryScope,
+    MemoryScopeDirty as MemoryScopeDirty,
+    Phase1Job as Phase1Job,
+    Phase1Key as Phase1Key,
+    Phase1Lease as Phase1Lease,
+    Phase1Status as Phase1Status,
+    Product as Product,
+    Requeue as Requeue,
+    Skipped as Skipped,
+    SkipReason as SkipReason,
+    SortKey as SortKey,
+    Thread as Thread,
+    ThreadMemory as ThreadMemory,
+    ThreadsPage as ThreadsPage,
+)
+from .repositories import (
+    BackfillRepository as BackfillRepository,
+    ConsolidationLockRepository as ConsolidationLockRepository,
+    DynamicToolRepository as DynamicToolRepository,
+    LogRepository as LogRepository,
+    MemoryScopeRepository as MemoryScopeRepository,
+    Phase1JobRepository as Phase1JobRepository,
+    ThreadMemoryRepository as ThreadMemoryRepository,
+    ThreadRepository as ThreadRepository,
+)
+from .rollout.archive import (
+    archive_thread as archive_thread,
+    unarchive_thread as unarchive_thread,
+)
+from .rollout.backfilling import backfill as backfill
+from .rollout.indexing import index_rollout as index_rollout
+from .rollout.lookup import (
+    find_thread_path as find_thread_path,
+    list_threads as list_threads,
+)
+from .rollout.metadata import (
+    ExtractionOutcome as ExtractionOutcome,
+    ThreadMetadataBuilder as ThreadMetadataBuilder,
+    extract_metadata as extract_metadata,
+)
+from .rollout.progress import (
+    BackfillFailure as BackfillFailure,
+    BackfillOutcome as BackfillOutcome,
+    BackfillProgress as BackfillProgress,
+    BackfillReport as BackfillReport,
+)
+from .rollout.startup import open_state as open_state
+from .runtime import (
+    State as State,
+    StateRuntime as StateRuntime,
+)
+from .settings import StateSettings as StateSettings
+from .transfer.copying import copy_state as copy_state
+from .transfer.reports import (
+    CopyProgress as CopyProgress,
+    CopyReport as CopyReport,
+    CopyStage as CopyStage,
+    RowOutcome as RowOutcome,
+)

@@ -1,0 +1,56 @@
+"""What is public of the JSONL side, and where it lives: ``__init__.py`` reads it from here, as type checkers do."""
+
+from .archive import (
+    archive_thread as archive_thread,
+    unarchive_thread as unarchive_thread,
+)
+from .backfilling import backfill as backfill
+from .files import (
+    RolloutFile as RolloutFile,
+    find_rollouts as find_rollouts,
+    parse_rollout_name as parse_rollout_name,
+    walk_rollouts as walk_rollouts,
+)
+from .head import read_session_meta as read_session_meta
+from .indexing import index_rollout as index_rollout
+from .lines import (
+    Compacted as Compacted,
+    GitInfo as GitInfo,
+    OtherEvent as OtherEvent,
+    ResponseItem as ResponseItem,
+    RolloutItem as RolloutItem,
+    SessionMeta as SessionMeta,
+    TokenCount as TokenCount,
+    TokenUsage as TokenUsage,
+    TokenUsageInfo as TokenUsageInfo,
+    ToolSpec as ToolSpec,
+    TurnContext as TurnContext,
+    UserMessage as UserMessage,
+    decode_line as decode_line,
+    encode_line as encode_line,
+)
+from .live import apply_rollout_items as apply_rollout_items
+from .lookup import (
+    find_thread_path as find_thread_path,
+    list_threads as list_threads,
+)
+from .metadata import (
+    ExtractionOutcome as ExtractionOutcome,
+    ThreadMetadataBuilder as ThreadMetadataBuilder,
+    apply_rollout_item as apply_rollout_item,
+    builder_from_items as builder_from_items,
+    builder_from_session_meta as builder_from_session_meta,
+    diff_fields as diff_fields,
+    extract_metadata as extract_metadata,
+    normalize_cwd as normalize_cwd,
+    prefer_existing_explicit_title as prefer_existing_explicit_title,
+    prefer_existing_git_info as prefer_existing_git_info,
+    rollout_item_affects_thread_metadata as rollout_item_affects_thread_metadata,
+)
+from .progress import (
+    BackfillFailure as BackfillFailure,
+    BackfillOutcome as BackfillOutcome,
+    BackfillProgress as BackfillProgress,
+    BackfillReport as BackfillReport,
+)
+from .startup import open_state as open_state
