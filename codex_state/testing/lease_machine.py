@@ -7,37 +7,31 @@ L4, L9).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
-    RuleBasedStateMachine,
     initialize,
-    invariant,
     multiple,
     rule,
     run_state_machine_as_test,
 )
-from sqlmodel import Session
 
-from codex_state.database import Database
 from codex_state.errors import ThreadNotFoundError
-from codex_state.models import Claimed, MemoryScope, Phase1Key, Skipped
+from codex_state.models import MemoryScope, Phase1Key
 from codex_state.models.columns import to_epoch_seconds
 from codex_state.runtime import State
 from codex_state.testing import lease_model as model
-from codex_state.testing.clock import ManualClock
-from codex_state.testing.emptying import empty
+from codex_state.testing.lease_stores import Grant, Store, StoresBesideModel
 from codex_state.testing.samples import NOON, a_thread
-from codex_state.testing.stored_rows import StoredRows, read_rows
+
+__all__ = ["LeaseMachine", "Store", "check_leases", "lease_machine"]
 
 THREADS = tuple(UUID(int=number) for number in (1, 2))
 OWNERS = tuple(UUID(int=number) for number in (101, 102, 103))
@@ -57,92 +51,24 @@ watermarks = st.sampled_from(["archived_sessions/a", "sessions/b", "sessions/c",
 jumps = st.sampled_from([-3600, -1, 1, 9, 10, 11, 3599, 3600, 3601])
 
 
-@dataclass(slots=True)
-class Store:
-    """A database under test, with the clock that was installed in it."""
-
-    database: Database
-    clock: ManualClock
-    tokens: dict[str, str] = field(default_factory=dict)
-    """The store's own random tokens, and what the model calls them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """One claim that was granted: the model's token for it, and the lease that each store gave."""
-
-    token: str
-    key: Any
-    leases: tuple[Any, ...]
-
-
 def _moment(seconds: int) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
-class LeaseMachine(RuleBasedStateMachine):
+class LeaseMachine(StoresBesideModel):
     """The machine. Use ``lease_machine`` to give it stores."""
-
-    stores: ClassVar[Sequence[Store]] = ()
 
     job_grants: Bundle[Grant] = Bundle("job_grants")
     lock_grants: Bundle[Grant] = Bundle("lock_grants")
     backfill_grants: Bundle[Grant] = Bundle("backfill_grants")
     marks: Bundle[tuple[MemoryScope, int]] = Bundle("marks")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = to_epoch_seconds(NOON)
-        self.grants = 0
-        self.rows = StoredRows()
-        self.open = ExitStack()
-        self.sessions: list[Session] = []
-
-    def teardown(self) -> None:
-        """Close the sessions."""
-        self.open.close()
-
     @initialize()
     def begin(self) -> None:
         """Start from empty tables, at noon, with two threads."""
-        for store in self.stores:
-            store.tokens.clear()
-            store.clock.set(NOON)
-            empty(store.database)
-            # Held, as a worker holds it: opening one for every step would cost more than the steps.
-            self.sessions.append(self.open.enter_context(store.database.autocommit()))
+        self.start_afresh()
         for thread in THREADS:
             self.add_thread(thread)
-
-    # Asking every store the same
-
-    def ask(self, verb: Callable[[State, int], Any]) -> list[Any]:
-        """The answers of all stores to one verb, which gets the store's number as well."""
-        return [verb(State(session), number) for number, session in enumerate(self.sessions)]
-
-    def agree(self, expected: object, verb: Callable[[State, int], Any]) -> None:
-        """Every store must answer what the model expects."""
-        for answer in self.ask(verb):
-            assert answer == expected, f"the model says {expected!r}, a store {answer!r}"
-
-    def claim(self, key: Any, expected: model.ClaimOutcome, token: str, verb: Callable[[State, int], Any]) -> Any:
-        """Every store must grant or refuse as the model does. Returns the grant for a bundle."""
-        answers = self.ask(verb)
-        for answer in answers:
-            outcome = answer.reason if isinstance(answer, Skipped) else model.GRANTED
-            assert outcome == expected, f"the model says {expected!r}, a store {outcome!r}"
-        if expected != model.GRANTED:
-            return multiple()
-        granted = tuple(answer.lease if isinstance(answer, Claimed) else answer for answer in answers)
-        for store, lease in zip(self.stores, granted, strict=True):
-            assert lease.ownership_token not in store.tokens, "a token was given twice"
-            store.tokens[lease.ownership_token] = token
-        return Grant(token, key, granted)
-
-    def new_token(self) -> str:
-        """What the model calls the next grant."""
-        self.grants += 1
-        return f"grant {self.grants}"
 
     # Time and threads
 
@@ -196,7 +122,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 key, owner=owner, source_updated_at=_moment(source), lease=timedelta(seconds=lease)
             ),
         )
-        self._keep(self.rows.jobs, key, job)
+        self.keep(self.rows.jobs, key, job)
         return grant
 
     def _claim_without_thread(self, key: Phase1Key, owner: UUID) -> Any:
@@ -214,7 +140,7 @@ class LeaseMachine(RuleBasedStateMachine):
         """Renew a lease, held or lost."""
         job, outcome = model.renew_job(self.rows.jobs.get(grant.key), grant.token, self.now)
         self.agree(bool(outcome), lambda state, n: state.phase1_jobs.renew(grant.leases[n]) is not None)
-        self._keep(self.rows.jobs, grant.key, job)
+        self.keep(self.rows.jobs, grant.key, job)
 
     @rule(grant=job_grants, text=texts)
     def succeed_job(self, grant: Grant, text: str) -> None:
@@ -226,7 +152,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 grant.leases[n], raw_memory_path=Path("/raw.md"), summary_hash=text
             ),
         )
-        self._keep(self.rows.jobs, grant.key, job)
+        self.keep(self.rows.jobs, grant.key, job)
 
     @rule(grant=job_grants, text=texts, retry=st.sampled_from([None, 0, 10]))
     def fail_job(self, grant: Grant, text: str, retry: int | None) -> None:
@@ -234,21 +160,21 @@ class LeaseMachine(RuleBasedStateMachine):
         job, outcome = model.fail_job(self.rows.jobs.get(grant.key), grant.token, text, retry, self.now)
         after = None if retry is None else timedelta(seconds=retry)
         self.agree(outcome, lambda state, n: state.phase1_jobs.fail(grant.leases[n], text, retry_after=after))
-        self._keep(self.rows.jobs, grant.key, job)
+        self.keep(self.rows.jobs, grant.key, job)
 
     @rule(grant=job_grants, text=texts)
     def release_job(self, grant: Grant, text: str) -> None:
         """Give a job back."""
         job, outcome = model.release_job(self.rows.jobs.get(grant.key), grant.token, text, self.now)
         self.agree(outcome, lambda state, n: state.phase1_jobs.release(grant.leases[n], text))
-        self._keep(self.rows.jobs, grant.key, job)
+        self.keep(self.rows.jobs, grant.key, job)
 
     @rule(key=keys)
     def requeue_job(self, key: Phase1Key) -> None:
         """Have a failed job tried again."""
         job, outcome = model.requeue_job(self.rows.jobs.get(key), self.now)
         self.agree(outcome, lambda state, _: state.phase1_jobs.requeue(key))
-        self._keep(self.rows.jobs, key, job)
+        self.keep(self.rows.jobs, key, job)
 
     # Memories
 
@@ -268,7 +194,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.agree(
             bool(outcome), lambda state, n: bool(state.thread_memories.upsert_if_owner(grant.leases[n], raw, summary))
         )
-        self._keep(self.rows.memories, grant.key, memory)
+        self.keep(self.rows.memories, grant.key, memory)
 
     @rule(key=keys, raw=texts, summary=texts)
     def write_memory(self, key: Phase1Key, raw: str, summary: str) -> None:
@@ -316,7 +242,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 scope, seen=moment, lock=None if grant is None else grant.leases[n]
             ),
         )
-        self._keep(self.rows.marks, scope, mark)
+        self.keep(self.rows.marks, scope, mark)
 
     # Consolidation locks
 
@@ -341,14 +267,14 @@ class LeaseMachine(RuleBasedStateMachine):
         """Renew a lock, held or lost."""
         lock, outcome = model.renew_lock(self.rows.locks.get(grant.key), grant.token, self.now)
         self.agree(bool(outcome), lambda state, n: state.consolidation_locks.renew(grant.leases[n]) is not None)
-        self._keep(self.rows.locks, grant.key, lock)
+        self.keep(self.rows.locks, grant.key, lock)
 
     @rule(grant=lock_grants)
     def release_lock(self, grant: Grant) -> None:
         """Release a lock, held or lost."""
         lock, outcome = model.release_lock(self.rows.locks.get(grant.key), grant.token)
         self.agree(outcome, lambda state, n: state.consolidation_locks.release(grant.leases[n]))
-        self._keep(self.rows.locks, grant.key, lock)
+        self.keep(self.rows.locks, grant.key, lock)
 
     # Backfill
 
@@ -407,20 +333,6 @@ class LeaseMachine(RuleBasedStateMachine):
         """Give the backfill back."""
         self.rows.backfill, outcome = model.release_backfill(self.rows.backfill, grant.token, self.now)
         self.agree(outcome, lambda state, n: state.backfill.release(grant.leases[n]))
-
-    @staticmethod
-    def _keep(rows: dict[Any, Any], key: Any, row: Any) -> None:
-        if row is None:
-            rows.pop(key, None)
-        else:
-            rows[key] = row
-
-    @invariant()
-    def every_row_agrees(self) -> None:
-        """Every store holds exactly the model's rows."""
-        for store, session in zip(self.stores, self.sessions, strict=True):
-            stored = read_rows(session, store.tokens)
-            assert stored == self.rows, f"the model holds {self.rows}, a store {stored}"
 
 
 def lease_machine(stores: Sequence[Store]) -> type[LeaseMachine]:
