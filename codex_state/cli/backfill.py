@@ -12,7 +12,7 @@ import typer
 from codex_state.cli import exits
 from codex_state.cli.opening import holder_of, opened
 from codex_state.cli.options import CodexHome, Json
-from codex_state.cli.output import note, one_line, write, write_json
+from codex_state.cli.output import counted, note, one_line, write, write_json
 from codex_state.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def _as_json(report: BackfillReport) -> dict[str, Any]:
 
 def _summary(report: BackfillReport) -> str:
     return (
-        f"{report.status.value.replace('_', ' ')}: {report.scanned:,} files in {report.seconds:.1f} s, "
-        f"{report.upserted:,} indexed, {report.failed:,} failed, {report.parse_errors:,} broken lines skipped"
+        f"{report.status.value.replace('_', ' ')}: {counted(report.scanned, 'file')} in {report.seconds:.1f} s, "
+        f"{report.upserted:,} indexed, {report.failed:,} failed, {counted(report.parse_errors, 'broken line')} skipped"
     )
 
 
@@ -97,4 +97,5 @@ def _name_failures(report: BackfillReport) -> None:
         where = "" if failure.path in failure.error else f"{failure.path}: "
         note(f"failed: {one_line(where + failure.error)}")
     if report.failed > _NAMED_FAILURES:
-        note(f"and {report.failed - _NAMED_FAILURES:,} more failures; --json names the first {len(report.failures):,}")
+        more = counted(report.failed - _NAMED_FAILURES, "more failure")
+        note(f"and {more}; --json names the first {len(report.failures):,}")

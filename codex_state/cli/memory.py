@@ -14,7 +14,7 @@ from codex_state.cli import exits
 from codex_state.cli.loading import function_of
 from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json
-from codex_state.cli.output import json_value, note, one_line, write, write_json
+from codex_state.cli.output import counted, json_value, note, one_line, write, write_json
 from codex_state.cli.progress import bar_on_stderr
 from codex_state.cli.unclaimed import why_nothing
 
@@ -184,7 +184,7 @@ def _lines() -> Callable[[Phase1Progress], None]:
 
 
 def _figures_of(progress: Phase1Progress) -> str:
-    return f"{progress.finished:,}/{progress.claimed:,} jobs, {progress.running:,} threads running"
+    return f"{progress.finished:,}/{counted(progress.claimed, 'job')}, {counted(progress.running, 'thread')} running"
 
 
 @contextmanager
@@ -242,12 +242,12 @@ def _consolidation_record_of(result: ConsolidationResult) -> dict[str, Any]:
 
 def _summary(report: Phase1Report, consolidated: ConsolidationReport | None) -> Iterator[str]:
     yield (
-        f"{report.claimed:,} jobs: {report.succeeded:,} remembered, {report.nothing:,} with nothing to remember, "
-        f"{report.failed:,} failed, {report.lost:,} lost"
+        f"{counted(report.claimed, 'job')}: {report.succeeded:,} remembered, "
+        f"{report.nothing:,} with nothing to remember, {report.failed:,} failed, {report.lost:,} lost"
     )
     if consolidated is not None:
         counts = (f"{consolidated.count(outcome):,} {outcome.value.replace('_', ' ')}" for outcome in _outcomes())
-        yield f"{len(consolidated.results):,} dirty scopes: {', '.join(counts)}"
+        yield f"{counted(len(consolidated.results), 'dirty scope')}: {', '.join(counts)}"
 
 
 def _outcomes() -> Iterator[Any]:

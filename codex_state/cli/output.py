@@ -104,6 +104,11 @@ def one_line(text: str, *, keep_spaces: bool = False) -> str:
     return _UNPRINTABLE.sub("\ufffd", text.expandtabs(4) if keep_spaces else " ".join(text.split()))
 
 
+def counted(count: int, noun: str) -> str:
+    """How many, like ``1 thread`` and ``1,000 threads``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _speaks_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from codex_state.cli.output import note
+from codex_state.cli.output import counted, note
 from codex_state.cli.tables import console_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def shown_copy_progress() -> Iterator[OnCopyProgress]:
 
 def copy_figures_of(progress: CopyProgress) -> str:
     """Rows and the table, in one short line."""
-    return f"{progress.rows_done:,}/{progress.rows_total:,} rows, {progress.table}"
+    return f"{progress.rows_done:,}/{counted(progress.rows_total, 'row')}, {progress.table}"
 
 
 def bar_on_stderr() -> Progress:
@@ -97,7 +97,7 @@ def bar_on_stderr() -> Progress:
 def figures_of(progress: BackfillProgress) -> str:
     """Files, speed, failures and the time left, in one short line."""
     parts = [
-        f"{progress.files_done:,}/{progress.files_total:,} files",
+        f"{progress.files_done:,}/{counted(progress.files_total, 'file')}",
         f"{progress.bytes_per_second / _MEGABYTE:,.0f} MB/s",
         f"{progress.failed:,} failed",
     ]

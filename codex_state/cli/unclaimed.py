@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from codex_state.cli.output import counted
+
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
@@ -14,29 +16,31 @@ if TYPE_CHECKING:
 
 def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
     """The reasons as one line. A reading of its own, after the pass: nothing is decided by it."""
-    from sqlalchemy import and_, case, func, literal, or_, select
+    from sqlalchemy import case, func, literal, or_, select, text
 
     from codex_state.clock import server_now
-    from codex_state.models import LOCAL_HOME, SCOPE_CWD, SCOPE_USER, MemoryMode, Phase1Job, Phase1Status, Thread
+    from codex_state.models import (
+        EXTRACTABLE_THREADS,
+        LOCAL_HOME,
+        SCOPE_CWD,
+        SCOPE_USER,
+        Phase1Job,
+        Phase1Status,
+        Thread,
+    )
     from codex_state.repositories.base import seconds_of, table_of
+    from codex_state.repositories.phase1_scopes import is_job_of, key_of
 
     jobs, threads = table_of(Phase1Job), table_of(Thread)
     interesting = (
-        threads.c.archived == False,  # noqa: E712 - SQL, on an integer
-        threads.c.memory_mode == MemoryMode.ENABLED,
+        text(EXTRACTABLE_THREADS),
         threads.c.source.in_(list(options.sources)),
         threads.c.home.in_([runtime.home, LOCAL_HOME]),
     )
     too_old: ColumnElement[bool] = seconds_of(threads.c.updated_at) < server_now() - literal(
         options.max_age // timedelta(seconds=1)
     )
-    of_thread = and_(
-        jobs.c.thread_id == threads.c.id,
-        or_(
-            and_(jobs.c.scope_kind == SCOPE_CWD, jobs.c.scope_key == threads.c.cwd),
-            jobs.c.scope_kind == SCOPE_USER,
-        ),
-    )
+    of_thread = or_(*(is_job_of(threads.c.id, kind, key_of(kind, threads.c.cwd)) for kind in (SCOPE_CWD, SCOPE_USER)))
     obstacle = case(
         (jobs.c.status == Phase1Status.RUNNING, "held by others"),
         (jobs.c.status == Phase1Status.SUCCEEDED, "extracted already"),
@@ -55,7 +59,7 @@ def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
     with runtime.read() as state:
         connection = state.session.connection()
         old = sum(count for is_old, count in connection.execute(ages) if is_old)
-        counted = [f"{count:,} jobs {obstacle}" for obstacle, count in connection.execute(obstacles)]
+        reasons = [f"{counted(count, 'job')} {obstacle}" for obstacle, count in connection.execute(obstacles)]
     if old:
-        counted.append(f"{old:,} threads older than {options.max_age.days:,} days (--max-age)")
-    return ", ".join(counted) or "this home has no interactive thread that isn't archived and has memory enabled"
+        reasons.append(f"{counted(old, 'thread')} older than {counted(options.max_age.days, 'day')} (--max-age)")
+    return ", ".join(reasons) or "this home has no interactive thread that isn't archived and has memory enabled"

@@ -141,7 +141,7 @@ def _orphans(connection: Connection) -> Counter[tuple[str, str]]:
 
 def _refuse_new_orphans(before: Counter[tuple[str, str]], after: Counter[tuple[str, str]]) -> None:
     for (table, parent), count in (after - before).items():
-        raise IntegrityViolationError(f"the migration would leave {count} rows of {table} without their {parent}")
+        raise IntegrityViolationError(f"the migration would leave rows of {table} without their {parent}: {count}")
 
 
 @contextmanager

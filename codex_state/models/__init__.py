@@ -26,9 +26,10 @@ from codex_state.models.memory import (
     ThreadMemory,
 )
 from codex_state.models.paging import Anchor, LogQuery, SortKey, ThreadsPage
-from codex_state.models.thread import LOCAL_HOME, DynamicTool, MemoryMode, Thread, open_threads
+from codex_state.models.thread import EXTRACTABLE_THREADS, LOCAL_HOME, DynamicTool, MemoryMode, Thread, open_threads
 
 __all__ = [
+    "EXTRACTABLE_THREADS",
     "LOCAL_HOME",
     "SCOPE_CWD",
     "SCOPE_USER",

@@ -18,6 +18,9 @@ from codex_state.models.base import StateModel
 LOCAL_HOME = "local"
 """The ``home`` of every row in a database that serves one Codex home, which an SQLite file always does."""
 
+EXTRACTABLE_THREADS = "archived = 0 AND memory_mode = 'enabled'"
+"""The threads whose memories may be extracted, as SQL."""
+
 _OPEN_FOR = {
     "cwd": "cwd_settled_for IS NULL OR cwd_settled_for <> updated_at",
     "user": "user_settled_for IS NULL OR user_settled_for <> updated_at",
@@ -30,7 +33,7 @@ def open_threads(scope_kinds: Collection[str]) -> str:
     An index serves each choice of kinds: a query says it in these words, or none does.
     """
     for_one = " OR ".join(condition for kind, condition in _OPEN_FOR.items() if kind in scope_kinds)
-    return f"archived = 0 AND memory_mode = 'enabled' AND ({for_one})"
+    return f"{EXTRACTABLE_THREADS} AND ({for_one})"
 
 
 class MemoryMode(StrEnum):

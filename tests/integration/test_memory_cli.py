@@ -171,7 +171,7 @@ def test_a_pass_that_claims_nothing_says_why(cli: Cli, runtime: StateRuntime) ->
     assert "this home has no interactive thread" in told()
     add_threads(runtime, updated_at=now() - timedelta(days=45), title="old")
     add_threads(runtime, source="exec")
-    assert told() == "codex-state: nothing to extract: 1 threads older than 30 days (--max-age)\n"
+    assert told() == "codex-state: nothing to extract: 1 thread older than 30 days (--max-age)\n"
     held, failed, waiting = add_threads(runtime, 3)
     for thread in (held, failed, waiting):
         leases = [claim(runtime, key) for key in (user_key(thread), cwd_key(thread))]
@@ -183,7 +183,7 @@ def test_a_pass_that_claims_nothing_says_why(cli: Cli, runtime: StateRuntime) ->
                     state.phase1_jobs.fail(lease, "broken", retry_after=timedelta(hours=1))
     assert told() == (
         "codex-state: nothing to extract: 2 jobs failed for good (codex-state jobs requeue), 2 jobs held by others, "
-        "2 jobs waiting for a retry, 1 threads older than 30 days (--max-age)\n"
+        "2 jobs waiting for a retry, 1 thread older than 30 days (--max-age)\n"
     )
     add_threads(runtime, title="good")
     assert "nothing to extract" not in cli.ok(*run(cli, "extract")).stderr
@@ -197,7 +197,7 @@ def test_it_says_why_on_postgresql_as_well(postgres_settings: StateSettings) -> 
         (held,) = add_threads(runtime)
         claim(runtime, user_key(held))
         assert why_nothing(runtime, Phase1Options()) == (
-            "1 jobs held by others, 1 threads older than 30 days (--max-age)"
+            "1 job held by others, 1 thread older than 30 days (--max-age)"
         )
 
 
@@ -220,7 +220,7 @@ def test_a_consolidator_gets_the_dirty_scopes_afterwards(cli: Cli, runtime: Stat
     assert f"failed: cwd {CWD}: RuntimeError: no model" in done.stderr
     later = ("--consolidator", "extractors_of_a_test:consolidate_later")
     assert cli.ok(*run(cli, "extract", *later)).stdout.endswith(
-        "1 dirty scopes: 1 clean, 0 dirty again, 0 failed, 0 lost, 0 skipped\n"
+        "1 dirty scope: 1 clean, 0 dirty again, 0 failed, 0 lost, 0 skipped\n"
     )
 
 

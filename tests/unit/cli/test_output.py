@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_state.cli.output import json_value, one_line, rfc3339
+from codex_state.cli.output import counted, json_value, one_line, rfc3339
 from codex_state.cli.tables import ago, text_of
 
 NOW = datetime(2026, 4, 8, 12, 0, tzinfo=UTC)
@@ -23,6 +23,15 @@ def test_values_become_json_as_programs_expect_them() -> None:
     assert json_value(Path("/a/b")) == "/a/b"
     assert json_value(Path()) == ""
     assert json_value({"kept": [1, None]}) == {"kept": [1, None]}
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert [counted(number, "thread") for number in (0, 1, 2, 1000)] == [
+        "0 threads",
+        "1 thread",
+        "2 threads",
+        "1,000 threads",
+    ]
 
 
 def test_times_are_shown_in_utc_whatever_their_zone() -> None:
