@@ -92,7 +92,8 @@ class _Case:
 
 
 _EVERY_CASE = [
-    _Case(status, *rest) for status, *rest in product([None, *Phase1Status], _STARTED, _SOURCE, _RETRY, _LEASES)
+    *(_Case(None, "unknown", "equal", "none", lease) for lease in _LEASES),
+    *(_Case(status, *rest) for status, *rest in product(Phase1Status, _STARTED, _SOURCE, _RETRY, _LEASES)),
 ]
 
 
@@ -108,19 +109,23 @@ class TestClaims:
             state.session.add_all([case.job(thread_id) for thread_id, case in cases.items()])
             state.session.flush()
             state.session.expunge_all()
+        before = _stored_jobs(state)
+        outcomes = {
+            thread_id: _try_claim(state, Phase1Key(thread_id, MemoryScope.user()), lease=_LEASES[case.lease])
+            for thread_id, case in cases.items()
+        }
+        after = _stored_jobs(state)
         for thread_id, case in cases.items():
-            key = Phase1Key(thread_id, MemoryScope.user())
-            before = state.phase1_jobs.get(key)
-            outcome = state.phase1_jobs.try_claim(key, owner=_OWNER, source_updated_at=NOON, lease=_LEASES[case.lease])
-            after = state.phase1_jobs.get(key)
+            outcome = outcomes[thread_id]
             if case.refusal is None:
                 assert isinstance(outcome, Claimed), case
-                assert after == _running(outcome.lease, attempt=8 if status else 1), case
-                assert outcome.lease.ownership_token not in {"", before and before.ownership_token}, case
+                assert after[thread_id] == _running(outcome.lease, attempt=8 if status else 1), case
+                earlier = before[thread_id].ownership_token if status else None
+                assert outcome.lease.ownership_token not in {"", earlier}, case
                 assert outcome.lease.duration == _LEASES[case.lease], case
             else:
                 assert outcome == Skipped(case.refusal), case
-                assert after == before, case
+                assert after[thread_id] == before[thread_id], case
 
     def test_a_job_of_a_thread_without_a_row_cannot_be_claimed(self, state: State) -> None:
         nobody = uuid4()
@@ -211,6 +216,10 @@ def _a_stored_thread(state: State) -> UUID:
     thread = a_thread()
     state.threads.upsert(thread)
     return thread.id
+
+
+def _stored_jobs(state: State) -> dict[UUID, Phase1Job]:
+    return {job.thread_id: job for job in state.phase1_jobs.list(limit=len(_EVERY_CASE))}
 
 
 def _try_claim(

@@ -15,7 +15,11 @@ from codex_state.database import Database
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 
-Front = Literal["direct", "asyncio", "trio"]
+AsyncFront = Literal["asyncio", "trio"]
+Front = Literal["direct"] | AsyncFront
+
+Unit = Callable[[Callable[[State], Any]], Any]
+"""Runs a unit of work, in which every statement commits by itself."""
 
 
 @contextmanager
@@ -32,6 +36,16 @@ def state_through(front: Front, database: Database, home: Path) -> Iterator[Stat
         with database.autocommit() as session:
             yield State(session)
         return
+    with units_through(front, database, home) as unit, state_of(unit, database) as state:
+        yield state
+
+
+@contextmanager
+def units_through(front: AsyncFront, database: Database, home: Path) -> Iterator[Unit]:
+    """What runs units of work on ``database`` through an ``AsyncStateRuntime``. Needs anyio.
+
+    An event loop and its threads cost more than most tests: tests that share a database may share this as well.
+    """
     from anyio.from_thread import start_blocking_portal
 
     runtime = _Borrowing(StateSettings(codex_home=home), database)
@@ -40,9 +54,15 @@ def state_through(front: Front, database: Database, home: Path) -> Iterator[Stat
         portal.wrap_async_context_manager(
             AsyncStateRuntime.open(runtime.settings, opener=lambda _: runtime)
         ) as async_runtime,
-        ExitStack() as held,
     ):
-        yield cast("State", _StateOfUnits(lambda work: portal.call(async_runtime.autocommit, work), database, held))
+        yield lambda work: portal.call(async_runtime.autocommit, work)
+
+
+@contextmanager
+def state_of(unit: Unit, database: Database) -> Iterator[State]:
+    """All repositories of ``database``. Each of their verbs is a unit of work of its own."""
+    with ExitStack() as held:
+        yield cast("State", _StateOfUnits(unit, database, held))
 
 
 class _Borrowing(StateRuntime):
@@ -55,7 +75,7 @@ class _Borrowing(StateRuntime):
 class _StateOfUnits:
     """Looks like a state. Each verb of its repositories is a unit of work of its own."""
 
-    def __init__(self, unit: Callable[[Callable[[State], Any]], Any], database: Database, held: ExitStack) -> None:
+    def __init__(self, unit: Unit, database: Database, held: ExitStack) -> None:
         self._unit = unit
         self._database = database
         self._held = held
@@ -72,7 +92,7 @@ class _StateOfUnits:
 class _VerbsOfUnits:
     """Looks like a repository."""
 
-    def __init__(self, unit: Callable[[Callable[[State], Any]], Any], repository: str) -> None:
+    def __init__(self, unit: Unit, repository: str) -> None:
         self._unit = unit
         self._repository = repository
 

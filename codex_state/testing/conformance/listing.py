@@ -17,6 +17,10 @@ _SECOND = timedelta(seconds=1)
 _SOURCES = ["cli", "vscode", "exec", "mcp", '{"subagent":"review"}']
 _PROVIDERS = ["openai", "azure", "ollama"]
 
+# Up to twelve combinations are one branch each; 5 sources times 3 providers are more, and one query.
+_SOME_SOURCES: list[list[str]] = [[], ["cli"], ["cli", "exec"], ["cli", "cli", "mcp"], ["nobody"], _SOURCES]
+_SOME_PROVIDERS = [[], ["azure"], ["openai", "ollama"], ["openai", "openai"], ["nobody", "azure"], _PROVIDERS]
+
 
 def _all_pages(state: State, page_size: int, **filters: Any) -> list[UUID]:
     """The ids of all pages, one after the other; what each page says about itself is checked on the way."""
@@ -80,13 +84,11 @@ class TestListing:
         assert list(state.threads.list(page_size=1).items) == [thread]
 
     @pytest.mark.parametrize("sort_key", SortKey)
-    @pytest.mark.parametrize("page_size", [1, 2, 7, 10, 59, 60, 61])
-    def test_pages_lose_and_repeat_nothing_at_borders_of_equal_seconds(
-        self, state: State, sort_key: SortKey, page_size: int
-    ) -> None:
+    def test_pages_lose_and_repeat_nothing_at_borders_of_equal_seconds(self, state: State, sort_key: SortKey) -> None:
         threads = _many_threads()
         state.threads.upsert_many(threads)
-        assert _all_pages(state, page_size, sort_key=sort_key) == _in_order(threads, sort_key)
+        for page_size in (1, 2, 7, 10, 59, 60, 61):
+            assert _all_pages(state, page_size, sort_key=sort_key) == _in_order(threads, sort_key), page_size
 
     def test_threads_all_of_one_second_are_paged_by_their_ids(self, state: State) -> None:
         threads = [a_thread() for _ in range(25)]
@@ -123,29 +125,17 @@ class TestListing:
         assert _all_pages(state, 2, archived=True) == _in_order(archived)
 
     @pytest.mark.parametrize("sort_key", SortKey)
-    @pytest.mark.parametrize(
-        ("sources", "providers"),
-        list(
-            product(
-                [[], ["cli"], ["cli", "exec"], ["cli", "cli", "mcp"], ["nobody"], _SOURCES],
-                [[], ["azure"], ["openai", "ollama"], ["openai", "openai"], ["nobody", "azure"], _PROVIDERS],
-            )
-        ),
-    )
-    def test_sources_and_providers_filter_without_losing_or_repeating(
-        self, state: State, sort_key: SortKey, sources: list[str], providers: list[str]
-    ) -> None:
-        # Up to twelve combinations are one branch each; 5 sources times 3 providers are more, and one query.
+    def test_sources_and_providers_filter_without_losing_or_repeating(self, state: State, sort_key: SortKey) -> None:
         threads = _many_threads()
         state.threads.upsert_many(threads)
-        wanted = [
-            thread
-            for thread in threads
-            if (not sources or thread.source in sources) and (not providers or thread.model_provider in providers)
-        ]
-        for page_size in (3, 100):
+        for sources, providers, page_size in product(_SOME_SOURCES, _SOME_PROVIDERS, (3, 100)):
+            wanted = [
+                thread
+                for thread in threads
+                if (not sources or thread.source in sources) and (not providers or thread.model_provider in providers)
+            ]
             found = _all_pages(state, page_size, sort_key=sort_key, sources=sources, providers=providers)
-            assert found == _in_order(wanted, sort_key)
+            assert found == _in_order(wanted, sort_key), (sources, providers, page_size)
 
     @pytest.mark.parametrize("sources", [[], ["cli", "exec"], [*_SOURCES, *map(str, range(20))]])
     @pytest.mark.parametrize("archived", [False, True])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from codex_state.database import Database
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.conformance import *  # noqa: F403 - this is how it is used
-from codex_state.testing.conformance.fronts import Front, state_through
+from codex_state.testing.conformance.fronts import Front, Unit, state_of, units_through
 from tests import stores
 
 
@@ -25,18 +24,29 @@ def clock(clocked: stores.Clocked) -> ManualClock:
     return clocked.clock
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def front(request: pytest.FixtureRequest) -> Front:
     chosen: Front = request.param
     return chosen
 
 
-@pytest.fixture
-def state(front: Front, database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[State]:
-    if database.dialect == "sqlite" and database.path is None:
-        # The database in memory runs each test in one transaction, the others let every statement commit by itself.
-        with database.begin() as session:
-            yield State(session)
+@pytest.fixture(scope="session")
+def unit(front: Front, shared: stores.Clocked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit | None]:
+    """What runs the verbs of a test through an asynchronous front. All tests of a database share it."""
+    if front == "direct":
+        yield None
     else:
-        with state_through(front, database, tmp_path) as state:
+        with units_through(front, shared.database, tmp_path_factory.mktemp("home")) as unit:
+            yield unit
+
+
+@pytest.fixture
+def state(unit: Unit | None, database: Database, clock: ManualClock) -> Iterator[State]:
+    if unit is not None:
+        with state_of(unit, database) as state:
             yield state
+    else:
+        # The database in memory runs each test in one transaction, the others let every statement commit by itself.
+        in_memory = database.dialect == "sqlite" and database.path is None
+        with database.begin() if in_memory else database.autocommit() as session:
+            yield State(session)
