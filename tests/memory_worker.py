@@ -1,6 +1,6 @@
 """A worker of the memory pipeline in a process of its own, which can be told to die or to pause at any step.
 
-It reads its orders as JSON from the command line and writes its report as JSON to stdout.
+A ``WorkerHost`` starts it with its orders as JSON. It answers with the outcomes that it reports.
 """
 
 from __future__ import annotations
@@ -8,10 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +29,7 @@ from codex_state import (
     consolidate_memories,
     run_phase1,
 )
+from tests.chaos.channel import Channel
 
 STEPS = {
     "claim": ("codex_state.repositories.phase1_jobs", "Phase1JobRepository.claim_candidates"),
@@ -76,39 +74,6 @@ class Orders:
         for field in ("home", "log", "pause_for"):
             values[field] = values[field] and Path(values[field])
         return cls(**(values | {"owner": UUID(values["owner"])}))
-
-
-class Worker:
-    """A started worker."""
-
-    def __init__(self, orders: Orders) -> None:
-        self.orders = orders
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, orders.dumps()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self.process.send_signal(number)
-
-    def wait_until_paused(self) -> None:
-        """Wait until it has stopped itself."""
-        pid, status = os.waitpid(self.process.pid, os.WUNTRACED)
-        assert pid == self.process.pid
-        assert os.WIFSTOPPED(status), "it ended instead of stopping"
-
-    def finish(self) -> tuple[int, Any]:
-        """Wait for its end: exit status, and report or error text."""
-        stdout, stderr = self.process.communicate(timeout=120)
-        return self.process.returncode, json.loads(stdout) if stdout else stderr
 
 
 def _arm(orders: Orders) -> None:
@@ -180,8 +145,7 @@ def _run(orders: Orders) -> Any:
         )
 
 
-if __name__ == "__main__":
-    given = Orders.loads(sys.argv[1])
+def work(channel: Channel, orders: str) -> None:
+    given = Orders.loads(orders)
     _arm(given)
-    report = _run(given)
-    print(json.dumps([result.outcome for result in report.results]))
+    channel.send([result.outcome for result in _run(given).results])

@@ -123,6 +123,20 @@ class Worker:
         self._signal(signal.SIGCONT)
         self._wait_for("continued")
 
+    def wait_until_stopped(self) -> None:
+        """Wait until it has stopped itself.
+
+        Raises:
+            WorkerError: it ended instead.
+        """
+        self._wait_for("stopped")
+        if self.status is not None:
+            raise WorkerError(f"worker {self.pid} ended instead of stopping")
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._signal(signal.SIGINT)
+
     def kill(self) -> None:
         """End it at once, without a chance to clean up. Does nothing when it has ended."""
         if self.has_ended():

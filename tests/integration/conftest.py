@@ -15,7 +15,10 @@ from memory_support import (
     sqlite_settings,
 )
 
+from tests.chaos.worlds import host
+
 __all__ = [
+    "host",
     "migrated_database",
     "migrated_home",
     "opened",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from memory_support import CWD, OTHER, OWNER, add_threads, let_leases_end
-from memory_worker import Orders, Worker
+from memory_worker import Orders
 from sqlalchemy import text
 
 from codex_state import (
@@ -29,6 +30,7 @@ from codex_state import (
     memory_root,
     run_phase1,
 )
+from tests.chaos.processes import Worker, WorkerError, WorkerHost
 
 Open = Callable[[StateSettings], StateRuntime]
 
@@ -57,6 +59,15 @@ CONSOLIDATION_STEPS = ["after acquire", "before write", "within", "before clean"
 def orders(settings: StateSettings, **values: Any) -> Orders:
     url = settings.database_url
     return Orders(settings.codex_home, url and url.get_secret_value(), **({"owner": OWNER} | values))
+
+
+@contextmanager
+def started(host: WorkerHost, given: Orders) -> Iterator[Worker]:
+    worker = host.start("tests.memory_worker:work", orders=given.dumps())
+    try:
+        yield worker
+    finally:
+        worker.close()
 
 
 def rows_of(runtime: StateRuntime) -> dict[str, list[Any]]:
@@ -110,13 +121,13 @@ def check_each_output_is_there_once(runtime: StateRuntime, threads: list[Thread]
 
 @pytest.mark.parametrize("step", EXTRACTION_STEPS)
 def test_an_extraction_killed_at_any_step_is_finished_by_another_worker(
-    settings: StateSettings, opened: Open, step: str
+    settings: StateSettings, opened: Open, host: WorkerHost, step: str
 ) -> None:
     """L2, L5: its outputs are there exactly once."""
     runtime = opened(settings)
     threads = add_threads(runtime, 3)
-    with Worker(orders(settings, lease=SECONDS, at=step)) as worker:
-        assert worker.finish()[0] == -signal.SIGKILL
+    with started(host, orders(settings, lease=SECONDS, at=step)) as worker:
+        assert worker.wait() == -signal.SIGKILL
     let_leases_end(runtime, SECONDS)
     finish_with_another_worker(runtime, expected=6)
     check_each_output_is_there_once(runtime, threads)
@@ -128,17 +139,19 @@ def test_an_extraction_killed_at_any_step_is_finished_by_another_worker(
 
 
 @pytest.mark.parametrize("step", ["within", "before store"])
-def test_an_extraction_paused_past_its_lease_changes_nothing(settings: StateSettings, opened: Open, step: str) -> None:
+def test_an_extraction_paused_past_its_lease_changes_nothing(
+    settings: StateSettings, opened: Open, host: WorkerHost, step: str
+) -> None:
     """L2."""
     runtime = opened(settings)
     threads = add_threads(runtime, 2)
-    with Worker(orders(settings, lease=SECONDS, concurrency=2, at=step, happens="SIGSTOP")) as worker:
-        worker.wait_until_paused()
+    with started(host, orders(settings, lease=SECONDS, concurrency=2, at=step, happens="SIGSTOP")) as worker:
+        worker.wait_until_stopped()
         let_leases_end(runtime, SECONDS)
         finish_with_another_worker(runtime, expected=4)
         rows, files = rows_of(runtime), files_of(settings.codex_home)
-        worker.signal(signal.SIGCONT)
-        status, outcomes = worker.finish()
+        worker.proceed()
+        outcomes, status = worker.receive(), worker.wait()
     assert (status, outcomes) == (0, ["lost"] * 4)
     assert rows_of(runtime) == rows
     assert files_of(settings.codex_home) == files
@@ -147,49 +160,54 @@ def test_an_extraction_paused_past_its_lease_changes_nothing(settings: StateSett
         assert {job.owner_session_id for job in state.phase1_jobs.list()} == {OTHER}
 
 
-def test_an_extraction_paused_in_real_time_changes_nothing(settings: StateSettings, opened: Open) -> None:
+def test_an_extraction_paused_in_real_time_changes_nothing(
+    settings: StateSettings, opened: Open, host: WorkerHost
+) -> None:
     """L2. Nobody turns a clock here."""
     runtime = opened(settings)
     add_threads(runtime, 2)
-    with Worker(orders(settings, lease=3, concurrency=2, at="within", happens="SIGSTOP")) as worker:
-        worker.wait_until_paused()
+    with started(host, orders(settings, lease=3, concurrency=2, at="within", happens="SIGSTOP")) as worker:
+        worker.wait_until_stopped()
         finish_with_another_worker(runtime, expected=4, lease=timedelta(seconds=3))
         rows = rows_of(runtime)
-        worker.signal(signal.SIGCONT)
-        assert worker.finish() == (0, ["lost"] * 4)
+        worker.proceed()
+        assert (worker.receive(), worker.wait()) == (["lost"] * 4, 0)
     assert rows_of(runtime) == rows
 
 
 @pytest.mark.parametrize("step", ["before render", "before write", "after write"])
 def test_a_worker_paused_while_it_writes_files_leaves_the_newest_texts(
-    settings: StateSettings, opened: Open, monkeypatch: pytest.MonkeyPatch, step: str
+    settings: StateSettings, opened: Open, host: WorkerHost, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     from codex_state.memory import files
 
     monkeypatch.setattr(files, "_LOCK_SECONDS", 0.2)
     runtime = opened(settings)
     threads = add_threads(runtime, 2)
-    with Worker(orders(settings, lease=SECONDS, at=step, happens="SIGSTOP")) as worker:
-        worker.wait_until_paused()
+    with started(host, orders(settings, lease=SECONDS, at=step, happens="SIGSTOP")) as worker:
+        worker.wait_until_stopped()
         let_leases_end(runtime, SECONDS)
         finish_with_another_worker(runtime, expected=4)
-        worker.signal(signal.SIGCONT)
-        assert worker.finish()[0] == 0
+        worker.proceed()
+        worker.receive()
+        assert worker.wait() == 0
     check_each_output_is_there_once(runtime, threads)
 
 
-def test_an_interrupted_worker_gives_its_jobs_back_at_once(settings: StateSettings, opened: Open) -> None:
+def test_an_interrupted_worker_gives_its_jobs_back_at_once(
+    settings: StateSettings, opened: Open, host: WorkerHost
+) -> None:
     """With a lease of an hour: nobody waits for its end."""
     runtime = opened(settings)
     threads = add_threads(runtime, 3)
     log, gate = settings.codex_home / "log", settings.codex_home / "gate"
-    with Worker(orders(settings, concurrency=2, log=log, pause_for=gate)) as worker:
+    with started(host, orders(settings, concurrency=2, log=log, pause_for=gate)) as worker:
         while not log.exists() or len(log.read_text().splitlines()) < 2:
             time.sleep(0.01)
-        worker.signal(signal.SIGINT)
-        status, error = worker.finish()
-    assert status == -signal.SIGINT
-    assert error.rstrip().endswith("KeyboardInterrupt")
+        worker.interrupt()
+        with pytest.raises(WorkerError, match=r"\nKeyboardInterrupt\n$"):
+            worker.receive()
+        assert worker.wait() == 1
     with runtime.read() as state:
         jobs = state.phase1_jobs.list()
         assert {job.status for job in jobs} == {Phase1Status.FAILED}
@@ -203,13 +221,15 @@ def test_an_interrupted_worker_gives_its_jobs_back_at_once(settings: StateSettin
     check_each_output_is_there_once(runtime, threads)
 
 
-def test_workers_killed_again_and_again_get_everything_done_once(settings: StateSettings, opened: Open) -> None:
+def test_workers_killed_again_and_again_get_everything_done_once(
+    settings: StateSettings, opened: Open, host: WorkerHost
+) -> None:
     runtime = opened(settings)
     threads = add_threads(runtime, 8)
     for round_, step in enumerate(["after upsert", "after store", "before mark", "before write"]):
         owner = OWNER if round_ % 2 else OTHER
-        with Worker(orders(settings, owner=owner, lease=SECONDS, concurrency=4, at=step)) as worker:
-            assert worker.finish()[0] == -signal.SIGKILL
+        with started(host, orders(settings, owner=owner, lease=SECONDS, concurrency=4, at=step)) as worker:
+            assert worker.wait() == -signal.SIGKILL
         let_leases_end(runtime, SECONDS)
     finish_with_another_worker(runtime, expected=16)
     check_each_output_is_there_once(runtime, threads)
@@ -223,12 +243,12 @@ def remember_everything(runtime: StateRuntime) -> list[Thread]:
 
 @pytest.mark.parametrize("step", CONSOLIDATION_STEPS)
 def test_a_consolidation_killed_at_any_step_leaves_its_scope_dirty_for_another(
-    settings: StateSettings, opened: Open, step: str
+    settings: StateSettings, opened: Open, host: WorkerHost, step: str
 ) -> None:
     runtime = opened(settings)
     remember_everything(runtime)
-    with Worker(orders(settings, phase="consolidate", lease=SECONDS, at=step)) as worker:
-        assert worker.finish()[0] == -signal.SIGKILL
+    with started(host, orders(settings, phase="consolidate", lease=SECONDS, at=step)) as worker:
+        assert worker.wait() == -signal.SIGKILL
     with runtime.read() as state:
         assert len(state.memory_scopes.list_dirty()) == 2, "the mark is cleaned with the lock's release"
     let_leases_end(runtime, SECONDS)
@@ -242,11 +262,13 @@ def test_a_consolidation_killed_at_any_step_leaves_its_scope_dirty_for_another(
         assert state.consolidation_locks.list() == []
 
 
-def check_a_paused_consolidation_changes_nothing(settings: StateSettings, runtime: StateRuntime, step: str) -> None:
+def check_a_paused_consolidation_changes_nothing(
+    host: WorkerHost, settings: StateSettings, runtime: StateRuntime, step: str
+) -> None:
     remember_everything(runtime)
     given = orders(settings, phase="consolidate", lease=SECONDS, at=step, happens="SIGSTOP")
-    with Worker(given) as worker:
-        worker.wait_until_paused()
+    with started(host, given) as worker:
+        worker.wait_until_stopped()
         let_leases_end(runtime, SECONDS)
         with runtime.begin() as state:
             for scope in SCOPES:
@@ -254,23 +276,25 @@ def check_a_paused_consolidation_changes_nothing(settings: StateSettings, runtim
                 state.consolidation_locks.try_acquire(root, owner=OTHER, lease=LEASE)
                 state.memory_scopes.mark_dirty(scope)
         rows = rows_of(runtime)
-        worker.signal(signal.SIGCONT)
-        status, outcomes = worker.finish()
+        worker.proceed()
+        outcomes, status = worker.receive(), worker.wait()
     # The scope that it hadn't locked yet was locked by the other.
     assert (status, outcomes) == (0, ["lost", "skipped"])
     assert rows_of(runtime) == rows
 
 
-def test_a_consolidation_paused_past_its_lease_changes_nothing(settings: StateSettings, opened: Open) -> None:
+def test_a_consolidation_paused_past_its_lease_changes_nothing(
+    settings: StateSettings, opened: Open, host: WorkerHost
+) -> None:
     """L2."""
-    check_a_paused_consolidation_changes_nothing(settings, opened(settings), "within")
+    check_a_paused_consolidation_changes_nothing(host, settings, opened(settings), "within")
 
 
 def test_a_consolidation_paused_in_its_last_transaction_changes_nothing(
-    postgres_settings: StateSettings, opened: Open
+    postgres_settings: StateSettings, opened: Open, host: WorkerHost
 ) -> None:
     """L2. On SQLite nobody can take over meanwhile: there is one writer."""
-    check_a_paused_consolidation_changes_nothing(postgres_settings, opened(postgres_settings), "before clean")
+    check_a_paused_consolidation_changes_nothing(host, postgres_settings, opened(postgres_settings), "before clean")
 
 
 def test_the_orders_of_a_worker_survive_their_journey(sqlite_settings: StateSettings) -> None:
