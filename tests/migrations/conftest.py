@@ -9,6 +9,17 @@ import pytest
 import stores
 
 from codex_state.database import Database, prepare_sqlite_file
+from tests.chaos.processes import WorkerHost
+from tests.chaos.worlds import host
+from tests.migrations.alembic_process import Alembic
+
+__all__ = ["host"]
+
+
+@pytest.fixture
+def alembic(host: WorkerHost) -> Alembic:
+    """The command at the checkout's root."""
+    return Alembic(host)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

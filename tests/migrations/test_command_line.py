@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,41 +19,30 @@ from codex_state import migrations
 from codex_state.database import Database
 from codex_state.migrations import exclusive
 from codex_state.migrations.location import known_revisions
+from tests.migrations.alembic_process import ROOT, Alembic
 
-ROOT = Path(__file__).parents[2]
 REVISIONS = sorted(known_revisions())
 
 
-def alembic(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "alembic", *arguments]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CODEX_")}
-    return subprocess.run(
-        command, cwd=ROOT, env=kept | variables, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def succeeds(*arguments: str, **variables: str) -> str:
-    answer = alembic(*arguments, **variables)
-    assert answer.returncode == 0, answer.stderr
-    return answer.stdout
-
-
-def test_upgrade_check_current_and_downgrade_work_on_the_configured_database(url: str) -> None:
-    succeeds("upgrade", "head", CODEX_STATE_DATABASE_URL=url)
-    assert succeeds("current", CODEX_STATE_DATABASE_URL=url) == f"{migrations.HEAD} (head)\n"
-    assert succeeds("check", CODEX_STATE_DATABASE_URL=url) == "No new upgrade operations detected.\n"
-    succeeds("downgrade", "-1", CODEX_STATE_DATABASE_URL=url)
-    assert succeeds("current", CODEX_STATE_DATABASE_URL=url) == f"{REVISIONS[-2]}\n"
+def test_upgrade_check_current_and_downgrade_work_on_the_configured_database(alembic: Alembic, url: str) -> None:
+    alembic.ok("upgrade", "head", CODEX_STATE_DATABASE_URL=url)
+    assert alembic.ok("current", CODEX_STATE_DATABASE_URL=url) == f"{migrations.HEAD} (head)\n"
+    assert alembic.ok("check", CODEX_STATE_DATABASE_URL=url) == "No new upgrade operations detected.\n"
+    alembic.ok("downgrade", "-1", CODEX_STATE_DATABASE_URL=url)
+    assert alembic.ok("current", CODEX_STATE_DATABASE_URL=url) == f"{REVISIONS[-2]}\n"
     assert alembic("check", CODEX_STATE_DATABASE_URL=url).returncode != 0
 
 
 def test_history_lists_every_revision() -> None:
-    assert re.findall(r"-> (\w+)", succeeds("history")) == REVISIONS[::-1]
+    answer = subprocess.run(
+        [sys.executable, "-m", "alembic", "history"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert re.findall(r"-> (\w+)", answer.stdout) == REVISIONS[::-1]
 
 
-def test_the_default_is_the_state_file_of_the_home(tmp_path: Path) -> None:
+def test_the_default_is_the_state_file_of_the_home(alembic: Alembic, tmp_path: Path) -> None:
     home = tmp_path / "homes" / "new"
-    succeeds("upgrade", "head", CODEX_HOME=str(home))
+    alembic.ok("upgrade", "head", CODEX_HOME=str(home))
     assert [path.name for path in home.iterdir()] == ["state_4.sqlite"]
     with stores.opened(f"sqlite:///{home / 'state_4.sqlite'}") as database, database.engine.connect() as connection:
         assert migrations.check(connection) == []
@@ -61,7 +50,7 @@ def test_the_default_is_the_state_file_of_the_home(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one() == 2
 
 
-def test_check_fails_when_the_schema_differs(database: Database, url: str) -> None:
+def test_check_fails_when_the_schema_differs(alembic: Alembic, database: Database, url: str) -> None:
     migrations.upgrade(database.engine)
     with database.engine.begin() as connection:
         update(connection, "DROP INDEX idx_threads_source")
@@ -71,7 +60,9 @@ def test_check_fails_when_the_schema_differs(database: Database, url: str) -> No
 
 
 @pytest.mark.parametrize("arguments", ["upgrade head", "check", "stamp head"])
-def test_a_newer_database_is_refused_in_a_sentence(database: Database, url: str, arguments: str) -> None:
+def test_a_newer_database_is_refused_in_a_sentence(
+    alembic: Alembic, database: Database, url: str, arguments: str
+) -> None:
     migrations.upgrade(database.engine)
     with database.engine.begin() as connection:
         insert_samples(connection)
@@ -87,7 +78,7 @@ def test_a_newer_database_is_refused_in_a_sentence(database: Database, url: str,
         assert migrations.current_revision(connection) == "0099_from_the_future"
 
 
-def test_a_home_that_is_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_home_that_is_a_file_is_refused_in_a_sentence(alembic: Alembic, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("")
     answer = alembic("upgrade", "head", CODEX_HOME=str(tmp_path / "home"))
     assert answer.returncode != 0
@@ -95,14 +86,14 @@ def test_a_home_that_is_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in answer.stderr
 
 
-def test_it_waits_for_a_migration_that_is_under_way(database: Database, url: str) -> None:
+def test_it_waits_for_a_migration_that_is_under_way(alembic: Alembic, database: Database, url: str) -> None:
     answers = []
     with database.engine.connect() as connection, exclusive.exclusive_transaction(connection):
         command = threading.Thread(
             target=lambda: answers.append(alembic("upgrade", "head", CODEX_STATE_DATABASE_URL=url))
         )
         command.start()
-        command.join(3)
+        command.join(1)
         assert command.is_alive()
         assert not answers
     command.join(60)
@@ -110,8 +101,8 @@ def test_it_waits_for_a_migration_that_is_under_way(database: Database, url: str
     assert not migrations.ensure_current(database.engine).changed
 
 
-def test_the_sql_of_an_upgrade_can_be_written_out_and_run_by_hand(postgres_url: str) -> None:
-    sql = succeeds("upgrade", "head", "--sql", CODEX_STATE_DATABASE_URL=postgres_url)
+def test_the_sql_of_an_upgrade_can_be_written_out_and_run_by_hand(alembic: Alembic, postgres_url: str) -> None:
+    sql = alembic.ok("upgrade", "head", "--sql", CODEX_STATE_DATABASE_URL=postgres_url)
     assert "alembic_version" not in sql
     engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -120,16 +111,15 @@ def test_the_sql_of_an_upgrade_can_be_written_out_and_run_by_hand(postgres_url: 
     engine.dispose()
 
 
-def test_a_new_revision_is_made_from_the_template(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'x.sqlite'}"
-    succeeds("upgrade", "head", CODEX_STATE_DATABASE_URL=url)
-    versions = ROOT / "alembic" / "versions"
+def test_a_new_revision_is_made_from_the_template(alembic: Alembic, tmp_path: Path) -> None:
+    # In a copy, or everybody else would find it among the revisions.
+    shutil.copytree(ROOT / "alembic", tmp_path / "alembic")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    versions = tmp_path / "alembic" / "versions"
     before = set(versions.glob("*.py"))
-    try:
-        succeeds("revision", "--rev-id", "9999_trial", "-m", "A trial", CODEX_STATE_DATABASE_URL=url)
-        (made,) = set(versions.glob("*.py")) - before
-        assert re.fullmatch(r"\d{8}_9999_trial\.py", made.name)
-        assert f"down_revision = '{migrations.HEAD}'" in made.read_text()
-    finally:
-        for path in versions.glob("*_9999_trial.py"):
-            path.unlink()
+    url = f"sqlite:///{tmp_path / 'x.sqlite'}"
+    alembic.ok("upgrade", "head", cwd=tmp_path, CODEX_STATE_DATABASE_URL=url)
+    alembic.ok("revision", "--rev-id", "9999_trial", "-m", "A trial", cwd=tmp_path, CODEX_STATE_DATABASE_URL=url)
+    (made,) = set(versions.glob("*.py")) - before
+    assert re.fullmatch(r"\d{8}_9999_trial\.py", made.name)
+    assert f"down_revision = '{migrations.HEAD}'" in made.read_text()

@@ -21,6 +21,7 @@ from codex_state import migrations
 from codex_state.database import Database, prepare_sqlite_file
 from codex_state.errors import DatabaseBusyError
 from codex_state.migrations import exclusive
+from tests.chaos.processes import WorkerHost
 
 HERE = Path(__file__).parent
 MANY = 16
@@ -32,6 +33,10 @@ FOUND_DONE = (migrations.HEAD, migrations.HEAD)
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(HERE / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def status_of_one_that_dies(host: WorkerHost, url: str, fragment: str) -> int:
+    return host.start("tests.migrations.upgrade_and_die:work", url=url, fragment=fragment).wait()
 
 
 def at_once(count: int, work: Callable[[int], migrations.Migrated]) -> Counter[tuple[str | None, str | None]]:
@@ -145,9 +150,9 @@ FRAGMENTS = [
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)
 def test_a_process_killed_while_it_creates_the_schema_leaves_an_empty_database(
-    database: Database, url: str, fragment: str
+    database: Database, url: str, host: WorkerHost, fragment: str
 ) -> None:
-    assert run("upgrade_and_die.py", url, fragment).returncode == -signal.SIGKILL
+    assert status_of_one_that_dies(host, url, fragment) == -signal.SIGKILL
     with database.engine.connect() as connection:
         assert describe(connection) == {}
         assert migrations.current_revision(connection) is None
@@ -157,14 +162,14 @@ def test_a_process_killed_while_it_creates_the_schema_leaves_an_empty_database(
 
 @pytest.mark.parametrize("fragment", FRAGMENTS[2:])
 def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_the_old_version(
-    database: Database, url: str, fragment: str
+    database: Database, url: str, host: WorkerHost, fragment: str
 ) -> None:
     migrations.upgrade(database.engine, "0001_baseline")
     with database.engine.begin() as connection:
         insert_samples(connection)
     with database.engine.connect() as connection:
         before = describe(connection), read_all(connection)
-    assert run("upgrade_and_die.py", url, fragment).returncode == -signal.SIGKILL
+    assert status_of_one_that_dies(host, url, fragment) == -signal.SIGKILL
     with database.engine.connect() as connection:
         assert migrations.current_revision(connection) == "0001_baseline"
         assert (describe(connection), read_all(connection)) == before

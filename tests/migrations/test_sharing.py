@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,7 @@ from codex_state.database import Database
 from codex_state.migrations import except_codex_state, is_codex_state_table
 from codex_state.models import metadata
 from codex_state.testing.samples import a_log_line
-
-ROOT = Path(__file__).parents[2]
+from tests.migrations.alembic_process import Alembic
 
 SERVICES_ROWS = {"alembic_version": [("second",)], "customers": [(7, "Ada")], "orders": [(70, 7)]}
 
@@ -102,18 +98,9 @@ def test_our_way_down_and_up_leaves_the_services_as_it_is(shared: Database, serv
     assert differences(shared) == []
 
 
-def test_our_alembic_command_sees_only_our_history(shared: Database, url: str) -> None:
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("CODEX_")}
+def test_our_alembic_command_sees_only_our_history(shared: Database, url: str, alembic: Alembic) -> None:
     answers = [
-        subprocess.run(
-            [sys.executable, "-m", "alembic", *command],
-            cwd=ROOT,
-            env={**variables, "CODEX_STATE_DATABASE_URL": url},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        ).stdout
+        alembic.ok(*command, CODEX_STATE_DATABASE_URL=url)
         for command in (["current"], ["check"], ["downgrade", "-1"], ["upgrade", "head"])
     ]
     assert answers[:2] == [f"{migrations.HEAD} (head)\n", "No new upgrade operations detected.\n"]

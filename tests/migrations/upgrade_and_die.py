@@ -1,24 +1,20 @@
-"""An upgrade whose process is killed in the middle.
-
-    upgrade_and_die.py URL FRAGMENT
-
-Kills itself right after the first statement that contains FRAGMENT.
-"""
+"""A worker that upgrades a database and kills itself right after the first statement with a fragment in it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any
 
+import alembic.command  # noqa: F401 - before the fork
 from sqlalchemy import event
 
 from codex_state import migrations
 from codex_state.database import Database
+from tests.chaos.channel import Channel
 
 
-def main(url: str, fragment: str) -> None:
+def work(_channel: Channel, url: str, fragment: str) -> None:
     database = Database.open(url)
 
     def die(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
@@ -27,7 +23,3 @@ def main(url: str, fragment: str) -> None:
 
     event.listen(database.engine, "after_cursor_execute", die)
     migrations.upgrade(database.engine)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
