@@ -68,11 +68,11 @@ class AsyncStateRuntime:
                 runtime.close()
 
         try:
-            await _in_thread(opening, lambda: opened.append(opener(settings)))
+            await in_executor(opening, lambda: opened.append(opener(settings)))
             executors.append(ThreadPoolExecutor(_connections_of(opened[0]), thread_name_prefix="codex-state"))
             yield cls(opened[0], executors[0])
         finally:
-            await _in_thread(opening, close, may_be_cancelled=False)
+            await in_executor(opening, close, may_be_cancelled=False)
             opening.shutdown(wait=False)
 
     async def run(self, work: Callable[[State], ResultT], *, attempts: int = 5) -> ResultT:
@@ -97,7 +97,7 @@ class AsyncStateRuntime:
 
     async def call(self, function: Callable[[StateRuntime], ResultT]) -> ResultT:
         """Run anything that takes a runtime on a worker thread, for example a backfill."""
-        return await _in_thread(self._executor, lambda: function(self.sync))
+        return await in_executor(self._executor, lambda: function(self.sync))
 
 
 def _connections_of(runtime: StateRuntime) -> int:
@@ -106,9 +106,13 @@ def _connections_of(runtime: StateRuntime) -> int:
     return pool.size() if isinstance(pool, QueuePool) else runtime.settings.pool_size
 
 
-async def _in_thread(
+async def in_executor(
     executor: ThreadPoolExecutor, function: Callable[[], ResultT], *, may_be_cancelled: bool = True
 ) -> ResultT:
+    """What ``function`` returns on a thread of ``executor``, under asyncio or trio.
+
+    A function that has begun is waited for; then a cancellation goes on. One that hasn't never begins, unless it must.
+    """
     context = contextvars.copy_context()
     try:
         asyncio.get_running_loop()

@@ -28,6 +28,7 @@ class SiblingError(Exception):
 class Asyncio:
     """What the tests need of asyncio."""
 
+    cancelled = asyncio.CancelledError
     sleep = staticmethod(asyncio.sleep)
 
     @staticmethod
@@ -107,6 +108,7 @@ class Asyncio:
 class Trio:
     """What the tests need of trio."""
 
+    cancelled = trio.Cancelled
     sleep = staticmethod(trio.sleep)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Keeping leases alive under asyncio: the work is a task, and a lost lease cancels it.
+"""Keeping leases alive under asyncio and trio: the work is a task, and a lost lease cancels it.
 
 Renewals and the watch stay on the threads of a ``LeaseKeeper``, so that a busy event loop costs no lease. What concerns
 the loop is here: entering and leaving never block it, and the task that works under a lease is cancelled in time.
@@ -7,20 +7,24 @@ the loop is here: entering and leaving never block it, and the task that works u
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from codex_state.async_runtime import AsyncStateRuntime
-from codex_state.memory.calling import in_thread, underneath
+from codex_state.async_runtime import AsyncStateRuntime, in_executor
+from codex_state.memory.calling import underneath
 from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, LeaseT, holding, renew
 from codex_state.memory.stopping import working_under
 from codex_state.runtime import State, StateRuntime
 
 
 class AsyncLeaseKeeper:
-    """Renews any number of leases while tasks of this event loop work under them. ``LeaseKeeper`` for asyncio."""
+    """Renews any number of leases while tasks of this event loop work under them.
+
+    ``LeaseKeeper`` for asyncio and trio.
+    """
 
     def __init__(self, runtime: AsyncStateRuntime | StateRuntime) -> None:
         """Use ``runtime``, of which one pooled connection is kept for renewals, unless it has only one."""
@@ -66,7 +70,12 @@ class AsyncLeaseKeeper:
 
         A renewal under way is waited for, on a thread; a cancellation goes on when that is over.
         """
-        await in_thread(self._keeper.close, lambda: None)
+        # Not the runtime's threads: work that hangs may have them all.
+        executor = ThreadPoolExecutor(1, thread_name_prefix="codex-state-leaving")
+        try:
+            await in_executor(executor, self._keeper.close, may_be_cancelled=False)
+        finally:
+            executor.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         self._keeper.__enter__()

@@ -1,7 +1,7 @@
 """How work under a lease learns that it must stop.
 
 A ``StopSignal`` is given once, with a reason, from whatever thread notices first. Work in a thread looks at it or waits
-for it; work in an asyncio task is cancelled by it.
+for it; work in a task of asyncio or trio is cancelled by it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from enum import StrEnum
 from functools import partial
@@ -90,12 +90,39 @@ class StopSignal:
 
     @asynccontextmanager
     async def cancelling(self) -> AsyncIterator[None]:
-        """Cancel the current task when the signal is given while it is in this block.
+        """Cancel this block of the current task when the signal is given.
 
         Raises:
             WorkStoppedError: in place of that cancellation. A cancellation from elsewhere stays one.
         """
-        loop = asyncio.get_running_loop()
+        loop: asyncio.AbstractEventLoop | None = None
+        with suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+        if loop is None:
+            with self._cancelling_under_trio():
+                yield
+        else:
+            async with self._cancelling_under(loop):
+                yield
+
+    @contextmanager
+    def _cancelling_under_trio(self) -> Iterator[None]:
+        import trio
+
+        token = trio.lowlevel.current_trio_token()
+        with trio.CancelScope() as scope:
+            forget = self.on_stop(partial(token.run_sync_soon, scope.cancel))
+            try:
+                # Given already: the first await would be one too many.
+                self.check()
+                yield
+            finally:
+                forget()
+        if scope.cancelled_caught:
+            self.check()
+
+    @asynccontextmanager
+    async def _cancelling_under(self, loop: asyncio.AbstractEventLoop) -> AsyncIterator[None]:
         task = asyncio.current_task()
         assert task is not None
         cancellations_before = task.cancelling()

@@ -1,9 +1,10 @@
-"""Leases under asyncio: the task that works is cancelled in time, and the loop is never blocked."""
+"""Leases under asyncio and trio: the task that works is cancelled in time, and the loop is never blocked."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -11,6 +12,7 @@ from datetime import timedelta
 
 import pytest
 from lease_rivals import LEASE, LONGER, LONGER_SECONDS, SECONDS, Kind, claim_of, rival, steal
+from loops import Asyncio, Loop
 from memory_support import OTHER, add_threads, claim, now, user_key
 from relay import relay
 
@@ -44,8 +46,9 @@ async def keeping(settings: StateSettings) -> AsyncIterator[tuple[AsyncStateRunt
 class Work:
     """Work that would never end by itself, and that notes when it was cancelled."""
 
-    def __init__(self, keeper: AsyncLeaseKeeper) -> None:
+    def __init__(self, keeper: AsyncLeaseKeeper, loop: Loop = Asyncio) -> None:
         self._keeper = keeper
+        self._loop = loop
         self.cancelled_at: float | None = None
         self.reason: StopReason | None = None
 
@@ -55,8 +58,8 @@ class Work:
         async with self._keeper.working(lease, requested_at=requested_at) as kept:
             begun()
             try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
+                await self._loop.sleep(60)
+            except self._loop.cancelled:
                 self.cancelled_at = trust_clock()
                 self.reason = kept.signal.reason
                 raise
@@ -96,21 +99,19 @@ def test_a_task_keeps_its_lease_past_its_duration_although_the_loop_is_busy(sett
 
 
 @pytest.mark.parametrize("kind", [Phase1Lease, LockLease, BackfillLease])
-def test_a_stolen_lease_cancels_the_task_at_the_next_renewal(settings: StateSettings, kind: Kind) -> None:
+def test_a_stolen_lease_cancels_the_task_at_the_next_renewal(settings: StateSettings, kind: Kind, loop: Loop) -> None:
     async def main() -> None:
         async with keeping(settings) as (runtime, keeper):
             requested_at = trust_clock()
             lease = await runtime.call(lambda sync: claim_of(sync, kind, LONGER))
             await runtime.call(lambda sync: steal(sync, lease))
-            work = Work(keeper)
+            work = Work(keeper, loop)
             with pytest.raises(WorkStoppedError, match="refused"):
                 await work.under(lease, requested_at)
             assert work.reason is StopReason.REFUSED
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0, "the task itself goes on"
+            await loop.sleep(0)  # the task itself goes on
 
-    asyncio.run(main())
+    loop.run(main)
 
 
 def test_the_task_is_cancelled_before_a_rival_gets_the_lease_when_the_file_is_locked(
@@ -212,59 +213,58 @@ def test_leaving_waits_for_a_renewal_that_hangs_and_lets_the_loop_go_on(sqlite_s
     assert happened == ["unlocked", "left"]
 
 
-def test_a_cancellation_from_elsewhere_stays_one_and_ends_the_renewals(settings: StateSettings) -> None:
+def test_a_cancellation_from_elsewhere_stays_one_and_ends_the_renewals(settings: StateSettings, loop: Loop) -> None:
     async def main() -> None:
         async with keeping(settings) as (runtime, keeper):
             lease = await runtime.call(lambda sync: claim_of(sync, LockLease, LEASE))
             assert isinstance(lease, LockLease)
-            working = asyncio.Event()
-            task = asyncio.create_task(Work(keeper).under(lease, trust_clock(), working.set))
-            await working.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await asyncio.sleep(SECONDS + 1)
+            work, working = Work(keeper, loop), threading.Event()
+            async with loop.started(lambda: work.under(lease, trust_clock(), working.set)) as cancel:
+                while not working.is_set():
+                    await loop.sleep(0.001)
+                cancel()
+            assert work.cancelled_at is not None
+            assert work.reason is None
+            await loop.sleep(SECONDS + 1)
             taken = await runtime.autocommit(
                 lambda state: state.consolidation_locks.try_acquire(lease.cwd, owner=OTHER, lease=LEASE)
             )
             assert isinstance(taken, Claimed)
 
-    asyncio.run(main())
+    loop.run(main)
 
 
-def test_leaving_while_cancelled_still_ends_the_threads(settings: StateSettings) -> None:
+def test_leaving_while_cancelled_still_ends_the_threads(settings: StateSettings, loop: Loop) -> None:
     async def main() -> None:
         async with AsyncStateRuntime.open(settings) as runtime:
             keeper = AsyncLeaseKeeper(runtime)
             await keeper.__aenter__()
-            leaving = asyncio.create_task(keeper.close())
-            await asyncio.sleep(0)
-            leaving.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await leaving
+            async with loop.started(keeper.close) as cancel:
+                await loop.sleep(0)
+                cancel()
             assert not any(thread.is_alive() for thread in keeper._keeper._threads)
 
-    asyncio.run(main())
+    loop.run(main)
 
 
-def test_work_that_takes_too_long_is_cancelled(settings: StateSettings) -> None:
+def test_work_that_takes_too_long_is_cancelled(settings: StateSettings, loop: Loop) -> None:
     async def main() -> None:
         async with keeping(settings) as (runtime, keeper):
             lease = await runtime.call(lambda sync: claim_of(sync, LockLease, LONGER))
             with pytest.raises(WorkStoppedError, match="timed_out"):
                 async with keeper.working(lease, requested_at=trust_clock(), timeout=timedelta(seconds=0.2)):
-                    await asyncio.sleep(60)
+                    await loop.sleep(60)
 
-    asyncio.run(main())
+    loop.run(main)
 
 
-def test_a_claim_whose_answer_came_too_late_never_begins(settings: StateSettings) -> None:
+def test_a_claim_whose_answer_came_too_late_never_begins(settings: StateSettings, loop: Loop) -> None:
     async def main() -> None:
         async with keeping(settings) as (runtime, keeper):
             lease = await runtime.call(lambda sync: claim_of(sync, LockLease, LEASE))
             begun: list[bool] = []
             with pytest.raises(WorkStoppedError, match="late"):
-                await Work(keeper).under(lease, trust_clock() - SECONDS, lambda: begun.append(True))
+                await Work(keeper, loop).under(lease, trust_clock() - SECONDS, lambda: begun.append(True))
             assert begun == []
 
-    asyncio.run(main())
+    loop.run(main)

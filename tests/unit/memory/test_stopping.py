@@ -8,6 +8,7 @@ import logging
 import threading
 
 import pytest
+from loops import Asyncio, Loop, Trio
 
 from codex_state.errors import WorkStoppedError
 from codex_state.memory import StopReason, StopSignal, current_work
@@ -60,65 +61,62 @@ def stop_soon(signal: StopSignal) -> None:
     threading.Timer(0.05, signal.stop, [StopReason.LATE]).start()
 
 
-def test_the_signal_cancels_a_task_in_the_block() -> None:
+@pytest.fixture(params=[Asyncio, Trio])
+def loop(request: pytest.FixtureRequest) -> Loop:
+    chosen: Loop = request.param
+    return chosen
+
+
+def test_the_signal_cancels_a_task_in_the_block(loop: Loop) -> None:
     async def main() -> None:
         signal = StopSignal()
         stop_soon(signal)
         with pytest.raises(WorkStoppedError, match="late"):
             async with signal.cancelling():
-                await asyncio.sleep(60)
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
-        await asyncio.sleep(0)
+                await loop.sleep(60)
+        # The task itself goes on.
+        await loop.sleep(0)
+        if loop is Asyncio:
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
 
-    asyncio.run(main())
+    loop.run(main)
 
 
-def test_work_does_not_even_begin_after_the_signal() -> None:
+def test_work_does_not_even_begin_after_the_signal(loop: Loop) -> None:
     async def main() -> None:
         signal = StopSignal()
         signal.stop(StopReason.REFUSED)
         with pytest.raises(WorkStoppedError, match="refused"):
             async with signal.cancelling():
                 pytest.fail("the block was entered")
+        await loop.sleep(0)
 
-    asyncio.run(main())
+    loop.run(main)
 
 
-def test_a_cancellation_from_elsewhere_stays_one() -> None:
+@pytest.mark.parametrize("given_as_well", [False, True])
+def test_a_cancellation_from_elsewhere_stays_one_and_wins_over_the_signal(loop: Loop, given_as_well: bool) -> None:
     async def main() -> None:
-        signal = StopSignal()
+        signal, ended = StopSignal(), list[type[BaseException]]()
 
         async def work() -> None:
-            async with signal.cancelling():
-                await asyncio.sleep(60)
+            try:
+                async with signal.cancelling():
+                    await loop.sleep(60)
+            except BaseException as error:
+                ended.append(type(error))
+                raise
 
-        task = asyncio.create_task(work())
-        await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        async with loop.started(work) as cancel:
+            await loop.sleep(0.01)
+            if given_as_well:
+                signal.stop(StopReason.LATE)
+            cancel()
+        assert ended == [loop.cancelled]
 
-    asyncio.run(main())
-
-
-def test_a_cancellation_from_elsewhere_wins_over_the_signal() -> None:
-    async def main() -> None:
-        signal = StopSignal()
-
-        async def work() -> None:
-            async with signal.cancelling():
-                await asyncio.sleep(60)
-
-        task = asyncio.create_task(work())
-        await asyncio.sleep(0.01)
-        signal.stop(StopReason.LATE)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
+    loop.run(main)
 
 
 def test_work_that_swallows_its_cancellation_leaves_no_trace_of_it() -> None:
@@ -135,21 +133,23 @@ def test_work_that_swallows_its_cancellation_leaves_no_trace_of_it() -> None:
     asyncio.run(main())
 
 
-def test_a_signal_after_the_block_cancels_nothing() -> None:
+def test_a_signal_after_the_block_cancels_nothing(loop: Loop) -> None:
     async def main() -> None:
         signal = StopSignal()
         async with signal.cancelling():
-            await asyncio.sleep(0)
+            await loop.sleep(0)
         signal.stop(StopReason.LATE)
-        await asyncio.sleep(0.01)
+        await loop.sleep(0.01)
 
-    asyncio.run(main())
+    loop.run(main)
 
 
-def test_the_timeout_of_the_caller_works_around_the_block() -> None:
+def test_the_timeout_of_the_caller_works_around_the_block(loop: Loop) -> None:
+    async def work() -> None:
+        async with StopSignal().cancelling():
+            await loop.sleep(60)
+
     async def main() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.02), StopSignal().cancelling():
-                await asyncio.sleep(60)
+        assert await loop.with_timeout(0.02, work)
 
-    asyncio.run(main())
+    loop.run(main)
