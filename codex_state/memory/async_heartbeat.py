@@ -15,8 +15,7 @@ from typing import Self
 
 from codex_state.async_runtime import AsyncStateRuntime, in_executor
 from codex_state.memory.calling import underneath
-from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, LeaseT, holding, renew
-from codex_state.memory.stopping import working_under
+from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, LeaseT, renew
 from codex_state.runtime import State, StateRuntime
 
 
@@ -55,15 +54,10 @@ class AsyncLeaseKeeper:
             WorkStoppedError: in place of the cancellation. The ``signal`` of the kept lease has the reason. A
                 cancellation from elsewhere stays one.
         """
-        kept = self._keeper.keep(lease, requested_at=requested_at, renewal=renewal)
-        try:
-            if timeout is not None:
-                self._keeper.stop_after(kept.signal, timeout.total_seconds())
-            with working_under(kept.signal), holding([kept]):
-                async with kept.signal.cancelling():
-                    yield kept
-        finally:
-            self._keeper.forget(kept)
+        under = self._keeper.working(lease, requested_at=requested_at, timeout=timeout, renewal=renewal)
+        with under as kept:
+            async with kept.signal.cancelling():
+                yield kept
 
     async def close(self) -> None:
         """Stop renewing everything. Leases that are held end by themselves.

@@ -25,7 +25,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 from sqlalchemy.pool import QueuePool
 
 from codex_state.errors import InvalidInputError, StateError, WorkStoppedError
-from codex_state.memory.stopping import StopReason, StopSignal
+from codex_state.memory.stopping import StopReason, StopSignal, working_under
 from codex_state.models import BackfillLease, LockLease, Phase1Lease
 from codex_state.runtime import State, StateRuntime
 
@@ -224,6 +224,37 @@ class LeaseKeeper:
         if not kept.trusted:
             kept.signal.stop(StopReason.LATE)
         return kept
+
+    @contextmanager
+    def working(
+        self,
+        lease: LeaseT,
+        *,
+        requested_at: float,
+        timeout: timedelta | None = None,
+        renewal: Callable[[State, LeaseT], LeaseT | None] = renew,
+    ) -> Iterator[KeptLease[LeaseT]]:
+        """Keep a lease alive for the time of the block, which ``current_work`` and ``fence`` then know of.
+
+        The block isn't interrupted: it asks the kept lease's ``signal`` whether to stop.
+
+        Args:
+            lease: what a claim granted.
+            requested_at: the ``trust_clock`` from *before* the claim was sent.
+            timeout: after how long the signal is given anyway; ``None`` for no bound.
+            renewal: how the lease is renewed.
+
+        Raises:
+            InvalidInputError: the lease is too short to be kept.
+        """
+        kept = self.keep(lease, requested_at=requested_at, renewal=renewal)
+        try:
+            if timeout is not None:
+                self.stop_after(kept.signal, timeout.total_seconds())
+            with working_under(kept.signal), holding([kept]):
+                yield kept
+        finally:
+            self.forget(kept)
 
     def forget(self, kept: KeptLease[Any]) -> None:
         """Stop renewing a lease, because its work is finished. Its signal isn't given any more."""

@@ -21,6 +21,7 @@ from sqlalchemy import event
 from codex_state import (
     BackfillLease,
     HolderWrite,
+    InvalidInputError,
     LeaseKeeper,
     LockLease,
     Phase1Lease,
@@ -29,6 +30,9 @@ from codex_state import (
     StateRuntime,
     StateSettings,
     StopReason,
+    WorkStoppedError,
+    current_work,
+    fence,
     trust_clock,
 )
 from codex_state.memory import KeptLease
@@ -69,6 +73,33 @@ def test_a_stolen_lease_stops_the_work_at_the_next_renewal(runtime: StateRuntime
         steal(runtime, kept.lease)
         assert kept.signal.wait(60)
         assert kept.signal.reason is StopReason.REFUSED
+
+
+def test_work_under_a_kept_lease_can_fence_its_own_rows_until_it_is_over(runtime: StateRuntime) -> None:
+    """L2."""
+    lease = claim(runtime, user_key(add_threads(runtime)[0]))
+    with LeaseKeeper(runtime) as keeper:
+        with keeper.working(lease, requested_at=trust_clock()) as kept:
+            assert current_work() is kept.signal
+            with runtime.begin() as state:
+                fence(state)
+            steal(runtime, lease)
+            with pytest.raises(WorkStoppedError), runtime.begin() as state:
+                fence(state)
+            assert kept.signal.reason is StopReason.REFUSED
+        assert current_work() is None
+        with pytest.raises(InvalidInputError, match="no lease"), runtime.begin() as state:
+            fence(state)
+
+
+def test_work_under_a_kept_lease_is_told_when_it_takes_too_long(runtime: StateRuntime) -> None:
+    lease = claim(runtime, user_key(add_threads(runtime)[0]))
+    with (
+        LeaseKeeper(runtime) as keeper,
+        keeper.working(lease, requested_at=trust_clock(), timeout=timedelta(seconds=0.1)) as kept,
+    ):
+        assert kept.signal.wait(60)
+        assert kept.signal.reason is StopReason.TIMED_OUT
 
 
 def test_a_job_that_was_finished_from_elsewhere_stops_the_work(runtime: StateRuntime) -> None:
