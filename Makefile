@@ -29,7 +29,8 @@ run: .venv/.run  ## Set up, then index the example home (or CODEX_HOME=…), lis
 
 .PHONY: test
 test: .venv/.dev  ## Set up, then run every test that gates, on SQLite and PostgreSQL
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	@# One more than small machines have cores: many tests only wait, for leases that must end.
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 .PHONY: check
 check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on both databases

@@ -18,7 +18,7 @@ from codex_state.testing.samples import a_thread
 
 Function = Callable[[], Awaitable[Any]]
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 class SiblingError(Exception):

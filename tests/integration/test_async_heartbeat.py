@@ -213,9 +213,11 @@ def test_leaving_waits_for_a_renewal_that_hangs_and_lets_the_loop_go_on(sqlite_s
     assert happened == ["unlocked", "left"]
 
 
-def test_a_cancellation_from_elsewhere_stays_one_and_ends_the_renewals(settings: StateSettings, loop: Loop) -> None:
+def test_a_cancellation_from_elsewhere_stays_one_and_ends_the_renewals(
+    sqlite_settings: StateSettings, loop: Loop
+) -> None:
     async def main() -> None:
-        async with keeping(settings) as (runtime, keeper):
+        async with keeping(sqlite_settings) as (runtime, keeper):
             lease = await runtime.call(lambda sync: claim_of(sync, LockLease, LEASE))
             assert isinstance(lease, LockLease)
             work, working = Work(keeper, loop), threading.Event()

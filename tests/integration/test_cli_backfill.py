@@ -151,7 +151,7 @@ def test_all_files_are_counted_whatever_the_sort_of_home(cli: Cli) -> None:
 
 def wait_for_a_watermark(home: Path) -> None:
     """Until a backfill has committed something and still runs."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (home / "state_4.sqlite").exists():
             with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:

@@ -194,7 +194,10 @@ def test_a_lock_is_kept_alive_for_longer_than_its_lease(settings: StateSettings,
     runtime, other = opened(settings), opened(settings)
     remember(runtime)
 
+    begun = threading.Semaphore(0)
+
     def slow(_scope: MemoryScope, _memories: Sequence[ThreadMemory]) -> None:
+        begun.release()
         time.sleep(8)
 
     reports: list[ConsolidationReport] = []
@@ -202,7 +205,8 @@ def test_a_lock_is_kept_alive_for_longer_than_its_lease(settings: StateSettings,
         target=lambda: reports.append(consolidate_memories(runtime, slow, owner=OWNER, options=SHORT))
     )
     worker.start()
-    time.sleep(0.5)
+    for _ in (CWD_SCOPE, USER):
+        assert begun.acquire(timeout=60)
     skipped = 0
     while worker.is_alive():
         skipped += sum(

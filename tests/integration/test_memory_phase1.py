@@ -411,22 +411,25 @@ def test_64_slow_extractions_keep_their_leases_though_they_wait_longer_than_thos
 ) -> None:
     add_threads(runtime, 64)
     rival = opened(runtime.settings)
-    stop, stolen = threading.Event(), list[int]()
+    begun, stop, stolen = threading.Event(), threading.Event(), list[int]()
 
     def compete() -> None:
+        assert begun.wait(60)
         while not stop.wait(0.1):
             stolen.append(run_phase1(rival, refuse, owner=OTHER, options=SHORT).claimed)
 
     def slow(thread: Thread) -> ExtractedMemory:
+        begun.set()
         time.sleep(1)
         return extract(thread)
 
     async def slow_task(thread: Thread) -> ExtractedMemory:
+        begun.set()
         await asyncio.sleep(1)
         return extract(thread)
 
     options = Phase1Options(lease=SHORT.lease, concurrency=8)
-    competitor = threading.Timer(0.5, compete)
+    competitor = threading.Thread(target=compete)
     competitor.start()
     try:
         if front == "sync":

@@ -59,7 +59,7 @@ def test_no_more_tasks_run_at_once_than_allowed() -> None:
         with lock:
             running += 1
             most = max(most, running)
-        gate.wait(10)
+        gate.wait(60)
         with lock:
             running -= 1
 
@@ -84,7 +84,7 @@ def test_an_unexpected_error_stops_the_others_and_is_raised() -> None:
         waiting.set()
         signal.wait(60)
 
-    broken = Step("broken", notes, lambda _signal: waiting.wait(10) and None)
+    broken = Step("broken", notes, lambda _signal: waiting.wait(60) and None)
     broken.finishes = lambda: (_ for _ in ()).throw(RuntimeError("no disk"))
     other, never = Step("other", notes, patient), Step("never", notes)
     with pytest.raises(RuntimeError, match="no disk"):
