@@ -44,7 +44,9 @@ def epoch_seconds_of(text: str) -> int:
         ) from None
     if moment.tzinfo is None:
         raise InvalidInputError(f"the date {text!r} has no zone; add Z for UTC, or an offset like +02:00")
-    return int(moment.timestamp() // 1)
+    from codex_state.models.columns import to_epoch_seconds
+
+    return to_epoch_seconds(moment)
 
 
 def source_of(text: str) -> str:

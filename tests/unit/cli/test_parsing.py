@@ -44,6 +44,11 @@ def test_an_rfc_3339_date_is_the_second_it_lies_in(naive: datetime, offset: int)
     assert epoch_seconds_of(moment.isoformat()) == expected
 
 
+def test_the_last_microsecond_of_a_second_lies_in_it_however_far_off() -> None:
+    # As a floating-point number it would be the next one.
+    assert epoch_seconds_of("2515-01-01T00:00:00.999999Z") == 17198524800
+
+
 def test_small_letters_in_a_date_are_fine() -> None:
     assert epoch_seconds_of("2026-01-02t03:04:05z") == 1767323045
 
