@@ -28,7 +28,7 @@ def tried(directory: Path, url: str, *modules: str, selection: str) -> str:
     directory.mkdir()
     (directory / "test_engine.py").write_text("\n".join(modules), encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection, "."],
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", selection, "."],
         cwd=directory,
         env=os.environ | {"ENGINE_UNDER_TEST": url},
         capture_output=True,
@@ -48,9 +48,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return found
 
 
-def test_an_engine_is_put_through_the_suite_by_one_fixture(url: str, tmp_path: Path) -> None:
-    said = tried(tmp_path / "tests", url, ENGINE, selection="TestTransactionModes or TestConsolidationLocks")
-    assert re.search(r"^2\d passed, \d{3} deselected", said, re.MULTILINE), said
+def test_an_engine_is_put_through_the_suite_by_one_fixture_and_through_the_lease_machine_by_one_call(
+    url: str, tmp_path: Path
+) -> None:
+    machine = MACHINE.replace("examples=100", "examples=10")
+    selection = "TestTransactionModes or TestConsolidationLocks or my_engine"
+    said = tried(tmp_path / "tests", url, ENGINE, machine, selection=selection)
+    assert re.search(r" 2\d passed, \d{3} deselected", said), said
+    assert re.search(r"::test_my_engine_follows_the_rules_of_leases PASSED", said), said
 
 
 def test_the_repositories_go_through_every_front_that_is_named(tmp_path: Path) -> None:
@@ -58,11 +63,6 @@ def test_the_repositories_go_through_every_front_that_is_named(tmp_path: Path) -
         tmp_path / "tests", f"sqlite:///{tmp_path}/engine.sqlite", ENGINE, FRONTS, selection="starts_without_a_mark"
     )
     assert "3 passed" in said
-
-
-def test_the_lease_machine_is_one_call(url: str, tmp_path: Path) -> None:
-    said = tried(tmp_path / "tests", url, ENGINE, MACHINE.replace("examples=100", "examples=10"), selection="my_engine")
-    assert "1 passed" in said
 
 
 def test_the_page_says_what_every_class_of_the_suite_is_for() -> None:

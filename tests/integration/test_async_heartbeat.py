@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import pytest
 from lease_rivals import LEASE, LONGER, LONGER_SECONDS, SECONDS, Kind, claim_of, rival, steal
-from loops import Asyncio, Loop
+from loops import Asyncio, Loop, Trio
 from memory_support import OTHER, add_threads, claim, now, user_key
 from relay import relay
 
@@ -98,7 +98,9 @@ def test_a_task_keeps_its_lease_past_its_duration_although_the_loop_is_busy(sett
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("kind", [Phase1Lease, LockLease, BackfillLease])
+@pytest.mark.parametrize(
+    ("kind", "loop"), [(Phase1Lease, Asyncio), (LockLease, Asyncio), (BackfillLease, Asyncio), (LockLease, Trio)]
+)
 def test_a_stolen_lease_cancels_the_task_at_the_next_renewal(settings: StateSettings, kind: Kind, loop: Loop) -> None:
     async def main() -> None:
         async with keeping(settings) as (runtime, keeper):

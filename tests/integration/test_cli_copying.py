@@ -158,7 +158,7 @@ def test_an_interrupted_copy_goes_on_where_it_stopped(
 ) -> None:
     with opened(home) as source:
         put(source, "threads", *(thread_row(number) for number in range(1000, 4000)))
-        put(source, "logs", *(log_row(number) for number in range(2000, 62000)))
+        put(source, "logs", *(log_row(number) for number in range(2000, 32000)))
     url = sqlite_url(tmp_path)
     with Cli(home).started("db", "copy", "--to", url) as process:
         wait_for_threads(tmp_path / "target.sqlite")
