@@ -5,7 +5,6 @@ The rules of a claim stand with its statement, in ``phase1_claims``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,13 +13,10 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
-    FromClause,
     Row,
     and_,
     bindparam,
     case,
-    cast,
     func,
     literal_column,
     null,
@@ -29,7 +25,7 @@ from sqlalchemy import (
 )
 
 from codex_state.clock import server_now
-from codex_state.errors import InvalidInputError, ThreadNotFoundError
+from codex_state.errors import ThreadNotFoundError
 from codex_state.models import (
     Claimed,
     HolderWrite,
@@ -44,13 +40,13 @@ from codex_state.models import (
     SkipReason,
     Thread,
 )
-from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
 from codex_state.repositories import phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from
+from codex_state.repositories.phase1_finishing import SUCCEED_MANY, parameters_of
 from codex_state.repositories.phase1_search import Search, search_of
 from codex_state.repositories.prepared import atomically, planned_anew
-from codex_state.sql import json_item, json_rows, unindexed
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -110,49 +106,6 @@ _SUCCEED = (
         summary_hash=bindparam("new_summary_hash", type_=text),
     )
     .returning(_jobs.c.attempt)
-)
-_finished_row = json_rows(bindparam("finished", type_=text)).table_valued("value", name="finished").c.value
-_finished = select(
-    cast(json_item(_finished_row, literal_column("0")), UuidText()).label("thread_id"),
-    *(
-        json_item(_finished_row, literal_column(str(index))).label(name)
-        for index, name in enumerate(("scope_kind", "scope_key", "token", "raw_memory_path", "summary_hash"), start=1)
-    ),
-).subquery("finished_jobs")
-
-
-def _is_job_of(row: FromClause) -> ColumnElement[bool]:
-    return and_(
-        _jobs.c.thread_id == row.c.thread_id,
-        _jobs.c.scope_kind == row.c.scope_kind,
-        _jobs.c.scope_key == row.c.scope_key,
-    )
-
-
-_locked = (
-    select(_finished)
-    .join(_jobs, _is_job_of(_finished))
-    # In the order of a batch claim, which may take some of them over: else each could wait for the other.
-    .order_by(_jobs.c.thread_id, _jobs.c.scope_kind)
-    .with_for_update(of=_jobs, key_share=True)
-    .cte("locked")
-)
-_SUCCEED_MANY = (
-    update(_jobs)
-    .where(
-        _is_job_of(_locked),
-        # SQLite would otherwise look through all running jobs, for each of them through all that are finished.
-        unindexed(_jobs.c.status) == RUNNING,
-        _jobs.c.ownership_token == _locked.c.token,
-    )
-    .values(
-        status=SUCCEEDED,
-        finished_at=server_now(),
-        failure_reason=null(),
-        raw_memory_path=_locked.c.raw_memory_path,
-        summary_hash=_locked.c.summary_hash,
-    )
-    .returning(_jobs.c.ownership_token)
 )
 _retry_seconds = bindparam("retry_seconds", type_=BigInteger())
 _FAIL = (
@@ -328,10 +281,7 @@ class Phase1JobRepository(Repository):
         """
         if not products:
             return {}
-        rows = [_row_of_finished(lease, product) for lease, product in products.items()]
-        applied = {
-            row.ownership_token for row in self._all(_SUCCEED_MANY, {"finished": json.dumps(rows, ensure_ascii=False)})
-        }
+        applied = {row.ownership_token for row in self._all(SUCCEED_MANY, parameters_of(products))}
         return {
             lease: HolderWrite.APPLIED if lease.ownership_token in applied else HolderWrite.LEASE_LOST
             for lease in products
@@ -402,15 +352,6 @@ def _key_of(key: Phase1Key) -> dict[str, Any]:
 
 def _held(lease: Phase1Lease) -> dict[str, Any]:
     return _key_of(lease.key) | {"token": lease.ownership_token}
-
-
-def _row_of_finished(lease: Phase1Lease, product: Product) -> list[str | None]:
-    path = None if product.raw_memory_path is None else path_to_text(product.raw_memory_path)
-    scope = lease.key.scope
-    row = [str(lease.key.thread_id), scope.kind, scope.key, lease.ownership_token, path, product.summary_hash]
-    if any(value is not None and "\x00" in value for value in row):
-        raise InvalidInputError(f"a NUL character in what job {lease.key} produced")
-    return row
 
 
 def _outcome(row: Row[Any] | None) -> HolderWrite:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from codex_state import database
+from codex_state import sqlite_engine
 from codex_state.clock import server_now
 from codex_state.models import (
     BackfillLease,
@@ -286,9 +286,9 @@ def _plant_ignored_refusal(held: ExitStack, met: Callable[[], None]) -> None:
 def _plant_deferred_writers(held: ExitStack, met: Callable[[], None]) -> None:
     def deferred(connection: Connection) -> None:
         met()
-        database._run_in_begin(connection, "BEGIN DEFERRED")
+        sqlite_engine._run_in_begin(connection, "BEGIN DEFERRED")
 
-    held.enter_context(patch.object(database, "_begin_immediate", deferred))
+    held.enter_context(patch.object(sqlite_engine, "_begin_immediate", deferred))
 
 
 def planted_mutants() -> tuple[PlantedMutant, ...]:

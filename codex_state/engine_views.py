@@ -1,0 +1,76 @@
+"""The three views of one engine, and what both databases' engines share."""
+
+from __future__ import annotations
+
+import traceback
+from typing import NamedTuple
+
+from sqlalchemy import Connection, Engine, ExceptionContext, event
+
+from codex_state.errors import (
+    ConnectionLostError,
+    InvalidInputError,
+    StateError,
+    UnknownCommitOutcomeError,
+    classify,
+    classify_connecting,
+)
+
+_COMMITS = frozenset({"do_commit", "do_commit_twophase"})
+"""The methods by which an SQLAlchemy dialect commits."""
+
+_ROLLED_BACK = frozenset({"25P03"})
+"""What a server says when it ended a session for being idle in a transaction, before a commit came."""
+
+
+class Views(NamedTuple):
+    """One engine with one pool, by the mode of the transactions that are begun on it."""
+
+    writer: Engine
+    autocommit: Engine
+    reader: Engine
+
+
+def translate_errors(engine: Engine) -> None:
+    """Make every driver error of ``engine`` surface as a ``StateError`` (law L8).
+
+    Call it for a service's own engine, too.
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def _translate(context: ExceptionContext) -> StateError | None:
+        if context.connection is None:
+            # There was none to be lost: the server refused it, or there is no server.
+            return classify_connecting(context.original_exception)
+        error = classify(context.original_exception)
+        if (
+            isinstance(error, ConnectionLostError)
+            and getattr(context.original_exception, "sqlstate", None) not in _ROLLED_BACK
+        ):
+            if _is_commit(context):
+                return UnknownCommitOutcomeError(
+                    f"the connection broke during the commit; the unit of work may or may not have been kept ({error})"
+                )
+            if _commits_by_itself(context):
+                return UnknownCommitOutcomeError(f"{error} (the statement may or may not have been kept)")
+        return error
+
+
+def _is_commit(context: ExceptionContext) -> bool:
+    # Seen in the error itself, so that no statement and no commit pays for it: begin, commit and rollback alike come
+    # without a statement, but only a commit went through the dialect's method of that name.
+    frames = traceback.walk_tb(context.original_exception.__traceback__)
+    return context.statement is None and any(frame.f_code.co_name in _COMMITS for frame, _line in frames)
+
+
+def _commits_by_itself(context: ExceptionContext) -> bool:
+    connection = context.connection
+    if connection is None or connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        return False
+    return not (context.statement or "").lstrip().upper().startswith("SELECT")
+
+
+def refuse_savepoint(_connection: Connection, _name: str) -> None:
+    """A listener of the autocommit view."""
+    # On SQLite it would begin a transaction that isn't a writer's, whatever is written in it (L6).
+    raise InvalidInputError("in autocommit there is no transaction to go back in; use begin()")

@@ -1,0 +1,81 @@
+"""Many jobs finished in one statement, each guarded by its own lease's token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from sqlalchemy import ColumnElement, FromClause, and_, bindparam, cast, literal_column, null, select, update
+
+from codex_state.clock import server_now
+from codex_state.errors import InvalidInputError
+from codex_state.models import Phase1Job, Phase1Lease, Product
+from codex_state.models.columns import UuidText, path_to_text, text
+from codex_state.repositories.base import table_of
+from codex_state.repositories.phase1_claims import RUNNING, SUCCEEDED
+from codex_state.sql import json_item, json_rows, unindexed
+
+_jobs = table_of(Phase1Job)
+
+_finished_row = json_rows(bindparam("finished", type_=text)).table_valued("value", name="finished").c.value
+_finished = select(
+    cast(json_item(_finished_row, literal_column("0")), UuidText()).label("thread_id"),
+    *(
+        json_item(_finished_row, literal_column(str(index))).label(name)
+        for index, name in enumerate(("scope_kind", "scope_key", "token", "raw_memory_path", "summary_hash"), start=1)
+    ),
+).subquery("finished_jobs")
+
+
+def _is_job_of(row: FromClause) -> ColumnElement[bool]:
+    return and_(
+        _jobs.c.thread_id == row.c.thread_id,
+        _jobs.c.scope_kind == row.c.scope_kind,
+        _jobs.c.scope_key == row.c.scope_key,
+    )
+
+
+_locked = (
+    select(_finished)
+    .join(_jobs, _is_job_of(_finished))
+    # In the order of a batch claim, which may take some of them over: else each could wait for the other.
+    .order_by(_jobs.c.thread_id, _jobs.c.scope_kind)
+    .with_for_update(of=_jobs, key_share=True)
+    .cte("locked")
+)
+SUCCEED_MANY = (
+    update(_jobs)
+    .where(
+        _is_job_of(_locked),
+        # SQLite would otherwise look through all running jobs, for each of them through all that are finished.
+        unindexed(_jobs.c.status) == RUNNING,
+        _jobs.c.ownership_token == _locked.c.token,
+    )
+    .values(
+        status=SUCCEEDED,
+        finished_at=server_now(),
+        failure_reason=null(),
+        raw_memory_path=_locked.c.raw_memory_path,
+        summary_hash=_locked.c.summary_hash,
+    )
+    .returning(_jobs.c.ownership_token)
+)
+
+
+def parameters_of(products: Mapping[Phase1Lease, Product]) -> dict[str, str]:
+    """The parameters of ``SUCCEED_MANY``.
+
+    Raises:
+        InvalidInputError: a path or hash holds a NUL, which JSON functions don't pass on.
+    """
+    rows = [_row_of(lease, product) for lease, product in products.items()]
+    return {"finished": json.dumps(rows, ensure_ascii=False)}
+
+
+def _row_of(lease: Phase1Lease, product: Product) -> list[str | None]:
+    path = None if product.raw_memory_path is None else path_to_text(product.raw_memory_path)
+    scope = lease.key.scope
+    row = [str(lease.key.thread_id), scope.kind, scope.key, lease.ownership_token, path, product.summary_hash]
+    if any(value is not None and "\x00" in value for value in row):
+        raise InvalidInputError(f"a NUL character in what job {lease.key} produced")
+    return row

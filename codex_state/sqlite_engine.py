@@ -1,0 +1,127 @@
+"""SQLite's engine: a transaction is a writer's from its first statement on, and waiting writers queue."""
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.pool import QueuePool
+
+from codex_state import forks, write_queue
+from codex_state.engine_views import Views, refuse_savepoint, translate_errors
+from codex_state.errors import ConfigurationError, classify
+
+QUEUE_SUFFIX = "-queue"
+"""The side file of an SQLite database on which its waiting writers queue."""
+
+_WAL_AUTOCHECKPOINT_PAGES = 4000
+"""A checkpoint every 4,000 pages instead of 1,000 makes the slowest writes about ten times faster (16 MB of WAL)."""
+
+_JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+"""After a checkpoint the WAL is cut back to this many bytes, so one large transaction doesn't keep its space (L10)."""
+
+_IS_WRITER = "codex_state_writer"
+"""The execution option by which the listeners of SQLite's one engine know its views apart."""
+
+
+def sqlite_path(url: URL) -> Path | None:
+    """The file of an SQLite URL; ``None`` for a database in memory and for other databases."""
+    name = url.database
+    if url.get_backend_name() != "sqlite" or not name or name == ":memory:":
+        return None
+    if name.startswith("file:"):
+        raise ConfigurationError("SQLite's file: URIs are not supported; give a plain path, sqlite:///path")
+    return Path(name).absolute()
+
+
+def open_sqlite(
+    url: URL, *, pool_size: int, busy_timeout: timedelta, opened: weakref.WeakSet[write_queue.QueueingConnection]
+) -> Views:
+    """The engine of an SQLite database. Its file connections are put into ``opened``."""
+    path = sqlite_path(url)
+    seconds = busy_timeout.total_seconds()
+    queued = path is not None and write_queue.supported()
+
+    def connection_of(*args: Any, **options: Any) -> sqlite3.Connection:
+        if path is None or not queued:
+            return sqlite3.Connection(*args, **options)
+        forks.refuse_unsafe(path)
+        connection = write_queue.QueueingConnection(*args, **options)
+        connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
+        opened.add(connection)
+        return connection
+
+    base = create_engine(
+        # Whatever driver the URL names: async callers come through threads, to this one.
+        url.set(drivername="sqlite+pysqlite"),
+        connect_args={
+            "factory": connection_of,
+            # No implicit BEGIN from the driver: it would be a deferred one, which can't be upgraded safely (L6).
+            "isolation_level": None,
+            "timeout": 0 if queued else seconds,
+            # The pool hands a connection to one thread at a time.
+            "check_same_thread": False,
+            "cached_statements": 256,
+        },
+        poolclass=QueuePool,
+        # A database in memory is its one connection.
+        pool_size=1 if path is None else pool_size,
+        max_overflow=0,
+        pool_timeout=seconds,
+    )
+    translate_errors(base)
+    event.listen(base, "connect", _set_up_sqlite_connection)
+    event.listen(base, "begin", _begin_immediate)
+    # Views of the writer's engine, so that who listens to its statements hears theirs as well.
+    autocommit = base.execution_options(**{_IS_WRITER: False})
+    reader = base.execution_options(**{_IS_WRITER: False})
+    event.listen(reader, "begin", _begin_read_only)
+    event.listen(reader, "commit", _end_read_only)
+    event.listen(reader, "rollback", _end_read_only)
+    event.listen(autocommit, "savepoint", refuse_savepoint)
+    return Views(base, autocommit, reader)
+
+
+def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
+    cursor = connection.cursor()  # a queueing one: some of these meet the lock of whoever is making the file
+    for pragma in (
+        "foreign_keys = ON",
+        # Safe against a crash of the process in WAL mode; a power cut may lose the last commits but corrupts nothing.
+        "synchronous = NORMAL",
+        f"wal_autocheckpoint = {_WAL_AUTOCHECKPOINT_PAGES}",
+        f"journal_size_limit = {_JOURNAL_SIZE_LIMIT}",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _run_in_begin(connection: Connection, *statements: str) -> None:
+    # On the driver's connection: SQLAlchemy's own execution costs as much again as the statement.
+    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    cursor = driver.cursor()
+    try:
+        for statement in statements:
+            cursor.execute(statement)
+    except sqlite3.Error as error:
+        raise classify(error) or error from error
+    finally:
+        cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    if connection.get_execution_options().get(_IS_WRITER, True):
+        _run_in_begin(connection, "BEGIN IMMEDIATE")
+
+
+def _begin_read_only(connection: Connection) -> None:
+    _run_in_begin(connection, "PRAGMA query_only = ON", "BEGIN")
+
+
+def _end_read_only(connection: Connection) -> None:
+    # One that was interrupted within a statement, as Ctrl-C does, is thrown away.
+    if not connection.invalidated:
+        _run_in_begin(connection, "PRAGMA query_only = OFF")
