@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
+from msgspec.msgpack import encode
 from sqlalchemy import Connection
 
 from codex_state.errors import CopyMismatchError
 from codex_state.transfer.reports import spelled
-from codex_state.transfer.tables import Key, Row, StoredTable
+from codex_state.transfer.statements import Row
+from codex_state.transfer.tables import StoredTable
 
 _DIGEST_BYTES = 16
 
@@ -26,28 +28,26 @@ def check_table(table: StoredTable, expected: Iterable[list[Row]], target: Conne
     checked = 0
     checksum = blake2b(digest_size=_DIGEST_BYTES)
     for rows in expected:
-        found = table.at(target, [table.key_of(row) for row in rows])
+        found = table.at(target, list(map(table.key_of, rows)))
         there = [found.get(table.key_of(row)) for row in rows]
-        if _digest(rows) != _digest(there):
+        held = _spelled(there)
+        if _spelled(rows) != held:
             raise CopyMismatchError(_difference(table, rows, there))
-        checksum.update(_digest(there))
+        checksum.update(held)
         checked += len(there)
     return checked, checksum.hexdigest()
 
 
-def _digest(rows: Sequence[Row | None]) -> bytes:
-    # Stored values are numbers, texts, bytes and None, for which Python's spelling is one and only one.
-    return blake2b("\n".join(map(repr, rows)).encode("utf-8"), digest_size=_DIGEST_BYTES).digest()
+def _spelled(rows: Sequence[Row | None]) -> bytes:
+    # Stored values are numbers, texts, bytes and None. MessagePack has one spelling for each, and tells 1 from 1.0,
+    # which Python says are equal.
+    return encode(rows)
 
 
 def _difference(table: StoredTable, expected: Sequence[Row], there: Sequence[Row | None]) -> str:
-    key: Key
-    for row, found in zip(expected, there, strict=True):
-        if repr(row) != repr(found):
-            key = table.key_of(row)
-            break
+    row, found = next(pair for pair in zip(expected, there, strict=True) if encode(pair[0]) != encode(pair[1]))
     what = "is missing" if found is None else "differs"
     return (
-        f"after the copy, {table.name} {spelled(key)} {what} in the target; "
+        f"after the copy, {table.name} {spelled(table.key_of(row))} {what} in the target; "
         "if somebody writes there, stop them and copy again"
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy import Connection, func, select, text
 
 from codex_state.errors import IntegrityViolationError, InvalidInputError
 from codex_state.models import LOCAL_HOME
@@ -24,7 +26,8 @@ from codex_state.transfer.reports import (
     TableCopy,
 )
 from codex_state.transfer.rules import SAME_MEMORIES, Values, rule_of
-from codex_state.transfer.tables import Row, StoredTable, stored_tables
+from codex_state.transfer.statements import Key, Row
+from codex_state.transfer.tables import StoredTable, stored_tables
 
 _PUT_IDS_AFTER = text(
     "SELECT setval(ids, :last)"
@@ -112,19 +115,15 @@ class _Copy:
         whole = self._whole[table.name] = bytearray()
         if table.name == "logs" and self._to_postgresql:
             self._keep_ids_free(table)
-        places: dict[Row, int] = {}
+        places: dict[Key, int] = {}
         for page in table.pages(self._connection):
-            rows = [self._mapped(table, row) for row in page]
-            # Keys that hold a home may be the same after it was mapped, so these few rows go one by one.
-            batches = [[row] for row in rows] if table.has_home_in_key else [rows]
-            for row, settled in zip(rows, (s for batch in batches for s in self._store(table, batch)), strict=True):
-                self._note(table, counts, row, settled)
-                if table.has_home_in_key and settled.is_whole:
-                    before = places.setdefault(table.key_of(row), len(whole))
-                    if before < len(whole):
-                        whole[before] = 0
-                        places[table.key_of(row)] = len(whole)
-                whole.append(settled.is_whole)
+            rows = self._mapped(table, page)
+            if table.has_home_in_key:
+                settled = self._store_each(table, rows, whole, places)
+            else:
+                settled = self._store(table, rows)
+                whole.extend(row.is_whole for row in settled)
+            self._note(table, counts, rows, settled)
             self._tell(CopyStage.COPYING, table, len(page))
 
     def check(self, tables: Sequence[StoredTable]) -> None:
@@ -139,15 +138,31 @@ class _Copy:
         place = 0
         whole = self._whole[table.name]
         for page in table.pages(self._connection):
-            yield [self._mapped(table, row) for at, row in enumerate(page, start=place) if whole[at]]
+            yield self._mapped(table, compress(page, whole[place : place + len(page)]))
             place += len(page)
             self._tell(CopyStage.CHECKING, table, len(page))
 
-    def _mapped(self, table: StoredTable, row: Row) -> Row:
+    def _mapped(self, table: StoredTable, rows: Iterable[Row]) -> list[Row]:
         at = table.home_at
-        if at is None or row[at] not in self._homes:
-            return row
-        return (*row[:at], self._homes[row[at]], *row[at + 1 :])
+        if at is None:
+            return list(rows)
+        return [(*row[:at], self._homes.get(row[at], row[at]), *row[at + 1 :]) for row in rows]
+
+    def _store_each(
+        self, table: StoredTable, rows: Sequence[Row], whole: bytearray, places: dict[Key, int]
+    ) -> list[_Settled]:
+        """Store rows one by one: two of them may have the same key now that their homes are mapped."""
+        settled = []
+        for row in rows:
+            (one,) = self._store(table, [row])
+            if one.is_whole:
+                before = places.setdefault(table.key_of(row), len(whole))
+                if before < len(whole):
+                    whole[before] = 0
+                    places[table.key_of(row)] = len(whole)
+            whole.append(one.is_whole)
+            settled.append(one)
+        return settled
 
     def _store(self, table: StoredTable, rows: list[Row]) -> list[_Settled]:
         if not self._to_postgresql:
@@ -173,15 +188,17 @@ class _Copy:
 
     def _keep_ids_free(self, table: StoredTable) -> None:
         # Before the lines: whoever logs into the target from now on must not be given their ids.
-        last = self._connection.execute(select(func.max(table.table.c.id))).scalar_one()
+        last = table.largest(self._connection, "id")
         if isinstance(last, int) and last > 0:
             with self._target.begin() as state:
                 state.session.connection().execute(_PUT_IDS_AFTER, {"last": last})
 
-    def _note(self, table: StoredTable, counts: TableCopy, row: Row, settled: _Settled) -> None:
-        counts.outcomes[settled.outcome] += 1
-        if settled.reason and len(self.report.left) < MAX_NAMED:
-            self.report.left.append(NamedRow(table.name, table.key_of(row), settled.reason))
+    def _note(self, table: StoredTable, counts: TableCopy, rows: Sequence[Row], settled: Sequence[_Settled]) -> None:
+        for outcome, count in Counter(each.outcome for each in settled).items():
+            counts.outcomes[outcome] += count
+        for row, each in zip(rows, settled, strict=True):
+            if each.reason and len(self.report.left) < MAX_NAMED:
+                self.report.left.append(NamedRow(table.name, table.key_of(row), each.reason))
 
     def _tell(self, stage: CopyStage, table: StoredTable, rows: int) -> None:
         self._done += rows
@@ -200,43 +217,49 @@ def _write(state: State, source: Connection, table: StoredTable, rows: Sequence[
     there = table.at(connection, list(wanted))
     # Those that differ are read again, so that nobody changes them between the decision and the write.
     there |= table.at(connection, [key for key, row in there.items() if row != wanted[key]], locked=True)
+    missing = [row for key, row in wanted.items() if key not in there]
+    replacing: dict[Key, Row] = {}
     settled: list[_Settled] = []
-    missing: list[Values] = []
-    replacing: list[tuple[Values, Values]] = []
     for key, row in wanted.items():
-        ours = table.values_of(row)
-        if key not in there:
-            missing.append(ours)
+        theirs = there.get(key)
+        if theirs is None:
             settled.append(_INSERTED)
-            continue
-        theirs = table.values_of(there[key])
-        if theirs == ours:
+        elif theirs == row:
             settled.append(_UNCHANGED)
-            continue
-        if table.name == _SCOPES:
-            ours[SAME_MEMORIES] = _memories_of(source, ours) == _memories_of(connection, ours)
-        stands = rule_of(table.name)(ours, theirs)
-        if stands is None:
-            settled.append(_CONFLICT)
-            continue
-        stands.pop(SAME_MEMORIES, None)
-        if stands == theirs:
-            settled.append(_KEPT)
-            continue
-        replacing.append((theirs, stands))
-        settled.append(_Settled(RowOutcome.UPDATED, is_whole=tuple(stands.values()) == row))
-    if missing:
-        connection.execute(insert(table.table), missing)
-    if replacing:
-        connection.execute(table.replace, [table.replacement(stands) for _, stands in replacing])
+        else:
+            stands = _standing(source, connection, table, row, theirs)
+            settled.append(_settled_by(stands, row, theirs))
+            if stands is not None and stands != theirs:
+                replacing[key] = stands
+    table.insert(connection, missing)
+    table.replace(connection, list(replacing.values()))
     if table.name == _MEMORIES:
-        _mark_scopes(connection, missing + [stands for theirs, stands in replacing if _is_news(theirs, stands)])
+        news = (table.values_of(row) for key, row in replacing.items() if _is_news(table, there[key], row))
+        _mark_scopes(connection, [*map(table.values_of, missing), *news])
     return settled
 
 
-def _is_news(before: Values, after: Values) -> bool:
+def _standing(source: Connection, target: Connection, table: StoredTable, row: Row, theirs: Row) -> Row | None:
+    """The row that stands by the table's rule; ``None`` when nothing tells."""
+    ours = table.values_of(row)
+    if table.name == _SCOPES:
+        ours[SAME_MEMORIES] = _memories_of(source, ours) == _memories_of(target, ours)
+    stands = rule_of(table.name)(ours, table.values_of(theirs))
+    return None if stands is None else table.row_of(stands)
+
+
+def _settled_by(stands: Row | None, row: Row, theirs: Row) -> _Settled:
+    if stands is None:
+        return _CONFLICT
+    if stands == theirs:
+        return _KEPT
+    return _Settled(RowOutcome.UPDATED, is_whole=stands == row)
+
+
+def _is_news(table: StoredTable, before: Row, after: Row) -> bool:
     """Whether a memory says something else than before. That it was used doesn't count."""
-    return any(before[name] != after[name] for name in ("updated_at", "invalidated_at"))
+    old, new = table.values_of(before), table.values_of(after)
+    return any(old[name] != new[name] for name in ("updated_at", "invalidated_at"))
 
 
 def _mark_scopes(connection: Connection, memories: Sequence[Values]) -> None:

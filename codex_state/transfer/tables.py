@@ -7,44 +7,24 @@ databases are equal when they are the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
+from itertools import chain
+from operator import contains, itemgetter
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Integer,
-    MetaData,
-    Select,
-    Table,
-    Text,
-    TypeDecorator,
-    Update,
-    and_,
-    bindparam,
-    func,
-    select,
-    tuple_,
-    update,
-)
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import Column, Connection, Integer, Table, TypeDecorator
 
 from codex_state.models import metadata
 from codex_state.models.base import StateModel, entities
 from codex_state.models.columns import UuidText
-
-Row = tuple[Any, ...]
-Key = tuple[Any, ...]
+from codex_state.transfer.statements import AT_ONCE, Key, PostgresqlStatements, Row, SqliteStatements, Statements
 
 PAGE_ROWS = 1000
 PAGE_CHARACTERS = 4_000_000
 """A page ends with the row that reaches either, so that long texts don't pile up (law L10)."""
 
-_uuid = Text().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+_CANONICAL_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _AFTER_THE_REST = ("memory_phase1_jobs", "memory_scope_dirty", "memory_consolidation_locks", "backfill_state", "logs")
 """Tables whose rows say something of other rows: a memory that was extracted, a scope without news, a complete index.
@@ -52,53 +32,44 @@ They come after those rows, so that an interrupted copy never says more than is 
 
 
 class StoredTable:
-    """One table, its key, and the statements that copy it."""
+    """One table, its key, and what is done to its rows."""
 
     def __init__(self, model: type[StateModel]) -> None:
         """Take the fields of an entity. What else its table has is not part of the state."""
         declared: Table = model.__table__  # type: ignore[attr-defined]
-        columns = [declared.c[name] for name in model.column_names()]
+        types = {name: _type_on_postgresql(declared.c[name]) for name in model.column_names()}
+        key_names = [column.name for column in declared.primary_key]
         self.name = declared.name
-        self.names = tuple(column.name for column in columns)
-        self.table = Table(
-            declared.name,
-            MetaData(),
-            *(Column(column.name, _stored_type(column.type), primary_key=column.primary_key) for column in columns),
-        )
-        self._key_columns = list(self.table.primary_key)
-        at = [self.names.index(column.name) for column in self._key_columns]
-        self.key_of: Callable[[Row], Key] = itemgetter(*at) if len(at) > 1 else lambda row: (row[at[0]],)
+        self.names = tuple(types)
+        key_at = [self.names.index(name) for name in key_names]
+        self.key_of: Callable[[Row], Key] = _picker(key_at)
         """The primary key of a row."""
-        self._types = [int if isinstance(column.type, Integer) else str for column in self.table.columns]
-        self._texts = [index for index, kind in enumerate(self._types) if kind is str]
-        self._uuids = [index for index, column in enumerate(columns) if isinstance(column.type, UuidText)]
         self.home_at = self.names.index("home") if "home" in self.names else None
-        self.has_home_in_key = self.home_at in at
-        bound = [bindparam(f"after_{column.name}", type_=column.type) for column in self._key_columns]
-        self._first_page = select(self.table).order_by(*self._key_columns).limit(PAGE_ROWS)
-        self._next_page = self._first_page.where(self._key > (tuple_(*bound) if len(bound) > 1 else bound[0]))
-        self.replace: Update = (
-            update(self.table)
-            .where(and_(*(column == bindparam(f"of_{column.name}") for column in self._key_columns)))
-            .values({name: bindparam(f"new_{name}") for name in self.names})
-        )
-
-    @property
-    def _key(self) -> ColumnElement[Any]:
-        return tuple_(*self._key_columns) if len(self._key_columns) > 1 else self._key_columns[0]
+        self.has_home_in_key = self.home_at in key_at
+        kinds = [int if kind == "bigint" else str for kind in types.values()]
+        self._allowed = [(kind, type(None)) for kind in kinds]
+        self._texts_of = _picker([index for index, kind in enumerate(kinds) if kind is str])
+        self._uuids = [index for index, kind in enumerate(types.values()) if kind == "uuid"]
+        self._on: dict[str, Statements] = {
+            "sqlite": SqliteStatements(self.name, types, key_names),
+            "postgresql": PostgresqlStatements(self.name, types, key_names),
+        }
 
     def values_of(self, row: Row) -> dict[str, Any]:
         """The row by the names of its columns."""
         return dict(zip(self.names, row, strict=True))
 
-    def replacement(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of ``replace``."""
-        new = {f"new_{name}": value for name, value in values.items()}
-        return new | {f"of_{column.name}": values[column.name] for column in self._key_columns}
+    def row_of(self, values: Mapping[str, Any]) -> Row:
+        """The row of these values."""
+        return tuple(values[name] for name in self.names)
 
     def count(self, connection: Connection) -> int:
         """How many rows there are."""
-        return connection.execute(select(func.count()).select_from(self.table)).scalar_one()
+        return self._statements(connection).count(connection)
+
+    def largest(self, connection: Connection, column: str) -> Any:
+        """The largest value of a column; ``None`` without rows."""
+        return self._statements(connection).largest(connection, column)
 
     def pages(self, connection: Connection) -> Iterator[list[Row]]:
         """All rows in the order of their keys."""
@@ -111,54 +82,61 @@ class StoredTable:
         """The rows of these keys; ``locked`` keeps others from changing them until the end of the transaction."""
         if not keys:
             return {}
-        wanted = self._key.in_(keys if len(self._key_columns) > 1 else [key[0] for key in keys])
-        statement = select(self.table).where(wanted)
-        if locked:
-            statement = statement.order_by(*self._key_columns).with_for_update()
-        return {self.key_of(row): row for row in map(tuple, connection.execute(statement))}
+        return {self.key_of(row): row for row in self._statements(connection).at(connection, keys, locked=locked)}
+
+    def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Add rows, all of them or none."""
+        if rows:
+            self._statements(connection).insert(connection, rows)
+
+    def replace(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Overwrite the rows that have the keys of these."""
+        if rows:
+            self._statements(connection).replace(connection, [(row, self.key_of(row)) for row in rows])
 
     def why_not_on_postgresql(self, row: Row) -> str | None:
         """What PostgreSQL would refuse or silently change in a row that SQLite holds."""
-        for name, kind, value in zip(self.names, self._types, row, strict=True):
-            if value is not None and type(value) is not kind:
-                return f"{name} holds {type(value).__name__} instead of {kind.__name__}"
+        if not all(map(contains, self._allowed, map(type, row))):
+            for name, (kind, none), value in zip(self.names, self._allowed, row, strict=True):
+                if type(value) not in {kind, none}:
+                    return f"{name} holds {type(value).__name__} instead of {kind.__name__}"
         for index in self._uuids:
             value = row[index]
-            if value is not None and not _is_canonical_uuid(value):
+            if value is not None and not _CANONICAL_UUID.fullmatch(value):
                 return f"{self.names[index]} isn't a UUID in lower case with hyphens: {value!r:.60}"
         return None
 
     def _page(self, connection: Connection, after: Key | None) -> list[Row]:
-        statement: Select[Any] = self._first_page if after is None else self._next_page
-        parameters: Mapping[str, Any] = (
-            {} if after is None else {f"after_{c.name}": v for c, v in zip(self._key_columns, after, strict=True)}
-        )
         page: list[Row] = []
         characters = 0
-        result = connection.execution_options(stream_results=True, max_row_buffer=100).execute(statement, parameters)
-        for row in map(tuple, result):
+        result = self._statements(connection).following(connection, after, PAGE_ROWS)
+        for row in map(tuple, chain.from_iterable(result.partitions(AT_ONCE))):
             page.append(row)
-            characters += sum(len(row[index] or "") for index in self._texts)
+            characters += sum(map(len, filter(None, self._texts_of(row))))
             if characters >= PAGE_CHARACTERS:
                 break
         # Not when interrupted, which has closed its connection.
         result.close()
         return page
 
+    def _statements(self, connection: Connection) -> Statements:
+        return self._on[connection.dialect.name]
 
-def _stored_type(declared: TypeEngine[Any]) -> TypeEngine[Any]:
+
+def _picker(places: Sequence[int]) -> Callable[[Row], tuple[Any, ...]]:
+    """The values at these places. ``itemgetter`` gives a bare value for one."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    (place,) = places
+    return lambda row: (row[place],)
+
+
+def _type_on_postgresql(column: Column[Any]) -> str:
+    declared = column.type
     if isinstance(declared, UuidText):
-        return _uuid
-    if isinstance(declared, TypeDecorator):
-        return declared.impl_instance
-    return declared
-
-
-def _is_canonical_uuid(value: str) -> bool:
-    try:
-        return str(UUID(value)) == value
-    except ValueError:
-        return False
+        return "uuid"
+    stored = declared.impl_instance if isinstance(declared, TypeDecorator) else declared
+    return "bigint" if isinstance(stored, Integer) else "text"
 
 
 def stored_tables() -> list[StoredTable]:

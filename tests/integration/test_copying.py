@@ -124,7 +124,7 @@ def test_every_table_and_every_field_is_copied() -> None:
     assert {table.name: table.names for table in stored} == {
         name: model.column_names() for name, model in MODELS.items()
     }
-    assert sum(len(table.table.columns) for table in stored) == sum(
+    assert sum(len(table.names) for table in stored) == sum(
         len(model.model_fields) for model in MODELS.values()
     )
 
