@@ -124,9 +124,7 @@ def test_every_table_and_every_field_is_copied() -> None:
     assert {table.name: table.names for table in stored} == {
         name: model.column_names() for name, model in MODELS.items()
     }
-    assert sum(len(table.names) for table in stored) == sum(
-        len(model.model_fields) for model in MODELS.values()
-    )
+    assert sum(len(table.names) for table in stored) == sum(len(model.model_fields) for model in MODELS.values())
 
 
 def test_tables_are_copied_after_those_that_their_rows_speak_of() -> None:
