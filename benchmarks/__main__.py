@@ -7,7 +7,18 @@ import sqlite3
 import sys
 from importlib import import_module
 
-NAMES = ("statements", "claims", "contention", "extraction", "backfill", "postgres", "queues", "storage", "copying")
+NAMES = (
+    "statements",
+    "claims",
+    "listings",
+    "contention",
+    "extraction",
+    "backfill",
+    "postgres",
+    "queues",
+    "storage",
+    "copying",
+)
 
 
 def main() -> None:

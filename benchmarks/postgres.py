@@ -11,9 +11,9 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
-from sqlalchemy import URL, event
+from sqlalchemy import URL
 
-from benchmarks.measure import interleaved, report
+from benchmarks.measure import interleaved, report, sent_by
 from benchmarks.servers import serve
 from benchmarks.statements import new_thread
 from codex_state import Claimed, MemoryScope, Phase1Key, Phase1Lease, State, StateRuntime, StateSettings
@@ -127,16 +127,5 @@ class _Worker:
 
 
 def _sql_of(runtime: StateRuntime, verb: Callable[[], None]) -> tuple[str, dict[str, Any]]:
-    """The SQL that a verb sends, with its parameters, as the driver gets them."""
-    sent: list[tuple[str, dict[str, Any]]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: Any) -> None:
-        sent.append((statement, dict(parameters)))
-
-    event.listen(runtime.engine, "before_cursor_execute", note)
-    try:
-        verb()
-    finally:
-        event.remove(runtime.engine, "before_cursor_execute", note)
-    (only,) = sent
-    return only
+    ((statement, parameters),) = sent_by(runtime, verb)
+    return statement, dict(parameters)

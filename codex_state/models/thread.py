@@ -35,6 +35,9 @@ def open_threads(scope_kinds: Collection[str]) -> str:
     for_one = " OR ".join(condition for kind, condition in _OPEN_FOR.items() if kind in scope_kinds)
     return f"{EXTRACTABLE_THREADS} AND ({for_one})"
 
+_BY_UPDATED_AT = text("updated_at DESC"), text("id DESC")
+_BY_CREATED_AT = text("created_at DESC"), text("id DESC")
+
 
 class MemoryMode(StrEnum):
     """What may be remembered of a thread. Rollouts may carry other texts; they are kept and count as not enabled."""
@@ -51,11 +54,13 @@ class Thread(StateModel, table=True):
     __table_args__ = (
         CheckConstraint("archived IN (0, 1)", name="archived"),
         CheckConstraint("tokens_used >= 0", name="tokens_used"),
-        Index("idx_threads_created_at", text("created_at DESC"), text("id DESC")),
-        Index("idx_threads_updated_at", text("updated_at DESC"), text("id DESC")),
-        Index("idx_threads_archived", "archived", text("updated_at DESC"), text("id DESC")),
-        Index("idx_threads_source", "source", text("updated_at DESC"), text("id DESC")),
-        Index("idx_threads_provider", "model_provider", text("updated_at DESC"), text("id DESC")),
+        # What a page may ask for, and its order: each listing has an index that is best by any estimate.
+        Index("idx_threads_archived", "archived", *_BY_UPDATED_AT),
+        Index("idx_threads_created_at", "archived", *_BY_CREATED_AT),
+        Index("idx_threads_source", "source", "archived", *_BY_UPDATED_AT),
+        Index("idx_threads_source_created_at", "source", "archived", *_BY_CREATED_AT),
+        Index("idx_threads_provider", "model_provider", "archived", *_BY_UPDATED_AT),
+        Index("idx_threads_provider_created_at", "model_provider", "archived", *_BY_CREATED_AT),
     )
 
     id: UUID = Field(sa_column=Column(columns.UuidText(), primary_key=True))

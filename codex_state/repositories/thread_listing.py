@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, literal_column, select, tuple_, union_all
+from sqlalchemy import BigInteger, Select, bindparam, literal_column, select, tuple_, union_all
 from sqlalchemy.sql import Executable
 
 from codex_state.models import Anchor, SortKey, Thread
@@ -79,7 +79,7 @@ def _unfiltered(shape: _Shape) -> Select[Any]:
     statement = (
         select(*columns)
         # Literals, not parameters, so that the planner sees them when it picks an index.
-        .where(_archived(shape) == literal_column(str(int(shape.archived))))
+        .where(_threads.c.archived == literal_column(str(int(shape.archived))))
         .where(_threads.c.first_user_message != literal_column("''"))
         .order_by(time.desc(), _threads.c.id.desc())
         .limit(bindparam("row_limit", type_=BigInteger()))
@@ -90,13 +90,6 @@ def _unfiltered(shape: _Shape) -> Select[Any]:
     if shape.of_home:
         statement = statement.where(_threads.c.home == bindparam("home"))
     return statement
-
-
-def _archived(shape: _Shape) -> ColumnElement[Any]:
-    # Its index goes on with updated_at. In another order all live threads would have to be sorted for each page. The
-    # archived ones are few, and sorting them is better than walking past all others.
-    archived: ColumnElement[Any] = _threads.c.archived
-    return archived if shape.archived or shape.sort_key is SortKey.UPDATED_AT else unindexed(archived)
 
 
 @lru_cache(maxsize=512)
@@ -122,9 +115,10 @@ def _branches(shape: _Shape) -> Executable:
 
 @lru_cache(maxsize=64)
 def _one_query(shape: _Shape) -> Executable:
+    # By an index of theirs, SQLite would sort all threads that match for each page.
     statement = _unfiltered(shape)
     if shape.sources:
-        statement = statement.where(_threads.c.source.in_(bindparam("sources", expanding=True)))
+        statement = statement.where(unindexed(_threads.c.source).in_(bindparam("sources", expanding=True)))
     if shape.providers:
-        statement = statement.where(_threads.c.model_provider.in_(bindparam("providers", expanding=True)))
+        statement = statement.where(unindexed(_threads.c.model_provider).in_(bindparam("providers", expanding=True)))
     return statement

@@ -1,4 +1,4 @@
-"""The statements of a copy on PostgreSQL: they seek, lock what is decided about, and are repeated when they get lost."""
+"""The statements of a copy on PostgreSQL: they seek, lock what is decided about, and are repeated if they get lost."""
 
 from __future__ import annotations
 

@@ -61,30 +61,40 @@ def _claim(state: State) -> Any:
     return state.phase1_jobs.try_claim(_KEY, owner=uuid4(), source_updated_at=NOON, lease=timedelta(0)).lease  # type: ignore[union-attr]
 
 
+_FILTERS: list[tuple[dict[str, Any], str]] = [
+    ({}, "archived (archived=?"),
+    ({"archived": True}, "archived (archived=?"),
+    ({"home": "local"}, "archived (archived=?"),
+    ({"sources": ["cli"]}, "source (source=? AND archived=?"),
+    ({"providers": ["azure"]}, "provider (model_provider=? AND archived=?"),
+    ({"providers": ["azure"], "archived": True}, "provider (model_provider=? AND archived=?"),
+]
+
+
+def _index_in_order(sort_key: SortKey, filtered: str) -> str:
+    """How an index that has a page's filter and its order is told in a plan."""
+    if sort_key is SortKey.CREATED_AT:
+        name, _, key = filtered.partition(" ")
+        filtered = f"{'' if name == 'archived' else name + '_'}created_at {key}"
+    return f"idx_threads_{filtered}"
+
+
 @pytest.mark.parametrize("anchor", [None, _ANCHOR], ids=["first page", "later page"])
-@pytest.mark.parametrize(
-    ("filters", "index"),
-    [
-        ({}, "idx_threads_archived (archived=?"),
-        ({"archived": True}, "idx_threads_archived (archived=?"),
-        ({"home": "local"}, "idx_threads_archived (archived=?"),
-        ({"sources": ["cli"]}, "idx_threads_source (source=?"),
-        ({"providers": ["azure"]}, "idx_threads_provider (model_provider=?"),
-    ],
-)
-def test_a_page_by_updated_at_is_read_from_an_index_in_its_order(
-    state: State, filters: dict[str, Any], index: str, anchor: Anchor | None
+@pytest.mark.parametrize(("filters", "filtered"), _FILTERS)
+@pytest.mark.parametrize("sort_key", SortKey)
+def test_a_page_is_read_from_an_index_in_its_order(
+    state: State, filters: dict[str, Any], filtered: str, sort_key: SortKey, anchor: Anchor | None
 ) -> None:
-    (step,) = _plan_of(state, lambda state: state.threads.list(page_size=50, anchor=anchor, **filters))
-    seek = f"SEARCH threads USING INDEX {index}"
-    assert step == f"{seek} AND (updated_at,id)<(?,?))" if anchor else f"{seek})"
+    (step,) = _plan_of(
+        state, lambda state: state.threads.list(page_size=50, sort_key=sort_key, anchor=anchor, **filters)
+    )
+    seek = f"SEARCH threads USING INDEX {_index_in_order(sort_key, filtered)}"
+    assert step == f"{seek} AND ({sort_key.value},id)<(?,?))" if anchor else f"{seek})"
 
 
-def test_a_page_by_created_at_is_read_from_an_index_in_its_order(state: State) -> None:
-    first = _plan_of(state, lambda state: state.threads.list(page_size=50, sort_key=SortKey.CREATED_AT))
-    later = _plan_of(state, lambda state: state.threads.list(page_size=50, sort_key=SortKey.CREATED_AT, anchor=_ANCHOR))
-    assert first == ["SCAN threads USING INDEX idx_threads_created_at"]
-    assert later == ["SEARCH threads USING INDEX idx_threads_created_at ((created_at,id)<(?,?))"]
+def test_more_filters_than_are_worth_a_branch_each_walk_the_threads_in_order(state: State) -> None:
+    (step,) = _plan_of(state, lambda state: state.threads.list(page_size=50, sources=list("abcdefghijklm")))
+    assert step == "SEARCH threads USING INDEX idx_threads_archived (archived=?)"
 
 
 def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state: State) -> None:
@@ -92,7 +102,10 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
         state, lambda state: state.threads.list(page_size=50, sources=["cli", "vscode", "exec"], anchor=_ANCHOR)
     )
     seeks = [step for step in steps if "threads" in step]
-    assert seeks == ["SEARCH threads USING INDEX idx_threads_source (source=? AND (updated_at,id)<(?,?))"] * 3
+    assert (
+        seeks
+        == ["SEARCH threads USING INDEX idx_threads_source (source=? AND archived=? AND (updated_at,id)<(?,?))"] * 3
+    )
 
 
 @pytest.mark.parametrize(
