@@ -35,6 +35,7 @@ def open_threads(scope_kinds: Collection[str]) -> str:
     for_one = " OR ".join(condition for kind, condition in _OPEN_FOR.items() if kind in scope_kinds)
     return f"{EXTRACTABLE_THREADS} AND ({for_one})"
 
+
 _BY_UPDATED_AT = text("updated_at DESC"), text("id DESC")
 _BY_CREATED_AT = text("created_at DESC"), text("id DESC")
 

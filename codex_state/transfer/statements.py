@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import Connection, CursorResult
 
-from codex_state.errors import classify
 from codex_state.repositories.prepared import planned_anew
 
 Row = tuple[Any, ...]
@@ -124,12 +123,15 @@ class PostgresqlStatements(Statements):
     def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Add rows by COPY, which is quicker than any INSERT."""
         driver: Any = connection.connection.driver_connection
+        cursor = driver.cursor()
         try:
-            with driver.cursor() as cursor, cursor.copy(self._copy) as copy:
+            with cursor.copy(self._copy) as copy:
                 for row in rows:
                     copy.write_row(row)
-        except connection.dialect.loaded_dbapi.Error as error:
-            raise classify(error) or error from error
+            cursor.close()
+        except BaseException as error:  # noqa: BLE001 - it raises what becomes of the error
+            # Whether the connection is lost, and what the error means: as in SQLAlchemy's own execution.
+            connection._handle_dbapi_exception(error, self._copy, None, cursor, None)  # noqa: SLF001
 
     def _spelled(self, column: str) -> str:
         spelled = super()._spelled(column)

@@ -311,7 +311,7 @@ def test_0010_refuses_such_rows_from_then_on(database: Database, statement: str)
 
 @pytest.mark.parametrize("condition", ["archived = 0", "source = 'cli'", "model_provider = 'openai'"])
 def test_0011_lets_filtered_listings_read_their_order_from_an_index(database: Database, condition: str) -> None:
-    migrations.upgrade(database.engine)
+    migrations.upgrade(database.engine, "0011_listing_indexes")
     query = f"SELECT id FROM threads WHERE {condition} ORDER BY updated_at DESC, id DESC LIMIT 50"
     with database.engine.connect() as connection:
         if database.dialect == "sqlite":
@@ -352,3 +352,24 @@ def test_0013_has_every_thread_looked_at_and_walks_the_open_ones_by_an_index(
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
     assert re.search(rf"\b{index}\b", str(plan))
+
+
+@pytest.mark.parametrize("order", ["updated_at", "created_at"])
+@pytest.mark.parametrize(
+    "condition", ["archived = 0", "source = 'cli' AND archived = 1", "model_provider = 'a' AND archived = 0"]
+)
+def test_0014_lets_every_listing_read_its_order_from_an_index(database: Database, condition: str, order: str) -> None:
+    at(database, "0013_open_threads")
+    migrations.upgrade(database.engine, "0014_listing_orders")
+    query = f"SELECT id FROM threads WHERE {condition} ORDER BY {order} DESC, id DESC LIMIT 50"
+    with database.engine.connect() as connection:
+        if database.dialect == "sqlite":
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
+        else:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL enable_sort = off")
+            plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
+    told = str(plan)
+    assert "idx_threads_" in told
+    assert "TEMP B-TREE" not in told, "SQLite would sort"
+    assert "Sort" not in told, "PostgreSQL would sort"

@@ -1,0 +1,77 @@
+"""How PostgreSQL answers a listing: by an index that has its filter and its order (law L10)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from stores import fresh_settings
+
+from codex_state.models import Anchor, SortKey
+from codex_state.repositories.thread_listing import statement_of
+from codex_state.runtime import State, StateRuntime
+from codex_state.testing.samples import NOON
+
+_THREADS = 20_000
+_FILL = """
+INSERT INTO threads (id, rollout_path, created_at, updated_at, source, model_provider, cwd, title, sandbox_policy,
+    approval_mode, archived, archived_at, first_user_message)
+SELECT gen_random_uuid(), '/rollouts/' || n, :noon - n * 7919 % :threads, :noon - n,
+    CASE WHEN n % 10 = 0 THEN 'vscode' ELSE 'cli' END, 'openai', '/work', 'a title', 'read-only', 'on-request',
+    CASE WHEN n % 10 = 1 THEN 1 ELSE 0 END, CASE WHEN n % 10 = 1 THEN :noon END, 'a message'
+FROM generate_series(1, :threads) AS numbers (n)
+"""
+
+
+@pytest.fixture(scope="module")
+def state(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    home: Path = tmp_path_factory.mktemp("home")
+    with fresh_settings("postgresql", home, request) as settings, StateRuntime.open(settings) as runtime:
+        with runtime.begin() as state:
+            connection = state.session.connection()
+            connection.execute(text(_FILL), {"noon": int(NOON.timestamp()), "threads": _THREADS})
+            connection.exec_driver_sql("ANALYZE threads")
+        with runtime.read() as state:
+            yield state
+
+
+def _plan_of(state: State, sort_key: SortKey, *, deep: bool, **filters: Any) -> str:
+    anchor = Anchor(NOON.fromtimestamp(NOON.timestamp() - _THREADS / 2, NOON.tzinfo), uuid4()) if deep else None
+    wanted = {"archived": False, "sources": (), "providers": (), "home": None} | filters
+    statement, parameters = statement_of(sort_key, anchor=anchor, limit=51, **wanted)
+    connection = state.session.connection()
+    compiled = statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
+    values = compiled.construct_params(parameters)
+    bound = {name: process(values[name]) for name, process in compiled._bind_processors.items()}
+    rows = connection.exec_driver_sql(f"EXPLAIN {compiled}", values | bound)
+    return "\n".join(rows.scalars().all())
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["first page", "page in the middle"])
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({}, "archived"),
+        ({"archived": True}, "archived"),
+        ({"sources": ["vscode"]}, "source"),
+        ({"sources": ["cli", "vscode"]}, "source"),
+        ({"sources": ["cli"], "archived": True}, "source"),
+        ({"providers": ["openai"]}, "provider"),
+    ],
+)
+@pytest.mark.parametrize("sort_key", SortKey)
+def test_a_page_is_read_from_an_index_in_its_order(
+    state: State, sort_key: SortKey, filters: dict[str, Any], index: str, deep: bool
+) -> None:
+    plan = _plan_of(state, sort_key, deep=deep, **filters)
+    by_created = {"archived": "created_at"}.get(index, f"{index}_created_at")
+    expected = f"idx_threads_{by_created if sort_key is SortKey.CREATED_AT else index}"
+    scans = re.findall(r"(\w[\w ]*Scan)(?: using (\w+))?", plan)
+    wanted = max(len(filters.get("sources", ())), 1)
+    assert [scan for scan in scans if scan[0] != "Subquery Scan"] == [("Index Scan", expected)] * wanted
+    assert "Sort" not in plan.replace("Sort Key", ""), plan
