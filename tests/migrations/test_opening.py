@@ -187,7 +187,7 @@ def test_an_unknown_revision_is_a_newer_one_of_ours_even_without_tables_of_ours(
 def test_a_history_with_several_heads_is_refused(database: Database) -> None:
     migrations.upgrade(database.engine)
     changed(database, "INSERT INTO codex_state_version VALUES ('0010_checks')")
-    with pytest.raises(SchemaTooNewError, match="0010_checks 0013_open_threads"):
+    with pytest.raises(SchemaTooNewError, match=f"0010_checks {migrations.HEAD}"):
         migrations.ensure_current(database.engine)
 
 
