@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Connection,
@@ -76,25 +77,14 @@ def count_alone(connection: Connection) -> None:
 @lru_cache(maxsize=64)
 def _claim(shape: _Shape) -> ReturningInsert[Any]:
     candidates = _candidates(shape).cte("candidates")
-    branches = []
-    for kind in shape.search.scope_kinds:
-        key = key_of(kind, candidates.c.cwd)
-        job = is_job_of(candidates.c.id, kind, key)
-        branches.append(
-            select(
-                candidates.c.id,
-                literal_column(f"'{kind}'", text).label("scope_kind"),
-                key.label("scope_key"),
-                candidates.c.updated_at,
-            )
-            .select_from(candidates.outerjoin(_jobs, job))
-            .where(has_scope(kind, candidates.c.cwd), _is_open(candidates.c.updated_at))
+    wanted = union_all(
+        *(
+            select(jobs)
+            for kind in shape.search.scope_kinds
+            for jobs in (_new_jobs(candidates, kind), _jobs_to_be_claimed_again(candidates, kind))
         )
-    wanted = union_all(*branches).subquery("wanted")
-    if shape.capped:
-        recent_first = (wanted.c.updated_at.desc(), wanted.c.id.desc(), wanted.c.scope_kind)
-        wanted = select(wanted).order_by(*recent_first).limit(_room()).subquery("allowed")
-    return claim_from(
+    ).subquery("wanted")
+    claims = (
         select(
             wanted.c.id,
             wanted.c.scope_kind,
@@ -108,8 +98,39 @@ def _claim(shape: _Shape) -> ReturningInsert[Any]:
         )
         # Without a WHERE, SQLite would read ON CONFLICT as the ON of a join.
         .where(literal_column("1") == literal_column("1"))
-        # Jobs are locked in the order in which ``succeed_many`` locks them, or each could wait for the other.
-        .order_by(wanted.c.id, wanted.c.scope_kind)
+        .order_by(wanted.c.updated_at.desc(), wanted.c.id.desc(), wanted.c.scope_kind)
+    )
+    return claim_from(claims.limit(_room()) if shape.capped else claims)
+
+
+def _new_jobs(candidates: CTE, kind: str) -> CTE:
+    key = key_of(kind, candidates.c.cwd)
+    return (
+        select(*_of_a_job(candidates, kind))
+        .select_from(candidates.outerjoin(_jobs, is_job_of(candidates.c.id, kind, key)))
+        .where(has_scope(kind, candidates.c.cwd), _jobs.c.thread_id.is_(None))
+        .cte(f"new_{kind}")
+    )
+
+
+def _jobs_to_be_claimed_again(candidates: CTE, kind: str) -> CTE:
+    key = key_of(kind, candidates.c.cwd)
+    return (
+        select(*_of_a_job(candidates, kind))
+        .select_from(candidates.join(_jobs, is_job_of(candidates.c.id, kind, key)))
+        .where(has_scope(kind, candidates.c.cwd), claimable(candidates.c.updated_at))
+        # A job that its holder is just writing isn't waited for either: that one may wait for another of these.
+        .with_for_update(of=_jobs, skip_locked=True, key_share=True)
+        .cte(f"again_{kind}")
+    )
+
+
+def _of_a_job(candidates: CTE, kind: str) -> tuple[ColumnElement[Any], ...]:
+    return (
+        candidates.c.id,
+        literal_column(f"'{kind}'", text).label("scope_kind"),
+        key_of(kind, candidates.c.cwd).label("scope_key"),
+        candidates.c.updated_at,
     )
 
 
@@ -138,10 +159,6 @@ def _can_be_claimed(kind: str) -> ColumnElement[bool]:
     job = is_job_of(_threads.c.id, kind, key)
     blocking = select(literal_column("1")).where(job, ~is_claimable(_threads.c.updated_at)).exists()
     return and_(has_scope(kind, _threads.c.cwd), ~blocking)
-
-
-def _is_open(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
-    return or_(_jobs.c.thread_id.is_(None), claimable(source_updated_at))
 
 
 def _room() -> ColumnElement[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from sqlalchemy import ColumnElement, FromClause, and_, bindparam, cast, literal_column, null, select, update
+from sqlalchemy import bindparam, cast, literal_column, null, select, update
 
 from codex_state.clock import server_now
 from codex_state.errors import InvalidInputError
@@ -17,46 +17,30 @@ from codex_state.sql import json_item, json_rows, unindexed
 
 _jobs = table_of(Phase1Job)
 
-_finished_row = json_rows(bindparam("finished", type_=text)).table_valued("value", name="finished").c.value
+_row = json_rows(bindparam("finished", type_=text)).table_valued("value", name="finished").c.value
 _finished = select(
-    cast(json_item(_finished_row, literal_column("0")), UuidText()).label("thread_id"),
+    cast(json_item(_row, literal_column("0")), UuidText()).label("thread_id"),
     *(
-        json_item(_finished_row, literal_column(str(index))).label(name)
+        json_item(_row, literal_column(str(index))).label(name)
         for index, name in enumerate(("scope_kind", "scope_key", "token", "raw_memory_path", "summary_hash"), start=1)
     ),
-).subquery("finished_jobs")
-
-
-def _is_job_of(row: FromClause) -> ColumnElement[bool]:
-    return and_(
-        _jobs.c.thread_id == row.c.thread_id,
-        _jobs.c.scope_kind == row.c.scope_kind,
-        _jobs.c.scope_key == row.c.scope_key,
-    )
-
-
-_locked = (
-    select(_finished)
-    .join(_jobs, _is_job_of(_finished))
-    # In the order of a batch claim, which may take some of them over: else each could wait for the other.
-    .order_by(_jobs.c.thread_id, _jobs.c.scope_kind)
-    .with_for_update(of=_jobs, key_share=True)
-    .cte("locked")
-)
+).cte("finished_jobs")
 SUCCEED_MANY = (
     update(_jobs)
     .where(
-        _is_job_of(_locked),
+        _jobs.c.thread_id == _finished.c.thread_id,
+        _jobs.c.scope_kind == _finished.c.scope_kind,
+        _jobs.c.scope_key == _finished.c.scope_key,
         # SQLite would otherwise look through all running jobs, for each of them through all that are finished.
         unindexed(_jobs.c.status) == RUNNING,
-        _jobs.c.ownership_token == _locked.c.token,
+        _jobs.c.ownership_token == _finished.c.token,
     )
     .values(
         status=SUCCEEDED,
         finished_at=server_now(),
         failure_reason=null(),
-        raw_memory_path=_locked.c.raw_memory_path,
-        summary_hash=_locked.c.summary_hash,
+        raw_memory_path=_finished.c.raw_memory_path,
+        summary_hash=_finished.c.summary_hash,
     )
     .returning(_jobs.c.ownership_token)
 )

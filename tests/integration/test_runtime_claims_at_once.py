@@ -245,54 +245,52 @@ def test_a_vanished_rollout_does_not_take_what_is_written_at_the_same_time(runti
         assert state.threads.get(thread.id) is not None
 
 
-def _wait_until_calls_wait_for_a_lock(runtime: StateRuntime, calls: int) -> None:
+def _wait_for_a_lock_wait(runtime: StateRuntime) -> None:
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     deadline = time.monotonic() + 60
     while True:
         with runtime.read() as state:
-            if state.session.connection().execute(waiting).scalar_one() == calls:
+            if state.session.connection().execute(waiting).scalar_one() == 1:
                 return
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_batch_claim_and_a_batch_finish_of_the_same_jobs_wait_in_the_same_order(
+def test_a_batch_claim_does_not_wait_for_jobs_that_are_just_being_finished(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """In another order each would hold a job that the other waits for, and PostgreSQL would end one of them."""
-    oldest_first = [a_thread(id=UUID(int=number), updated_at=NOON + timedelta(seconds=number)) for number in (1, 2, 3)]
-
-    def finish(runtime: StateRuntime) -> int:
-        with runtime.autocommit() as state:
-            return sum(map(bool, state.phase1_jobs.succeed_many({lease: Product() for lease in leases}).values()))
-
-    def take_over(runtime: StateRuntime) -> int:
-        with runtime.autocommit() as state:
-            return len(
-                state.phase1_jobs.claim_candidates(
-                    owner=uuid4(), lease=timedelta(0), max_age=_AGES, scope_kinds=["user"]
-                )
-            )
-
+    """It and a batch finish would lock them in any order, and each could wait for the other."""
+    threads = [a_thread() for _ in range(8)]
     with (
         stores.fresh_settings("postgresql", tmp_path, request, busy_timeout=timedelta(seconds=60)) as settings,
         StateRuntime.open(settings) as runtime,
     ):
         leases = []
         with runtime.begin() as state:
-            state.threads.upsert_many(oldest_first)
-            for thread in oldest_first:
+            state.threads.upsert_many(threads)
+            for thread in threads:
                 key = Phase1Key(thread.id, MemoryScope.user())
                 claimed = state.phase1_jobs.try_claim(
                     key, owner=uuid4(), source_updated_at=thread.updated_at, lease=_HOUR
                 )
                 assert isinstance(claimed, Claimed)
                 leases.append(claimed.lease)
-        with ThreadPoolExecutor(2) as pool:
+
+        def finish() -> int:
+            with runtime.autocommit() as state:
+                return sum(map(bool, state.phase1_jobs.succeed_many({lease: Product() for lease in leases}).values()))
+
+        with ThreadPoolExecutor(1) as pool:
             with runtime.begin() as state:
-                assert state.phase1_jobs.renew(leases[1])
-                finished, taken = pool.submit(finish, runtime), pool.submit(take_over, runtime)
-                _wait_until_calls_wait_for_a_lock(runtime, 2)
-            assert (finished.result(60), taken.result(60)) in {(3, 0), (0, 3)}
+                assert state.phase1_jobs.renew(leases[4])
+                finished = pool.submit(finish)
+                _wait_for_a_lock_wait(runtime)
+                with runtime.autocommit() as rivals:
+                    taken = rivals.phase1_jobs.claim_candidates(
+                        owner=uuid4(), lease=timedelta(0), max_age=_AGES, scope_kinds=["user"]
+                    )
+                assert leases[4].key not in {lease.key for lease in taken}
+                assert not finished.done()
+            assert finished.result(60) + len(taken) == len(threads)

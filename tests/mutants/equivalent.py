@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 _SINGLETON = "a CHECK of the schema allows no other id"
-_ONLY_LOCKED = "the jobs are only locked there; the update compares the key again"
 
 EQUIVALENT: dict[str, str] = {
     **{f"backfills.{verb} without [id = 1]": _SINGLETON for verb in ("renew", "checkpoint", "complete_it", "release")},
@@ -12,8 +11,4 @@ EQUIVALENT: dict[str, str] = {
     "phase1_jobs.succeed keeps the old failure_reason": "the claim has removed it already",
     "phase1_jobs.succeed_many keeps the old failure_reason": "the claim has removed it already",
     "memory_scopes.mark_clean_if_locked without [ownership_token = ?]": "the IN compares the token as well",
-    **{
-        f"phase1_jobs.succeed_many without [{column} = finished_jobs.{column}]": _ONLY_LOCKED
-        for column in ("thread_id", "scope_kind", "scope_key")
-    },
 }
