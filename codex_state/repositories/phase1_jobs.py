@@ -20,6 +20,7 @@ from sqlalchemy import (
     func,
     literal_column,
     null,
+    or_,
     select,
     update,
 )
@@ -43,7 +44,7 @@ from codex_state.models import (
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
 from codex_state.repositories import phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
-from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from
+from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from, is_claimable
 from codex_state.repositories.phase1_finishing import SUCCEED_MANY, parameters_of
 from codex_state.repositories.phase1_search import Search, search_of
 from codex_state.repositories.prepared import atomically, planned_anew
@@ -58,8 +59,9 @@ _KEY = and_(
 )
 _HELD = and_(_KEY, _jobs.c.status == RUNNING, _jobs.c.ownership_token == bindparam("token", type_=text))
 
-_CLAIM = claim_from(
-    # From the thread's row, so that a job without a thread is "no row came back" rather than a broken transaction.
+_source = bindparam("new_source", type_=EpochSeconds())
+# From the thread's row, so that a job without a thread is "no row came back" rather than a broken transaction.
+_of_its_thread = (
     select(
         _threads.c.id,
         bindparam("of_kind", type_=text),
@@ -67,7 +69,7 @@ _CLAIM = claim_from(
         RUNNING,
         bindparam("new_owner", type_=UuidText()),
         server_now(),
-        bindparam("new_source", type_=EpochSeconds()),
+        _source,
         bindparam("new_token", type_=text),
         literal_column("1"),
     )
@@ -75,6 +77,8 @@ _CLAIM = claim_from(
     # On PostgreSQL a thread that is being deleted is waited for, and then missed, before the foreign key looks at it.
     .with_for_update(of=_threads, read=True, key_share=True)
 )
+_CLAIM_OF_ANY_VERSION = claim_from(_of_its_thread)
+_CLAIM = claim_from(_of_its_thread.where(_threads.c.updated_at <= _source))
 
 _REFUSAL = (
     select(
@@ -88,7 +92,11 @@ _REFUSAL = (
             ),
             (_jobs.c.status == SUCCEEDED, SkipReason.UP_TO_DATE.value),
             else_=SkipReason.RUNNING.value,
-        ).label("reason")
+        ).label("reason"),
+        case(
+            (and_(_threads.c.updated_at > _source, or_(_jobs.c.thread_id.is_(None), is_claimable(_source))), 1),
+            else_=0,
+        ).label("may_be_claimed"),
     )
     .select_from(_threads.outerjoin(_jobs, _KEY))
     .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
@@ -178,12 +186,30 @@ class Phase1JobRepository(Repository):
             "lease_seconds": whole_seconds(lease),
         }
         row = self._one(_CLAIM, parameters)
-        if row is not None:
-            return Claimed(lease_of(row, owner, lease))
-        refusal = self._one(_REFUSAL, _key_of(key))
+        if row is None:
+            refusal = self._refusal(key, parameters)
+            if not refusal.may_be_claimed:
+                return Skipped(SkipReason(refusal.reason))
+            row = self._claim_older_version(parameters)
+            if row is None:
+                return Skipped(SkipReason(self._refusal(key, parameters).reason))
+        return Claimed(lease_of(row, owner, lease))
+
+    def _claim_older_version(self, parameters: Mapping[str, Any]) -> Row[Any] | None:
+        """Claim a version that the thread has left behind since the caller read it.
+
+        Batch claims may take the thread for settled for the version it has now. Nothing in the job's row would bring
+        it back once the older version is done, so they look at it again from the moment of this claim.
+        """
+        with atomically(self._connection):
+            self._one(phase1_open_threads.TAKE_BACK, parameters)
+            return self._one(_CLAIM_OF_ANY_VERSION, parameters)
+
+    def _refusal(self, key: Phase1Key, parameters: Mapping[str, Any]) -> Any:
+        refusal = self._one(_REFUSAL, parameters)
         if refusal is None:
             raise ThreadNotFoundError(key.thread_id)
-        return Skipped(SkipReason(refusal.reason))
+        return refusal
 
     def claim_candidates(
         self,

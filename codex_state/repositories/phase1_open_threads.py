@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     and_,
+    bindparam,
     case,
     literal_column,
     null,
@@ -28,7 +29,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from codex_state.clock import server_now
 from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job, Thread
-from codex_state.models.columns import text
+from codex_state.models.columns import UuidText, text
 from codex_state.repositories.base import seconds_of, table_of
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, is_claimable
 from codex_state.repositories.phase1_scopes import has_scope, is_job_of, key_of
@@ -42,6 +43,15 @@ _now = select(server_now()).scalar_subquery()
 
 LOOK_BEYOND = 16
 """How many open threads are looked at, beside those that a claim may just have claimed, for some that are settled."""
+
+
+TAKE_BACK: ReturningUpdate[Any] = (
+    update(_threads)
+    .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
+    .values({settled_for.key: null() for settled_for in _SETTLED_FOR.values()})
+    .returning(literal_column("1").label("marked"))
+)
+"""Have the next batch claim look at a thread, whatever is known of it."""
 
 
 @lru_cache(maxsize=4)

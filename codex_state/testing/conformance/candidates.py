@@ -324,3 +324,27 @@ class TestCandidates:
         assert _claim(state) == []
         clock.advance(_HOUR)
         assert _claimed_threads(state) == [thread.id]
+
+    @pytest.mark.parametrize("kind", ["cwd", "user"])
+    @pytest.mark.parametrize("before", ["running", "failed, to be retried", "requeued"])
+    def test_a_version_that_a_claim_of_an_older_one_left_behind_is_found(
+        self, state: State, clock: ManualClock, before: str, kind: str
+    ) -> None:
+        """L10: who claims a thread by its key may have read it a while ago, and no work is forgotten."""
+        thread = _stored(state)
+        (lease,) = _claim(state, scope_kinds=[kind])
+        if before == "requeued":
+            state.phase1_jobs.fail(lease, "broken")
+        else:
+            _JOBS[before](state, lease)
+        assert _claim(state, scope_kinds=[kind]) == []
+        clock.advance(_HOUR)
+        state.phase1_jobs.requeue(lease.key)
+        older = thread.updated_at - _SECOND
+        taken = state.phase1_jobs.try_claim(lease.key, owner=_OWNER, source_updated_at=older, lease=_HOUR)
+        assert isinstance(taken, Claimed)
+        assert (taken.lease.source_updated_at, taken.lease.attempt) == (older, 2)
+        assert _claim(state, scope_kinds=[kind]) == []
+        state.phase1_jobs.succeed(taken.lease, raw_memory_path=None, summary_hash=None)
+        (latest,) = _claim(state, scope_kinds=[kind])
+        assert (latest.key, latest.source_updated_at) == (lease.key, thread.updated_at)
