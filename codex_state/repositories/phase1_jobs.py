@@ -60,8 +60,8 @@ _KEY = and_(
 _HELD = and_(_KEY, _jobs.c.status == RUNNING, _jobs.c.ownership_token == bindparam("token", type_=text))
 
 _source = bindparam("new_source", type_=EpochSeconds())
-# From the thread's row, so that a job without a thread is "no row came back" rather than a broken transaction.
-_of_its_thread = (
+_CLAIM = claim_from(
+    # From the thread's row, so that a job without a thread is "no row came back" rather than a broken transaction.
     select(
         _threads.c.id,
         bindparam("of_kind", type_=text),
@@ -73,12 +73,13 @@ _of_its_thread = (
         bindparam("new_token", type_=text),
         literal_column("1"),
     )
-    .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
+    .where(
+        _threads.c.id == bindparam("of_thread", type_=UuidText()),
+        or_(_threads.c.updated_at <= _source, bindparam("or_older", type_=BigInteger()) == literal_column("1")),
+    )
     # On PostgreSQL a thread that is being deleted is waited for, and then missed, before the foreign key looks at it.
     .with_for_update(of=_threads, read=True, key_share=True)
 )
-_CLAIM_OF_ANY_VERSION = claim_from(_of_its_thread)
-_CLAIM = claim_from(_of_its_thread.where(_threads.c.updated_at <= _source))
 
 _REFUSAL = (
     select(
@@ -185,7 +186,7 @@ class Phase1JobRepository(Repository):
             "new_token": token,
             "lease_seconds": whole_seconds(lease),
         }
-        row = self._one(_CLAIM, parameters)
+        row = self._one(_CLAIM, parameters | {"or_older": 0})
         if row is None:
             refusal = self._refusal(key, parameters)
             if not refusal.may_be_claimed:
@@ -195,7 +196,7 @@ class Phase1JobRepository(Repository):
                 return Skipped(SkipReason(self._refusal(key, parameters).reason))
         return Claimed(lease_of(row, owner, lease))
 
-    def _claim_older_version(self, parameters: Mapping[str, Any]) -> Row[Any] | None:
+    def _claim_older_version(self, parameters: dict[str, Any]) -> Row[Any] | None:
         """Claim a version that the thread has left behind since the caller read it.
 
         Batch claims may take the thread for settled for the version it has now. Nothing in the job's row would bring
@@ -203,7 +204,7 @@ class Phase1JobRepository(Repository):
         """
         with atomically(self._connection):
             self._one(phase1_open_threads.TAKE_BACK, parameters)
-            return self._one(_CLAIM_OF_ANY_VERSION, parameters)
+            return self._one(_CLAIM, parameters | {"or_older": 1})
 
     def _refusal(self, key: Phase1Key, parameters: Mapping[str, Any]) -> Any:
         refusal = self._one(_REFUSAL, parameters)

@@ -6,7 +6,8 @@ after that its text goes to the driver with its parameters in order, through the
 SQLAlchemy's execution would add is given back by hand: errors are classified, and rows have names.
 
 The ordinary path stays for everything else: other drivers; statements whose text depends on their parameters (IN
-lists); and engines to whose statements somebody listens (before or after they are executed), so that tracing on
+lists) or on the connection (a map of schemas); connections whose transaction SQLAlchemy has to begin or to refuse; and
+engines to whose statements somebody listens (before, after or instead of their execution), so that tracing on
 ``runtime.engine`` sees the statements of every mode. A listener for errors alone (``handle_error``) hears SQLite's only
 on the ordinary path, and PostgreSQL's on both: there SQLAlchemy also decides whether a connection is lost.
 """
@@ -214,6 +215,9 @@ def atomically(connection: Connection) -> Iterator[None]:
     On any other connection the block joins the transaction that is open or that its first write will open: committing
     that is up to whoever opened the session.
     """
+    if connection.get_transaction() is None:
+        # Whoever opened the connection has ended its transaction under the session: this begins the next one.
+        connection.begin()
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite":
         # With an isolation level, Python's driver itself begins a transaction before the first write.
@@ -264,7 +268,7 @@ def _sqlite_cursor(connection: Connection) -> sqlite3.Cursor:
 
 def _prepared_for(connection: Connection, statement: Executable) -> _Prepared | None:
     dialect = connection.dialect
-    if dialect.driver not in _BY_DRIVER or dialect.is_async or _is_observed(connection):
+    if dialect.driver not in _BY_DRIVER or dialect.is_async or _is_observed(connection) or not _is_plain(connection):
         return None
     cache: dict[Executable, _Prepared | None] = dialect.__dict__.setdefault(_CACHE_ATTRIBUTE, {})
     try:
@@ -290,6 +294,24 @@ def _is_observed(connection: Connection) -> bool:
         or dispatch.after_cursor_execute
         or dispatch.before_execute
         or dispatch.after_execute
+        or (dialect := connection.dialect.dispatch).do_execute
+        or dialect.do_executemany
+    )
+
+
+def _is_plain(connection: Connection) -> bool:
+    """Whether a transaction is open, with nothing about it or its statements that SQLAlchemy's execution looks at.
+
+    A service that ends the transaction of its connection itself, under a session, has the next statement begin another
+    one, and is told when it left a block's transaction before the block's end.
+    """
+    nested = connection._nested_transaction  # noqa: SLF001 - one that is over can't be seen otherwise
+    block = connection._trans_context_manager  # noqa: SLF001 - nor can this
+    return (
+        connection.in_transaction()
+        and (nested is None or nested.is_active)
+        and (block is None or block._transaction_is_active())  # noqa: SLF001
+        and "schema_translate_map" not in connection.get_execution_options()
     )
 
 

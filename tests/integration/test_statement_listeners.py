@@ -117,6 +117,24 @@ def test_every_span_is_ended_by_its_statement_or_by_its_error(runtime: StateRunt
     assert begun == ended
 
 
+@pytest.mark.parametrize(("name", "count"), [("do_execute", 1), ("do_executemany", 3)])
+def test_who_executes_statements_instead_of_the_driver_is_asked(runtime: StateRuntime, name: str, count: int) -> None:
+    executed: list[str] = []
+
+    def execute(cursor: Any, statement: str, parameters: Any, _context: object) -> bool:
+        getattr(cursor, name.removeprefix("do_"))(statement, parameters)
+        executed.append(statement)
+        return True
+
+    threads = [a_thread() for _ in range(count)]
+    event.listen(runtime.engine, name, execute)
+    with runtime.begin() as state:
+        state.threads.upsert_many(threads) if count > 1 else state.threads.upsert(threads[0])
+    assert ["insert into threads" in statement.lower() for statement in executed] == [True]
+    with runtime.read() as state:
+        assert len(state.threads.list_ids(limit=9)) == count
+
+
 def test_the_modes_stay_what_they_are_while_somebody_listens(runtime: StateRuntime, heard: Heard) -> None:
     """L6: the views of one engine are told apart."""
     first, second = a_thread(), a_thread()
