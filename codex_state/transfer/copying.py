@@ -36,6 +36,9 @@ _PUT_IDS_AFTER = text(
 )
 _SCOPES = "memory_scope_dirty"
 _MEMORIES = "thread_memory"
+_JOBS = "memory_phase1_jobs"
+# Batch claims may have passed over the thread for the job that was there.
+_LOOK_AGAIN = text("UPDATE threads SET cwd_settled_for = NULL, user_settled_for = NULL WHERE id = :of_thread")
 _OF_SCOPE = "WHERE scope_kind = :of_kind AND scope_key = :of_key"
 # Strictly later, so that a consolidation which is under way doesn't declare it clean (law L4).
 _MARK_SCOPE = text(f"UPDATE {_SCOPES} SET dirty = 1, updated_at = updated_at + 1 {_OF_SCOPE}")  # noqa: S608
@@ -233,6 +236,10 @@ def _write(state: State, source: Connection, table: StoredTable, rows: Sequence[
                 replacing[key] = stands
     table.insert(connection, missing)
     table.replace(connection, list(replacing.values()))
+    if table.name == _JOBS and replacing:
+        connection.execute(
+            _LOOK_AGAIN, [{"of_thread": thread} for thread in dict.fromkeys(key[0] for key in replacing)]
+        )
     if table.name == _MEMORIES:
         news = (table.values_of(row) for key, row in replacing.items() if _is_news(table, there[key], row))
         _mark_scopes(connection, [*map(table.values_of, missing), *news])

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from copied_states import (
@@ -36,6 +37,7 @@ from copied_states import (
 from stores import fresh_settings
 
 from codex_state import (
+    Claimed,
     CopyMismatchError,
     CopyProgress,
     CopyReport,
@@ -48,7 +50,7 @@ from codex_state import (
     copy_state,
 )
 from codex_state.models import metadata
-from codex_state.testing.samples import a_log_line
+from codex_state.testing.samples import a_log_line, a_thread
 from codex_state.transfer import tables
 
 SCRIPT = Path(__file__).parent.parent / "copy_process.py"
@@ -573,3 +575,28 @@ def test_the_same_database_is_refused_under_any_name(state_on: Opened, dialect: 
     ):
         copy_state(source, target)
     assert held(source.database) == before
+
+
+@pytest.mark.parametrize("target_on", ["sqlite", "postgresql"])
+def test_a_job_that_is_replaced_by_one_of_an_older_version_is_found_by_batch_claims(
+    state_on: Opened, target_on: str
+) -> None:
+    """L10: they may have passed over its thread for the job that was there."""
+    source, target = state_on("sqlite", "source"), state_on(target_on, "target")
+    thread = a_thread(updated_at=datetime.now(UTC).replace(microsecond=0))
+    for runtime in (source, target):
+        with runtime.begin() as state:
+            state.threads.upsert(thread)
+    with target.autocommit() as state:
+        (lease,) = state.phase1_jobs.claim_candidates(owner=uuid4(), lease=timedelta(hours=1), scope_kinds=["user"])
+        state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
+    older = thread.updated_at - timedelta(seconds=1)
+    with source.autocommit() as state:
+        for _ in range(2):
+            claim = state.phase1_jobs.try_claim(lease.key, owner=uuid4(), source_updated_at=older, lease=timedelta(0))
+        assert isinstance(claim, Claimed)
+        state.phase1_jobs.succeed(claim.lease, raw_memory_path=None, summary_hash=None)
+    assert copy_state(source, target).total(RowOutcome.UPDATED) == 1
+    with target.autocommit() as state:
+        (again,) = state.phase1_jobs.claim_candidates(owner=uuid4(), lease=timedelta(hours=1), scope_kinds=["user"])
+    assert (again.key, again.attempt) == (lease.key, 3)
