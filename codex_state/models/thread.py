@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, text
+from sqlalchemy import CheckConstraint, Column, Connection, ForeignKey, Index, Table, event, inspect, text, update
+from sqlalchemy.orm import Mapper
 from sqlmodel import Field
 
 from codex_state.models import columns
@@ -108,7 +109,7 @@ def _add_settled_columns(threads: Table) -> None:
     Each names the ``updated_at`` as of which the thread's job of one scope is finished or in somebody's hands, so that
     only its job's own row can make it claimable again. Batch claims keep them up to date and walk an index of the
     other threads, one for each choice of scopes: what they cost doesn't grow with what is done. They are hints, and
-    ``NULL`` is always right.
+    ``NULL`` is always right. A statement of a service's own that changes ``cwd`` has to set ``cwd_settled_for`` to it.
     """
     for name in ("cwd_settled_for", "user_settled_for"):
         threads.append_column(Column(name, columns.EpochSeconds()))
@@ -129,6 +130,14 @@ def _add_settled_columns(threads: Table) -> None:
 
 
 _add_settled_columns(Thread.__table__)  # type: ignore[attr-defined]
+
+
+@event.listens_for(Thread, "before_update")
+def _open_for_its_new_directory(_mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
+    """Another directory is another scope, also where a service's session writes it."""
+    if inspect(thread).attrs.cwd.history.has_changes():
+        threads: Table = Thread.__table__  # type: ignore[attr-defined]
+        connection.execute(update(threads).where(threads.c.id == thread.id).values(cwd_settled_for=None))
 
 
 class DynamicTool(StateModel, table=True):

@@ -106,6 +106,21 @@ def test_a_thread_that_changes_is_looked_at_again(state: State, change: Callable
     assert open_ones(state) == 1
 
 
+def test_a_directory_that_a_services_session_writes_is_looked_at(clocked: stores.Clocked, state: State) -> None:
+    thread = a_thread()
+    state.threads.upsert(thread)
+    finish(state, thread, fail=False)
+    assert claim(state) == 0
+    state.session.commit()
+    with clocked.database.begin() as session:
+        session.get_one(Thread, thread.id).title = "renamed"
+    assert open_ones(state) == 0
+    state.session.commit()
+    with clocked.database.begin() as session:
+        session.get_one(Thread, thread.id).cwd = Path("/elsewhere")
+    assert claim(state) == 1
+
+
 def test_jobs_of_a_former_directory_do_not_bring_their_thread_back_again_and_again(
     state: State, clocked: stores.Clocked
 ) -> None:
