@@ -5,16 +5,20 @@ then only the job's own row can make it claimable again, by a lease that ends or
 found by an index of theirs. All other threads are open, and an index holds them alone.
 
 These are hints. A claim is decided by the job's row, whatever they say. One that is missing costs a look, and one that
-no longer holds is taken back by the next batch claim before it looks.
+no longer holds is taken back by the next batch claim before it looks. It can't see that a job was claimed for an older
+version than the thread's: whoever claims so takes the hint back itself.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
+    Select,
     and_,
     bindparam,
     case,
@@ -45,13 +49,24 @@ LOOK_BEYOND = 16
 """How many open threads are looked at, beside those that a claim may just have claimed, for some that are settled."""
 
 
+_NO_TIME = literal_column(str(-(1 << 62)), BigInteger())
+"""From here on downwards no hint is a time."""
+
 TAKE_BACK: ReturningUpdate[Any] = (
     update(_threads)
     .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
-    .values({settled_for.key: null() for settled_for in _SETTLED_FOR.values()})
+    .values(
+        {
+            hint.key: case((seconds_of(hint) <= _NO_TIME, seconds_of(hint) - 1), else_=_NO_TIME)
+            for hint in _SETTLED_FOR.values()
+        }
+    )
     .returning(literal_column("1").label("marked"))
 )
-"""Have the next batch claim look at a thread, whatever is known of it."""
+"""Have batch claims look at a thread, whatever is known of it.
+
+The hint that it leaves is another one each time: ``settled_threads`` may know the job as it was before.
+"""
 
 
 @lru_cache(maxsize=4)
@@ -101,25 +116,34 @@ def settle(search: Search, window: int) -> ReturningUpdate[Any]:
     Its parameters are the search's, and ``lease_seconds`` as the claim's.
     """
     kinds = search.scope_kinds
+    return (
+        update(_threads)
+        .where(_threads.c.id.in_(settled_threads(search, window)))
+        .values({_SETTLED_FOR[kind].key: _settled_for(kind, kinds) for kind in kinds})
+        .returning(literal_column("1").label("marked"))
+    )
+
+
+def settled_threads(search: Search, window: int) -> Select[tuple[UUID]]:
+    """The threads that ``settle`` gives the hint to, locked."""
+    kinds = search.scope_kinds
     first = (
-        select(_threads.c.id)
+        select(_threads.c.id, *(_SETTLED_FOR[kind] for kind in kinds))
         .where(*is_searched(search))
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
         .limit(literal_column(str(window)))
         .subquery("first_open")
     )
-    settled = (
+    return (
         select(_threads.c.id)
         .join(first, first.c.id == _threads.c.id)
-        .where(or_(*(and_(_is_open_for(kind), _is_settled(kind)) for kind in kinds)))
+        .where(
+            or_(*(and_(_is_open_for(kind), _is_settled(kind)) for kind in kinds)),
+            # PostgreSQL judges a thread that changes before it is locked here as it is by then, but its job as it was.
+            *(_SETTLED_FOR[kind].is_not_distinct_from(first.c[_SETTLED_FOR[kind].key]) for kind in kinds),
+        )
         # Only these are locked, so that nobody's claim passes over a thread that is open.
         .with_for_update(of=_threads, skip_locked=True, key_share=True)
-    )
-    return (
-        update(_threads)
-        .where(_threads.c.id.in_(settled))
-        .values({_SETTLED_FOR[kind].key: _settled_for(kind, kinds) for kind in kinds})
-        .returning(literal_column("1").label("marked"))
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 
-from codex_state.models import MemoryScope, Phase1Key, Thread, open_threads
+from codex_state.models import Claimed, MemoryScope, Phase1Key, Thread, open_threads
 from codex_state.repositories import phase1_open_threads
+from codex_state.repositories.phase1_search import search_of
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread
 from tests import stores
@@ -119,6 +120,33 @@ def test_a_directory_that_a_services_session_writes_is_looked_at(clocked: stores
     with clocked.database.begin() as session:
         session.get_one(Thread, thread.id).cwd = Path("/elsewhere")
     assert claim(state) == 1
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["at first", "again"])
+def test_a_thread_whose_job_is_taken_over_for_an_older_version_meanwhile_is_not_settled(
+    clocked: stores.Clocked, state: State, times: int
+) -> None:
+    """Between the moment as of which a statement sees other rows and the one in which it locks the thread."""
+    if clocked.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    thread = a_thread()
+    state.threads.upsert(thread)
+    key, older = Phase1Key(thread.id, MemoryScope.user()), thread.updated_at - timedelta(seconds=1)
+
+    def take_over(source: datetime) -> None:
+        claimed = state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=source, lease=timedelta(0))
+        assert isinstance(claimed, Claimed)
+
+    search, parameters = search_of(scope_kinds=["user"], max_age_seconds=3600, sources=["cli"], home=None)
+    statement = phase1_open_threads.settled_threads(search, 9).params(parameters | {"lease_seconds": 3600})
+    for _ in range(times):
+        take_over(thread.updated_at)
+        with clocked.database.begin() as session:
+            connection = session.connection()
+            inlined = statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+            connection.exec_driver_sql(f"DECLARE settled NO SCROLL CURSOR FOR {inlined}")
+            take_over(older)
+            assert connection.exec_driver_sql("FETCH ALL FROM settled").all() == []
 
 
 def test_jobs_of_a_former_directory_do_not_bring_their_thread_back_again_and_again(
