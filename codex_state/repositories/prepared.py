@@ -247,7 +247,7 @@ def planned_anew(connection: Connection) -> Iterator[None]:
     For a statement that joins large tables that may become hundreds of times too slow, and planning costs little.
     """
     driver: Any = connection.connection.driver_connection
-    if connection.dialect.name != "postgresql":
+    if connection.dialect.driver != "psycopg":
         yield
         return
     threshold, driver.prepare_threshold = driver.prepare_threshold, None
