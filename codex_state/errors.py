@@ -205,6 +205,7 @@ _ANSWERED = "FATAL:"
 """The mark of a server's own words in the driver's text about a connection that could not be made."""
 
 _NOT_NOW = (
+    "terminating connection due to",  # the server ends while it lets the client in
     "the database system is",  # starting up, shutting down, in recovery mode, not yet accepting connections
     "too many clients",
     "too many connections for",

@@ -145,6 +145,8 @@ def a_server_that_says(fields: bytes) -> Iterator[str]:
         (b"C57P03\0Mthe database system is starting up\0", True),
         (b"C57P03\0Mthe database system is shutting down\0", True),
         (b"C57P03\0Mthe database system is in recovery mode\0", True),
+        (b"C57P01\0Mterminating connection due to unexpected postmaster exit\0", True),
+        (b"C57P01\0Mterminating connection due to administrator command\0", True),
         (b"C53300\0Msorry, too many clients already\0", True),
         (b"C08P01\0Mno more connections allowed (max_client_conn)\0", True),
         (b"C08P01\0Mserver login has been failing, try again later (server_login_retry)\0", True),
