@@ -225,11 +225,11 @@ class Phase1JobRepository(Repository):
         max_running: int | None = None,
         home: str | Collection[str] | None = None,
     ) -> list[Phase1Lease]:
-        """Claim the jobs of the most recently updated threads that have something to extract, in one statement.
+        """Claim the jobs of the most recently updated threads that have something to extract, in one transaction.
 
         A thread is a candidate when it isn't archived, its source is interactive, its memory mode is ``enabled`` and
-        one of its jobs can be claimed. Threads are never waited for: what another worker claims meanwhile is left to
-        it.
+        one of its jobs can be claimed. On PostgreSQL nobody is waited for: threads that another worker is claiming, and
+        jobs whose holder is just finishing them, are left to them. SQLite has one writer at a time.
 
         Args:
             owner: the session that will do the work.
