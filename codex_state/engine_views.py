@@ -43,10 +43,11 @@ def translate_errors(engine: Engine) -> None:
             # There was none to be lost: the server refused it, or there is no server.
             return classify_connecting(context.original_exception)
         error = classify(context.original_exception)
-        if (
-            isinstance(error, ConnectionLostError)
-            and getattr(context.original_exception, "sqlstate", None) not in _ROLLED_BACK
-        ):
+        if not isinstance(error, ConnectionLostError):
+            return error
+        # Whatever the driver thinks of it: nobody uses this connection again.
+        context.is_disconnect = True
+        if getattr(context.original_exception, "sqlstate", None) not in _ROLLED_BACK:
             if _is_commit(context):
                 return UnknownCommitOutcomeError(
                     f"the connection broke during the commit; the unit of work may or may not have been kept ({error})"

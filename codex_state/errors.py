@@ -177,6 +177,7 @@ _POSTGRESQL_BY_CLASS: dict[str, type[StateError]] = {
 _PSYCOPG_BY_NAME: dict[str, type[StateError]] = {
     # Errors of the driver itself, which have no state.
     "OperationalError": ConnectionLostError,
+    "InternalError": ConnectionLostError,  # more answers than questions: a pooler died, for instance
     "DataError": InvalidInputError,  # a NUL in a text
 }
 

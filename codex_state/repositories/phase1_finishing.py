@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from sqlalchemy import bindparam, cast, literal_column, null, select, update
 
 from codex_state.clock import server_now
 from codex_state.errors import InvalidInputError
-from codex_state.models import Phase1Job, Phase1Lease, Product
-from codex_state.models.columns import UuidText, path_to_text, text
+from codex_state.models import Phase1Job
+from codex_state.models.columns import UuidText, text
 from codex_state.repositories.base import table_of
 from codex_state.repositories.phase1_claims import RUNNING, SUCCEEDED
 from codex_state.sql import json_item, json_rows, unindexed
@@ -46,20 +46,16 @@ SUCCEED_MANY = (
 )
 
 
-def parameters_of(products: Mapping[Phase1Lease, Product]) -> dict[str, str]:
+def parameters_of(rows: Sequence[Sequence[str | None]]) -> dict[str, str]:
     """The parameters of ``SUCCEED_MANY``.
+
+    Args:
+        rows: thread, kind and key of the scope, token, path and hash of each job.
 
     Raises:
         InvalidInputError: a path or hash holds a NUL, which JSON functions don't pass on.
     """
-    rows = [_row_of(lease, product) for lease, product in products.items()]
+    for row in rows:
+        if any(value is not None and "\x00" in value for value in row):
+            raise InvalidInputError(f"a NUL character in what the job of thread {row[0]} produced")
     return {"finished": json.dumps(rows, ensure_ascii=False)}
-
-
-def _row_of(lease: Phase1Lease, product: Product) -> list[str | None]:
-    path = None if product.raw_memory_path is None else path_to_text(product.raw_memory_path)
-    scope = lease.key.scope
-    row = [str(lease.key.thread_id), scope.kind, scope.key, lease.ownership_token, path, product.summary_hash]
-    if any(value is not None and "\x00" in value for value in row):
-        raise InvalidInputError(f"a NUL character in what job {lease.key} produced")
-    return row

@@ -41,7 +41,7 @@ from codex_state.models import (
     SkipReason,
     Thread,
 )
-from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
 from codex_state.repositories import phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from, is_claimable
@@ -308,7 +308,8 @@ class Phase1JobRepository(Repository):
         """
         if not products:
             return {}
-        applied = {row.ownership_token for row in self._all(SUCCEED_MANY, parameters_of(products))}
+        rows = [_row_of_finished(lease, product) for lease, product in products.items()]
+        applied = {row.ownership_token for row in self._all(SUCCEED_MANY, parameters_of(rows))}
         return {
             lease: HolderWrite.APPLIED if lease.ownership_token in applied else HolderWrite.LEASE_LOST
             for lease in products
@@ -379,6 +380,12 @@ def _key_of(key: Phase1Key) -> dict[str, Any]:
 
 def _held(lease: Phase1Lease) -> dict[str, Any]:
     return _key_of(lease.key) | {"token": lease.ownership_token}
+
+
+def _row_of_finished(lease: Phase1Lease, product: Product) -> list[str | None]:
+    path = None if product.raw_memory_path is None else path_to_text(product.raw_memory_path)
+    scope = lease.key.scope
+    return [str(lease.key.thread_id), scope.kind, scope.key, lease.ownership_token, path, product.summary_hash]
 
 
 def _outcome(row: Row[Any] | None) -> HolderWrite:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlmodel import Session
@@ -108,3 +110,27 @@ def test_a_unit_whose_flush_finds_the_connection_broken_is_run_again(runtime: St
     runtime.run(work)
     assert len(calls) == 2
     assert stored(runtime) == 1
+
+
+def test_a_connection_whose_answers_match_no_call_is_thrown_away_and_the_unit_runs_again(
+    runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the driver found it when a pooler and its server were killed together."""
+
+    def own_process(state: State) -> int:
+        process: int = state.session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        return process
+
+    first = runtime.run(own_process)
+    execute = psycopg.Connection._exec_command
+    confused = []
+
+    def answer_twice(connection: psycopg.Connection[Any], command: Any, *arguments: Any, **options: Any) -> Any:
+        if not confused:
+            confused.append(connection.info.backend_pid)
+            raise psycopg.InternalError("received 2 results from command 'BEGIN'")
+        return (yield from execute(connection, command, *arguments, **options))
+
+    monkeypatch.setattr(psycopg.Connection, "_exec_command", answer_twice)
+    assert runtime.run(own_process) != first
+    assert confused == [first]

@@ -23,7 +23,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"shared", "front"} <= set(metafunc.fixturenames):
         metafunc.parametrize(("shared", "front"), _FRONTS, indirect=True, scope="session")
     elif "shared" in metafunc.fixturenames:
-        metafunc.parametrize("shared", _DATABASES, indirect=True, scope="session")
+        only_on = metafunc.definition.get_closest_marker("only_on")
+        databases = _DATABASES if only_on is None else only_on.args
+        metafunc.parametrize("shared", databases, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -122,13 +122,12 @@ def test_a_directory_that_a_services_session_writes_is_looked_at(clocked: stores
     assert claim(state) == 1
 
 
+@pytest.mark.only_on("postgresql")  # SQLite has one writer at a time
 @pytest.mark.parametrize("times", [1, 2], ids=["at first", "again"])
 def test_a_thread_whose_job_is_taken_over_for_an_older_version_meanwhile_is_not_settled(
     clocked: stores.Clocked, state: State, times: int
 ) -> None:
     """Between the moment as of which a statement sees other rows and the one in which it locks the thread."""
-    if clocked.database.dialect == "sqlite":
-        pytest.skip("SQLite has one writer at a time")
     thread = a_thread()
     state.threads.upsert(thread)
     key, older = Phase1Key(thread.id, MemoryScope.user()), thread.updated_at - timedelta(seconds=1)
