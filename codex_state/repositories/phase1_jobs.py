@@ -267,22 +267,22 @@ class Phase1JobRepository(Repository):
             if max_running is not None:
                 phase1_candidates.count_alone(connection)
             leases = [lease_of(row, owner, lease) for row in self._all(statement, of_search | parameters)]
-            self._mark_settled_threads(search, leases, limit, of_search | {"lease_seconds": whole_seconds(lease)})
+            self._mark_settled_threads(search, leases, of_search | {"lease_seconds": whole_seconds(lease)})
         # RETURNING has no order.
         leases.sort(key=lambda lease: (lease.source_updated_at, lease.key.thread_id), reverse=True)
         return leases
 
     def _mark_settled_threads(
-        self, search: Search, claimed: Sequence[Phase1Lease], limit: int, parameters: Mapping[str, Any]
+        self, search: Search, claimed: Sequence[Phase1Lease], parameters: Mapping[str, Any]
     ) -> None:
         """Let the next batch claim pass over what was just claimed, and over what others have settled."""
-        settle = phase1_open_threads.settle(search, limit + phase1_open_threads.LOOK_BEYOND)
-        expected = len({lease.key.thread_id for lease in claimed})
+        settle = phase1_open_threads.settle(search)
+        threads = {lease.key.thread_id for lease in claimed}
         for _ in range(_MOST_ROUNDS):
-            settled = len(self._all(settle, parameters))
-            if settled - expected < phase1_open_threads.LOOK_BEYOND // 2:
+            settled = len(self._all(settle, {**parameters, **phase1_open_threads.claimed_threads(threads)}))
+            if settled - len(threads) < phase1_open_threads.LOOK_BEYOND // 2:
                 return
-            expected = 0
+            threads = set()
 
     def renew(self, lease: Phase1Lease) -> Phase1Lease | None:
         """Prolong the lease from now on. ``None`` means that it is lost: stop working.

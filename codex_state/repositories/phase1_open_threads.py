@@ -11,6 +11,8 @@ version than the thread's: whoever claims so takes the hint back itself.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -22,10 +24,12 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
     literal_column,
     null,
     or_,
     select,
+    union,
     union_all,
     update,
 )
@@ -38,6 +42,7 @@ from codex_state.repositories.base import seconds_of, table_of
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, is_claimable
 from codex_state.repositories.phase1_scopes import has_scope, is_job_of, key_of
 from codex_state.repositories.phase1_search import Search, is_searched, seconds_ago
+from codex_state.sql import json_item, json_rows
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -46,7 +51,7 @@ _SETTLED_FOR = {SCOPE_CWD: _threads.c.cwd_settled_for, SCOPE_USER: _threads.c.us
 _now = select(server_now()).scalar_subquery()
 
 LOOK_BEYOND = 16
-"""How many open threads are looked at, beside those that a claim may just have claimed, for some that are settled."""
+"""How many open threads are looked at, beside those that were just claimed, for some that others have settled."""
 
 
 _NO_TIME = literal_column(str(-(1 << 62)), BigInteger())
@@ -110,30 +115,42 @@ def reopen(kinds: tuple[str, ...]) -> ReturningUpdate[Any]:
 
 
 @lru_cache(maxsize=64)
-def settle(search: Search, window: int) -> ReturningUpdate[Any]:
-    """Give the hint to those of the first ``window`` threads found that are settled by now. Returns a row for each.
+def settle(search: Search) -> ReturningUpdate[Any]:
+    """Give the hint to threads that are settled by now: claimed ones, and some of the first that are open.
 
-    Its parameters are the search's, and ``lease_seconds`` as the claim's.
+    Its parameters are the search's, ``lease_seconds`` as the claim's, and ``claimed`` by ``claimed_threads``. Returns a row
+    for each thread.
     """
     kinds = search.scope_kinds
     return (
         update(_threads)
-        .where(_threads.c.id.in_(settled_threads(search, window)))
+        .where(_threads.c.id.in_(settled_threads(search)))
         .values({_SETTLED_FOR[kind].key: _settled_for(kind, kinds) for kind in kinds})
         .returning(literal_column("1").label("marked"))
     )
 
 
-def settled_threads(search: Search, window: int) -> Select[tuple[UUID]]:
+def claimed_threads(ids: Iterable[UUID]) -> dict[str, str]:
+    """The parameter that names them."""
+    return {"claimed": json.dumps([[str(thread_id)] for thread_id in ids])}
+
+
+def settled_threads(search: Search) -> Select[tuple[UUID]]:
     """The threads that ``settle`` gives the hint to, locked."""
     kinds = search.scope_kinds
-    first = (
-        select(_threads.c.id, *(_SETTLED_FOR[kind] for kind in kinds))
+    columns = (_threads.c.id, *(_SETTLED_FOR[kind] for kind in kinds))
+    open_ones = (
+        select(*columns)
         .where(*is_searched(search))
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
-        .limit(literal_column(str(window)))
-        .subquery("first_open")
+        .limit(literal_column(str(LOOK_BEYOND)))
+        .subquery("open_ones")
     )
+    # Those that are just being claimed by others are open still, and may be so many that these are not among the first.
+    row = json_rows(bindparam("claimed", type_=text)).table_valued("value", name="claimed_ones").c.value
+    ids = select(cast(json_item(row, literal_column("0")), UuidText()).label("id")).subquery("claimed_ids")
+    claimed_ones = select(*columns).join(ids, ids.c.id == _threads.c.id)
+    first = union(select(open_ones), claimed_ones).subquery("first_ones")
     return (
         select(_threads.c.id)
         .join(first, first.c.id == _threads.c.id)

@@ -123,6 +123,20 @@ def test_a_directory_that_a_services_session_writes_is_looked_at(clocked: stores
 
 
 @pytest.mark.only_on("postgresql")  # SQLite has one writer at a time
+def test_a_claim_behind_others_that_have_not_ended_settles_its_own_threads(
+    clocked: stores.Clocked, state: State
+) -> None:
+    """Else the next one would look at them, be refused, and find nothing though there is something."""
+    state.threads.upsert_many([a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(120)])
+    with clocked.database.begin() as first, clocked.database.begin() as second:
+        assert claim(State(first), limit=30, scope_kinds=("user",)) == 30
+        assert claim(State(second), limit=30, scope_kinds=("user",)) == 30
+        assert claim(state, limit=30, scope_kinds=("user",)) == 30
+        assert open_ones(state, "user") == 90
+        assert claim(state, limit=64, scope_kinds=("user",)) == 30
+
+
+@pytest.mark.only_on("postgresql")  # SQLite has one writer at a time
 @pytest.mark.parametrize("times", [1, 2], ids=["at first", "again"])
 def test_a_thread_whose_job_is_taken_over_for_an_older_version_meanwhile_is_not_settled(
     clocked: stores.Clocked, state: State, times: int
@@ -137,7 +151,9 @@ def test_a_thread_whose_job_is_taken_over_for_an_older_version_meanwhile_is_not_
         assert isinstance(claimed, Claimed)
 
     search, parameters = search_of(scope_kinds=["user"], max_age_seconds=3600, sources=["cli"], home=None)
-    statement = phase1_open_threads.settled_threads(search, 9).params(parameters | {"lease_seconds": 3600})
+    statement = phase1_open_threads.settled_threads(search).params(
+        parameters | {"lease_seconds": 3600} | phase1_open_threads.claimed_threads([])
+    )
     for _ in range(times):
         take_over(thread.updated_at)
         with clocked.database.begin() as session:
