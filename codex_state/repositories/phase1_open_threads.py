@@ -118,8 +118,8 @@ def reopen(kinds: tuple[str, ...]) -> ReturningUpdate[Any]:
 def settle(search: Search) -> ReturningUpdate[Any]:
     """Give the hint to threads that are settled by now: claimed ones, and some of the first that are open.
 
-    Its parameters are the search's, ``lease_seconds`` as the claim's, and ``claimed`` by ``claimed_threads``. Returns a row
-    for each thread.
+    Its parameters are the search's, ``lease_seconds`` as the claim's, and ``claimed`` by ``claimed_threads``. It returns
+    a row for each thread.
     """
     kinds = search.scope_kinds
     return (
