@@ -262,7 +262,7 @@ class Phase1JobRepository(Repository):
         )
         connection = self._connection
         # In one transaction: SQLite's other writers would empty this one's cache between the statements.
-        with planned_anew(connection), atomically(connection):
+        with planned_anew(connection), atomically(connection, by_index=True):
             self._all(phase1_open_threads.reopen(search.scope_kinds), {"lease_seconds": whole_seconds(lease)})
             if max_running is not None:
                 phase1_candidates.count_alone(connection)

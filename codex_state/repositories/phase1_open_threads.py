@@ -29,7 +29,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    union,
     union_all,
     update,
 )
@@ -118,8 +117,8 @@ def reopen(kinds: tuple[str, ...]) -> ReturningUpdate[Any]:
 def settle(search: Search) -> ReturningUpdate[Any]:
     """Give the hint to threads that are settled by now: claimed ones, and some of the first that are open.
 
-    Its parameters are the search's, ``lease_seconds`` as the claim's, and ``claimed`` by ``claimed_threads``. It returns
-    a row for each thread.
+    Its parameters are the search's, ``lease_seconds`` as the claim's, and ``claimed`` by ``claimed_threads``. A row
+    comes back for each thread.
     """
     kinds = search.scope_kinds
     return (
@@ -137,27 +136,33 @@ def claimed_threads(ids: Iterable[UUID]) -> dict[str, str]:
 
 def settled_threads(search: Search) -> Select[tuple[UUID]]:
     """The threads that ``settle`` gives the hint to, locked."""
-    kinds = search.scope_kinds
-    columns = (_threads.c.id, *(_SETTLED_FOR[kind] for kind in kinds))
+    hints = [_SETTLED_FOR[kind] for kind in search.scope_kinds]
     open_ones = (
-        select(*columns)
+        select(_threads.c.id, *hints, literal_column("0").label("is_claimed"))
         .where(*is_searched(search))
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
         .limit(literal_column(str(LOOK_BEYOND)))
         .subquery("open_ones")
     )
-    # Those that are just being claimed by others are open still, and may be so many that these are not among the first.
-    row = json_rows(bindparam("claimed", type_=text)).table_valued("value", name="claimed_ones").c.value
-    ids = select(cast(json_item(row, literal_column("0")), UuidText()).label("id")).subquery("claimed_ids")
-    claimed_ones = select(*columns).join(ids, ids.c.id == _threads.c.id)
-    first = union(select(open_ones), claimed_ones).subquery("first_ones")
+    # Threads that others are just claiming are open still, and may be so many that these are not among the first.
+    row = json_rows(bindparam("claimed", type_=text)).table_valued("value", name="claimed").c.value
+    claimed_ones = select(
+        cast(json_item(row, literal_column("0")), UuidText()).label("id"),
+        *(cast(null(), hint.type).label(hint.key) for hint in hints),
+        literal_column("1"),
+    )
+    looked_at = union_all(select(open_ones), claimed_ones).subquery("looked_at")
     return (
         select(_threads.c.id)
-        .join(first, first.c.id == _threads.c.id)
+        .join(looked_at, looked_at.c.id == _threads.c.id)
         .where(
-            or_(*(and_(_is_open_for(kind), _is_settled(kind)) for kind in kinds)),
+            or_(*(and_(_is_open_for(kind), _is_settled(kind)) for kind in search.scope_kinds)),
             # PostgreSQL judges a thread that changes before it is locked here as it is by then, but its job as it was.
-            *(_SETTLED_FOR[kind].is_not_distinct_from(first.c[_SETTLED_FOR[kind].key]) for kind in kinds),
+            # The claimed ones have been locked since they were claimed.
+            or_(
+                looked_at.c.is_claimed == literal_column("1"),
+                and_(*(hint.is_not_distinct_from(looked_at.c[hint.key]) for hint in hints)),
+            ),
         )
         # Only these are locked, so that nobody's claim passes over a thread that is open.
         .with_for_update(of=_threads, skip_locked=True, key_share=True)

@@ -37,6 +37,8 @@ _IDLE = 0
 _RAW = (sqlite3.Error, StatementError, UnicodeEncodeError, OverflowError)
 """What isn't a ``StateError`` yet: a refused value, a driver's error, or one from an engine that doesn't translate."""
 
+_BEGIN_BY_INDEX = "BEGIN; SET LOCAL enable_seqscan = off"
+
 _Convert = Callable[[Any], Any] | None
 _Make = Callable[[Sequence[Any]], Any]
 
@@ -209,11 +211,16 @@ def execute_many(connection: Connection, statement: Executable, rows: Sequence[M
 
 
 @contextmanager
-def atomically(connection: Connection) -> Iterator[None]:
+def atomically(connection: Connection, *, by_index: bool = False) -> Iterator[None]:
     """One transaction for the block, also on a connection that commits every statement by itself.
 
     On any other connection the block joins the transaction that is open or that its first write will open: committing
     that is up to whoever opened the session.
+
+    Args:
+        connection: where to run the block's statements.
+        by_index: in a transaction of its own, have PostgreSQL read tables by an index also where it takes them for
+            small. In one of somebody else it goes by its own estimates.
     """
     if connection.get_transaction() is None:
         # Whoever opened the connection has ended its transaction under the session: this begins the next one.
@@ -224,7 +231,8 @@ def atomically(connection: Connection) -> Iterator[None]:
         by_itself = driver.isolation_level is None and not driver.in_transaction
         begin = "BEGIN IMMEDIATE" if by_itself else None
     else:
-        begin = "BEGIN" if driver.autocommit and driver.info.transaction_status == _IDLE else None
+        by_itself = driver.autocommit and driver.info.transaction_status == _IDLE
+        begin = (_BEGIN_BY_INDEX if by_index else "BEGIN") if by_itself else None
     if begin is None:
         yield
         return

@@ -122,6 +122,25 @@ def test_a_directory_that_a_services_session_writes_is_looked_at(clocked: stores
     assert claim(state) == 1
 
 
+@pytest.mark.only_on("postgresql")  # SQLite's plan is asserted with the others
+def test_a_claim_reads_no_table_from_end_to_end_though_nobody_has_analysed_it(state: State) -> None:
+    """By PostgreSQL's estimates reading two thousand threads would be cheaper than seeking some of them."""
+    state.threads.upsert_many([a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(2000)])
+    connection = state.session.connection()
+
+    def whole_reads() -> int:
+        connection.execute(text("SELECT pg_stat_force_next_flush()"))
+        read: int = connection.execute(
+            text("SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname IN ('threads', 'memory_phase1_jobs')")
+        ).scalar_one()
+        return read
+
+    before = whole_reads()
+    for _ in range(8):
+        assert claim(state) == 128
+    assert whole_reads() == before
+
+
 @pytest.mark.only_on("postgresql")  # SQLite has one writer at a time
 def test_a_claim_behind_others_that_have_not_ended_settles_its_own_threads(
     clocked: stores.Clocked, state: State
