@@ -54,7 +54,7 @@ chaos: .venv/.dev  ## Kill, pause and race workers, and kill their server, for M
 	$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),3) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: mutants
-mutants: .venv/.dev  ## Plant every bug in the lease core and show which check notices it (a minute)
+mutants: .venv/.dev  ## Plant every bug in the lease core and show which check notices it (a minute or two)
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 .PHONY: dist

@@ -90,7 +90,7 @@ def thread_row(number: int, **values: Any) -> dict[str, Any]:
         "updated_at": 1_770_000_100 + number,
         "source": '{"subagent":"review"}',
         "model_provider": "openai",
-        "cwd": "/work",
+        "cwd": "/code",
         "title": f"hello {number}",
         "sandbox_policy": '{"type":"read-only"}',
         "approval_mode": "on-request",
@@ -165,7 +165,7 @@ def scope_row(**values: Any) -> dict[str, Any]:
 
 def lock_row(**values: Any) -> dict[str, Any]:
     return {
-        "cwd": "/work",
+        "cwd": "/code",
         "working_thread_id": str(uuid.UUID(int=9)),
         "updated_at": 1_770_000_300,
         "ownership_token": "lock token",

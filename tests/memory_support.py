@@ -27,7 +27,7 @@ from codex_state.testing.samples import a_thread
 
 OWNER = UUID("0195fd6c-6a00-7000-8000-0000000000aa")
 OTHER = UUID("0195fd6c-6a00-7000-8000-0000000000bb")
-CWD = Path("/work/project")
+CWD = Path("/code/project")
 
 
 @pytest.fixture(scope="session")

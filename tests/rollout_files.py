@@ -35,7 +35,7 @@ def session_meta(number: int = 1, **changes: Any) -> SessionMeta:
     values = {
         "id": str(thread_id(number)),
         "timestamp": WRITTEN_AT,
-        "cwd": "/work-x/proj",
+        "cwd": "/code-x/proj",
         "originator": "codex_cli_rs",
         "cli_version": "0.99.0",
         "source": "cli",
@@ -46,7 +46,7 @@ def session_meta(number: int = 1, **changes: Any) -> SessionMeta:
 
 def turn_context(**changes: Any) -> TurnContext:
     values = {
-        "cwd": "/work-x/turn",
+        "cwd": "/code-x/turn",
         "approval_policy": "never",
         "sandbox_policy": ReadOnly(),
         "model": "gpt-5.1-codex",

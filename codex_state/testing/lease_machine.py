@@ -35,7 +35,7 @@ __all__ = ["LeaseMachine", "Store", "check_leases", "lease_machine"]
 
 THREADS = tuple(UUID(int=number) for number in (1, 2))
 OWNERS = tuple(UUID(int=number) for number in (101, 102, 103))
-CWD = Path("/work")
+CWD = Path("/code")
 SCOPES = (MemoryScope.cwd(CWD), MemoryScope.user())
 KEYS = tuple(Phase1Key(thread, scope) for thread in THREADS for scope in SCOPES)
 ROOTS = (Path("/memories/one"), Path("/memories/user"))

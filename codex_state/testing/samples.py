@@ -22,7 +22,7 @@ def a_thread(**values: Any) -> Thread:
         "updated_at": NOON,
         "source": "cli",
         "model_provider": "openai",
-        "cwd": Path("/work"),
+        "cwd": Path("/code"),
         "title": "hello",
         "first_user_message": "hello",
         "sandbox_policy": '{"type":"read-only"}',

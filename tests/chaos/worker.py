@@ -400,7 +400,7 @@ def final_reads(state: State, recorder: Recorder) -> None:
     recorded = RecordedState(state, recorder)
     for number in range(THREADS):
         thread = thread_id_of(thread_name(RECORDED, number))
-        for scope in (MemoryScope.user(), MemoryScope.cwd(Path("/work"))):
+        for scope in (MemoryScope.user(), MemoryScope.cwd(Path("/code"))):
             recorded.phase1_jobs.get(Phase1Key(thread, scope))
     for root in ROOTS:
         recorded.consolidation_locks.get(root)

@@ -104,7 +104,7 @@ def store_threads(service: Service) -> list[str]:
     return [
         service.post(
             "/threads",
-            {"title": f"Thread {number}", "cwd": f"/work/{number % 3}", "messages": ["hello", f"wish {number}"]},
+            {"title": f"Thread {number}", "cwd": f"/code/{number % 3}", "messages": ["hello", f"wish {number}"]},
         )["id"]
         for number in range(THREADS)
     ]
@@ -144,7 +144,7 @@ def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_kill
             }
 
         def notebooks_are_complete() -> bool:
-            texts = [service.get("/notebook", cwd=f"/work/{number}")["text"] for number in range(3)]
+            texts = [service.get("/notebook", cwd=f"/code/{number}")["text"] for number in range(3)]
             return sorted(line for text in texts for line in text.splitlines()) == sorted(
                 f"- Thread {number}: wish {number}" for number in range(THREADS)
             )

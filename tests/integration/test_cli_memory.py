@@ -17,7 +17,7 @@ from codex_state.settings import StateSettings
 
 OWNER = UUID("00000000-0000-4000-8000-00000000000a")
 FAILED, RUNNING, DONE = (UUID(f"019d0000-0000-7000-8000-00000000000{digit}") for digit in "123")
-SCOPE = MemoryScope.cwd(Path("/work/orchard"))
+SCOPE = MemoryScope.cwd(Path("/code/orchard"))
 SEEN = datetime(2026, 4, 1, 12, tzinfo=UTC)
 
 
@@ -56,7 +56,7 @@ def thread(thread_id: UUID) -> Thread:
         updated_at=SEEN,
         source="cli",
         model_provider="openai",
-        cwd=Path("/work/orchard"),
+        cwd=Path("/code/orchard"),
         sandbox_policy='{"type":"read-only"}',
         approval_mode="never",
         title="a title",
@@ -173,7 +173,7 @@ def test_memories_are_filtered_by_scope_and_thread(cli: Cli) -> None:
         return [item["memory_summary"] for item in cli.ok("memories", "list", *options, "--json").json["items"]]
 
     assert summaries("--scope-kind", "user") == ["Writes in short sentences."]
-    assert summaries("--scope-key", "/work/orchard") == ["Prefers small commits."]
+    assert summaries("--scope-key", "/code/orchard") == ["Prefers small commits."]
     assert summaries("--thread-id", str(FAILED)) == []
     assert len(summaries("--thread-id", DONE.hex)) == 2
     assert len(summaries("--limit", "1")) == 1

@@ -35,7 +35,7 @@ def write_rollout(home: Path, provider: str) -> str:
     meta = {
         "id": thread_id,
         "timestamp": "2026-01-02T03:04:05Z",
-        "cwd": "/work",
+        "cwd": "/code",
         "originator": "test",
         "cli_version": "1",
         "model_provider": provider,
@@ -67,7 +67,7 @@ def test_a_key_that_is_too_long_is_invalid_input(runtime: StateRuntime) -> None:
 
 
 def test_a_directory_too_long_for_a_key_has_no_scope_and_stops_no_worker(runtime: StateRuntime) -> None:
-    ordinary, deep = a_thread(cwd=Path("/work")), a_thread(cwd=Path("/" + incompressible(3800)))
+    ordinary, deep = a_thread(cwd=Path("/code")), a_thread(cwd=Path("/" + incompressible(3800)))
     with runtime.begin() as state:
         state.threads.upsert_many([ordinary, deep])
         leases = state.phase1_jobs.claim_candidates(owner=uuid4(), lease=timedelta(hours=1), max_age=ANY_AGE)

@@ -367,7 +367,7 @@ def test_options_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
 def test_many_workers_at_once_consolidate_each_scope_once(settings: StateSettings, opened: Open) -> None:
     runtimes = [opened(settings) for _ in range(4)]
     for number in range(6):
-        add_threads(runtimes[0], cwd=Path(f"/work/{number}"))
+        add_threads(runtimes[0], cwd=Path(f"/code/{number}"))
     run_phase1(runtimes[0], lambda thread: ExtractedMemory("raw"), owner=OWNER)
     calls: list[MemoryScope] = []
 

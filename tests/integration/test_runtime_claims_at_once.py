@@ -95,7 +95,7 @@ def test_a_batch_that_is_not_committed_keeps_nobody_waiting(runtime: StateRuntim
             assert others == threads - mine
             # Rows that refer to a claimed thread aren't held up either.
             outcome = second.phase1_jobs.try_claim(
-                Phase1Key(min(mine), MemoryScope("cwd", "/work")),
+                Phase1Key(min(mine), MemoryScope("cwd", "/code")),
                 owner=uuid4(),
                 source_updated_at=NOON,
                 lease=_HOUR,

@@ -20,7 +20,7 @@ _THREAD = {
     "updated_at": 1770000060,
     "source": "cli",
     "model_provider": "openai",
-    "cwd": "/work/größer",
+    "cwd": "/code/größer",
     "sandbox_policy": '{"type":"read-only"}',
     "approval_mode": "on-request",
     # Of later revisions:
@@ -35,7 +35,7 @@ _THREAD = {
 
 _JOB = {
     "scope_kind": "cwd",
-    "scope_key": "/work/größer",
+    "scope_key": "/code/größer",
     "owner_session_id": SESSION,
     "started_at": 1770000100,
     "source_updated_at": 1770000060,
@@ -101,10 +101,10 @@ SAMPLES: Rows = {
         {**_JOB, "thread_id": SECOND, "status": "failed", "finished_at": 1770000150, "failure_reason": "no model"},
         {**_JOB, "thread_id": SECOND, "status": "succeeded", "scope_kind": "user", "finished_at": 1770000150},
     ],
-    "memory_scope_dirty": [{"scope_kind": "cwd", "scope_key": "/work/größer", "dirty": 1, "updated_at": 1770000200}],
+    "memory_scope_dirty": [{"scope_kind": "cwd", "scope_key": "/code/größer", "dirty": 1, "updated_at": 1770000200}],
     "memory_consolidation_locks": [
-        {"cwd": "/work/a", "working_thread_id": SESSION, "updated_at": 1770000400, "ownership_token": "cafe"},
-        {"cwd": "/work/b", "working_thread_id": SESSION, "updated_at": 1770000500, "ownership_token": "beef"},
+        {"cwd": "/code/a", "working_thread_id": SESSION, "updated_at": 1770000400, "ownership_token": "cafe"},
+        {"cwd": "/code/b", "working_thread_id": SESSION, "updated_at": 1770000500, "ownership_token": "beef"},
     ],
 }
 """One value for every column that ever was, but for the backfill's row, which the schema brings along."""

@@ -26,11 +26,11 @@ from tests.mutants.bench import Bench, Check
 
 MINE, OTHERS = UUID(int=1), UUID(int=2)
 HOUR = timedelta(hours=1)
-OWN = Phase1Key(MINE, MemoryScope("cwd", "/work"))
+OWN = Phase1Key(MINE, MemoryScope("cwd", "/code"))
 NEIGHBOURS = {
     "thread": Phase1Key(OTHERS, OWN.scope),
-    "kind of scope": Phase1Key(MINE, MemoryScope("user", "/work")),
-    "key of scope": Phase1Key(MINE, MemoryScope("cwd", "/work/sub")),
+    "kind of scope": Phase1Key(MINE, MemoryScope("user", "/code")),
+    "key of scope": Phase1Key(MINE, MemoryScope("cwd", "/code/sub")),
 }
 """What differs from ``OWN`` in one part only."""
 

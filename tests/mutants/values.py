@@ -40,7 +40,7 @@ _UPSERTS: dict[str, Callable[[State], Upsert]] = {
 def _upserting(name: str) -> Check:
     def run(bench: Bench) -> None:
         with bench.session() as (state, clock):
-            state.threads.upsert(a_thread(id=MINE, cwd=Path("/work")))
+            state.threads.upsert(a_thread(id=MINE, cwd=Path("/code")))
             upsert = _UPSERTS[name](state)
             first = upsert("raw 1", "summary 1")
             assert first.updated_at == NOON

@@ -91,9 +91,9 @@ class TestCandidates:
         assert _claim(state, sources=[]) == []
 
     def test_each_candidate_gives_one_lease_per_scope(self, state: State) -> None:
-        thread = _stored(state, updated_at=NOON - _HOUR, cwd=Path("/work/ä"))
+        thread = _stored(state, updated_at=NOON - _HOUR, cwd=Path("/code/ä"))
         leases = _claim(state, scope_kinds=["cwd", "user"])
-        assert {lease.key.scope for lease in leases} == {MemoryScope.cwd(Path("/work/ä")), _USER}
+        assert {lease.key.scope for lease in leases} == {MemoryScope.cwd(Path("/code/ä")), _USER}
         for lease in leases:
             assert lease.key.thread_id == thread.id
             assert (lease.owner, lease.attempt, lease.started_at, lease.duration) == (_OWNER, 1, NOON, _HOUR)

@@ -135,7 +135,7 @@ class TestClaims:
     def test_a_claim_concerns_its_own_scope_only(self, state: State) -> None:
         keys = [
             Phase1Key(_a_stored_thread(state), scope)
-            for scope in (MemoryScope.user(), MemoryScope("cwd", "/work"), MemoryScope("cwd", "/work/"))
+            for scope in (MemoryScope.user(), MemoryScope("cwd", "/code"), MemoryScope("cwd", "/code/"))
         ]
         same_thread = [Phase1Key(keys[0].thread_id, key.scope) for key in keys]
         leases = [_claim(state, key) for key in [*same_thread, *keys[1:]]]

@@ -18,7 +18,7 @@ _SECOND = timedelta(seconds=1)
 _USER = MemoryScope.user()
 
 
-def _a_stored_thread(state: State, cwd: str = "/work", thread_id: UUID | None = None) -> UUID:
+def _a_stored_thread(state: State, cwd: str = "/code", thread_id: UUID | None = None) -> UUID:
     thread = a_thread(cwd=Path(cwd), id=thread_id or uuid4())
     state.threads.upsert(thread)
     return thread.id
@@ -40,12 +40,12 @@ class TestThreadMemories:
         assert state.thread_memories.get(uuid4()) is None
 
     def test_a_memory_is_stored_for_the_threads_directory(self, state: State) -> None:
-        thread_id = _a_stored_thread(state, "/work/ä")
+        thread_id = _a_stored_thread(state, "/code/ä")
         memory = state.thread_memories.upsert(thread_id, "raw", "summary")
         assert memory == ThreadMemory(
             thread_id=thread_id,
             scope_kind="cwd",
-            scope_key="/work/ä",
+            scope_key="/code/ä",
             raw_memory="raw",
             memory_summary="summary",
             updated_at=NOON,
@@ -112,7 +112,7 @@ class TestThreadMemories:
 
     def test_the_token_of_one_key_opens_no_other(self, state: State) -> None:
         thread_id = _a_stored_thread(state)
-        user, cwd = _claimed(state, thread_id), _claimed(state, thread_id, MemoryScope.cwd(Path("/work")))
+        user, cwd = _claimed(state, thread_id), _claimed(state, thread_id, MemoryScope.cwd(Path("/code")))
         crossed = Phase1Lease(
             cwd.key, user.owner, user.ownership_token, 1, user.source_updated_at, user.started_at, user.duration
         )
@@ -134,17 +134,17 @@ class TestThreadMemories:
         assert newest.scope_key == "/a"
 
     def test_the_last_memories_of_a_directory_are_newest_first(self, state: State, clock: ManualClock) -> None:
-        first, second, elsewhere = (_a_stored_thread(state, cwd) for cwd in ("/work", "/work", "/elsewhere"))
+        first, second, elsewhere = (_a_stored_thread(state, cwd) for cwd in ("/code", "/code", "/elsewhere"))
         for thread_id in (first, second, elsewhere):
             state.thread_memories.upsert(thread_id, "raw", "summary")
         state.thread_memories.upsert(first, "raw", "summary")  # within the same second: one second later than itself
-        assert [memory.thread_id for memory in state.thread_memories.last_n_for_cwd(Path("/work"), 10)] == [
+        assert [memory.thread_id for memory in state.thread_memories.last_n_for_cwd(Path("/code"), 10)] == [
             first,
             second,
         ]
         clock.advance(timedelta(minutes=1))
         state.thread_memories.upsert(second, "raw", "summary")
-        assert [memory.thread_id for memory in state.thread_memories.last_n_for_cwd(Path("/work"), 1)] == [second]
+        assert [memory.thread_id for memory in state.thread_memories.last_n_for_cwd(Path("/code"), 1)] == [second]
         assert state.thread_memories.last_n_for_cwd(Path("/unknown"), 10) == []
 
     def test_memories_of_one_second_are_ordered_by_thread_descending(self, state: State) -> None:
@@ -157,11 +157,11 @@ class TestThreadMemories:
     @pytest.mark.parametrize("n", [0, -1])
     def test_no_memories_are_no_memories(self, state: State, n: int) -> None:
         state.thread_memories.upsert(_a_stored_thread(state), "raw", "summary")
-        assert state.thread_memories.last_n_for_cwd(Path("/work"), n) == []
+        assert state.thread_memories.last_n_for_cwd(Path("/code"), n) == []
 
-    @pytest.mark.parametrize("asked", ["/wor", "/work/", "/work/sub", "/WORK", "%", "/w_rk"])
+    @pytest.mark.parametrize("asked", ["/wor", "/code/", "/code/sub", "/WORK", "%", "/w_rk"])
     def test_a_directory_matches_exactly(self, state: State, asked: str) -> None:
-        state.thread_memories.upsert(_a_stored_thread(state, "/work"), "raw", "summary")
+        state.thread_memories.upsert(_a_stored_thread(state, "/code"), "raw", "summary")
         found = state.thread_memories.last_n_for_scope(MemoryScope("cwd", asked), 10)
         assert found == []
 

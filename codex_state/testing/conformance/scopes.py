@@ -15,7 +15,7 @@ from codex_state.testing.samples import NOON
 
 _SECOND = timedelta(seconds=1)
 _USER = MemoryScope.user()
-_CWD = MemoryScope.cwd(Path("/work"))
+_CWD = MemoryScope.cwd(Path("/code"))
 
 
 class TestMemoryScopes:

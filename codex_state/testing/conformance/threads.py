@@ -21,7 +21,7 @@ _FULL = {
     "updated_at": _LATER,
     "source": '{"subagent":"review"}',
     "model_provider": "azure",
-    "cwd": Path("/work/ä b"),
+    "cwd": Path("/code/ä b"),
     "title": "Title\nof two lines ' \" % _ \\",
     "sandbox_policy": '{"type":"danger-full-access"}',
     "approval_mode": "never",

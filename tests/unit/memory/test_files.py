@@ -37,8 +37,8 @@ def names(root: Path) -> set[str]:
 
 def test_roots_are_named_by_the_digest_of_the_working_directory_and_by_user() -> None:
     home = Path("/home/me/.codex")
-    digest = sha256(b"/work/gr\xc3\xb6\xc3\x9fer").hexdigest()[:16]
-    assert memory_root(home, MemoryScope.cwd(Path("/work/größer"))) == home / "memories" / digest / "memory"
+    digest = sha256(b"/code/gr\xc3\xb6\xc3\x9fer").hexdigest()[:16]
+    assert memory_root(home, MemoryScope.cwd(Path("/code/größer"))) == home / "memories" / digest / "memory"
     assert memory_root(home, MemoryScope.user()) == home / "memories" / "user" / "memory"
 
 

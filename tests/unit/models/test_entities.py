@@ -290,7 +290,7 @@ def test_a_lost_lease_is_false_and_an_applied_write_is_true() -> None:
     assert not HolderWrite.LEASE_LOST
 
 
-@pytest.mark.parametrize("cwd", ["/work", "/", ""])
+@pytest.mark.parametrize("cwd", ["/code", "/", ""])
 def test_the_scope_of_a_directory_is_keyed_by_its_stored_text(cwd: str) -> None:
     assert MemoryScope.cwd(Path(cwd)) == MemoryScope("cwd", cwd)
 

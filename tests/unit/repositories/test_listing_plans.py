@@ -22,7 +22,7 @@ _FILL = """
 INSERT INTO threads (id, rollout_path, created_at, updated_at, source, model_provider, cwd, title, sandbox_policy,
     approval_mode, archived, archived_at, first_user_message)
 SELECT gen_random_uuid(), '/rollouts/' || n, :noon - n * 7919 % :threads, :noon - n,
-    CASE WHEN n % 10 = 0 THEN 'vscode' ELSE 'cli' END, 'openai', '/work', 'a title', 'read-only', 'on-request',
+    CASE WHEN n % 10 = 0 THEN 'vscode' ELSE 'cli' END, 'openai', '/code', 'a title', 'read-only', 'on-request',
     CASE WHEN n % 10 = 1 THEN 1 ELSE 0 END, CASE WHEN n % 10 = 1 THEN :noon END, 'a message'
 FROM generate_series(1, :threads) AS numbers (n)
 """

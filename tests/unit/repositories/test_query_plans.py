@@ -117,7 +117,7 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
         ),
         (_claim, "SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)"),
         (
-            lambda state: state.thread_memories.last_n_for_cwd(Path("/work"), 64),
+            lambda state: state.thread_memories.last_n_for_cwd(Path("/code"), 64),
             "SEARCH thread_memory USING INDEX idx_thread_memory_scope_updated_at (scope_kind=? AND scope_key=?)",
         ),
         (

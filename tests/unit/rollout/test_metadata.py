@@ -105,13 +105,13 @@ class TestBuilder:
     def test_given_values_are_taken(self) -> None:
         thread = new_thread(
             model_provider="given",
-            cwd=Path("/work"),
+            cwd=Path("/code"),
             cli_version="1.2",
             sandbox_policy=WorkspaceWrite(writable_roots=["/a"]),
             approval_mode="never",
             git_branch="main",
         )
-        assert (thread.model_provider, thread.cwd, thread.cli_version) == ("given", Path("/work"), "1.2")
+        assert (thread.model_provider, thread.cwd, thread.cli_version) == ("given", Path("/code"), "1.2")
         assert json.loads(thread.sandbox_policy)["writable_roots"] == ["/a"]
         assert (thread.approval_mode, thread.git_branch) == ("never", "main")
 
@@ -142,7 +142,7 @@ class TestBuilderFromRollout:
             agent_role="reviewer",
             agent_path="/root/bob",
             model_provider="openai",
-            cwd=Path("/work-x/proj"),
+            cwd=Path("/code-x/proj"),
             cli_version="0.99.0",
             git_sha="c" * 40,
             git_branch="main",
@@ -199,8 +199,8 @@ class TestApply:
         assert applied(thread, user_message("real")).first_user_message == "real"
 
     def test_a_turn_does_not_move_a_thread_that_has_a_directory(self) -> None:
-        thread = applied(new_thread(cwd=Path("/work")), turn_context(cwd="/elsewhere"))
-        assert thread.cwd == Path("/work")
+        thread = applied(new_thread(cwd=Path("/code")), turn_context(cwd="/elsewhere"))
+        assert thread.cwd == Path("/code")
 
     def test_a_turn_gives_a_directory_to_a_thread_that_has_none(self) -> None:
         thread = applied(new_thread(), turn_context(cwd=""), turn_context(cwd="/first"), turn_context(cwd="/second"))
@@ -224,7 +224,7 @@ class TestApply:
             session_meta(agent_nickname="Zed", git=GitInfo(commit_hash="c", branch="b"), model_provider="first"),
             session_meta(cwd="", cli_version="", model_provider=None, git=GitInfo(branch="other"), source="exec"),
         )
-        assert (thread.cwd, thread.cli_version, thread.model_provider) == (Path("/work-x/proj"), "0.99.0", "first")
+        assert (thread.cwd, thread.cli_version, thread.model_provider) == (Path("/code-x/proj"), "0.99.0", "first")
         assert (thread.source, thread.agent_nickname) == ("exec", None)
         assert (thread.git_sha, thread.git_branch) == (None, "other")
 
@@ -297,7 +297,7 @@ class TestNormalizedDirectory:
         (tmp_path / "link").symlink_to(real)
         assert normalize_cwd(tmp_path / "link" / "inner" / ".." / "inner") == (real / "inner").resolve()
 
-    @pytest.mark.parametrize("cwd", ["/work-x/gone", "rel/dir", "~/proj", "nul\0", "/work-ünï/目录", ""])
+    @pytest.mark.parametrize("cwd", ["/code-x/gone", "rel/dir", "~/proj", "nul\0", "/code-ünï/目录", ""])
     def test_what_is_not_there_stays_as_it_is(self, cwd: str) -> None:
         assert normalize_cwd(Path(cwd)) == Path(cwd)
 
