@@ -109,7 +109,7 @@ def _add_settled_columns(threads: Table) -> None:
     Each names the ``updated_at`` as of which the thread's job of one scope is finished or in somebody's hands, so that
     only its job's own row can make it claimable again. Batch claims keep them up to date and walk an index of the
     other threads, one for each choice of scopes: what they cost doesn't grow with what is done. They are hints, and
-    ``NULL`` is always right. A statement of a service's own that changes ``cwd`` has to set ``cwd_settled_for`` to it.
+    ``NULL`` is always right. A statement of a service's own that changes ``cwd`` has to clear ``cwd_settled_for``.
     """
     for name in ("cwd_settled_for", "user_settled_for"):
         threads.append_column(Column(name, columns.EpochSeconds()))

@@ -276,13 +276,14 @@ class Phase1JobRepository(Repository):
         self, search: Search, claimed: Sequence[Phase1Lease], parameters: Mapping[str, Any]
     ) -> None:
         """Let the next batch claim pass over what was just claimed, and over what others have settled."""
-        settle = phase1_open_threads.settle(search)
+        look_at = phase1_open_threads.LOOK_BEYOND
         threads = {lease.key.thread_id for lease in claimed}
         for _ in range(_MOST_ROUNDS):
+            settle = phase1_open_threads.settle(search, look_at)
             settled = len(self._all(settle, {**parameters, **phase1_open_threads.claimed_threads(threads)}))
-            if settled - len(threads) < phase1_open_threads.LOOK_BEYOND // 2:
+            if settled - len(threads) < look_at // 2:
                 return
-            threads = set()
+            look_at, threads = phase1_open_threads.LOOK_AT_MANY, set()
 
     def renew(self, lease: Phase1Lease) -> Phase1Lease | None:
         """Prolong the lease from now on. ``None`` means that it is lost: stop working.

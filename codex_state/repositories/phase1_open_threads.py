@@ -52,6 +52,9 @@ _now = select(server_now()).scalar_subquery()
 LOOK_BEYOND = 16
 """How many open threads are looked at, beside those that were just claimed, for some that others have settled."""
 
+LOOK_AT_MANY = 256
+"""The same once there were many, as after an older version."""
+
 
 _NO_TIME = literal_column(str(-(1 << 62)), BigInteger())
 """From here on downwards no hint is a time."""
@@ -114,8 +117,8 @@ def reopen(kinds: tuple[str, ...]) -> ReturningUpdate[Any]:
 
 
 @lru_cache(maxsize=64)
-def settle(search: Search) -> ReturningUpdate[Any]:
-    """Give the hint to threads that are settled by now: claimed ones, and some of the first that are open.
+def settle(search: Search, look_at: int) -> ReturningUpdate[Any]:
+    """Give the hint to threads that are settled by now: claimed ones, and of the first ``look_at`` open ones.
 
     Its parameters are the search's, ``lease_seconds`` as the claim's, and ``claimed`` by ``claimed_threads``. A row
     comes back for each thread.
@@ -123,7 +126,7 @@ def settle(search: Search) -> ReturningUpdate[Any]:
     kinds = search.scope_kinds
     return (
         update(_threads)
-        .where(_threads.c.id.in_(settled_threads(search)))
+        .where(_threads.c.id.in_(settled_threads(search, look_at)))
         .values({_SETTLED_FOR[kind].key: _settled_for(kind, kinds) for kind in kinds})
         .returning(literal_column("1").label("marked"))
     )
@@ -134,14 +137,14 @@ def claimed_threads(ids: Iterable[UUID]) -> dict[str, str]:
     return {"claimed": json.dumps([[str(thread_id)] for thread_id in ids])}
 
 
-def settled_threads(search: Search) -> Select[tuple[UUID]]:
+def settled_threads(search: Search, look_at: int) -> Select[tuple[UUID]]:
     """The threads that ``settle`` gives the hint to, locked."""
     hints = [_SETTLED_FOR[kind] for kind in search.scope_kinds]
     open_ones = (
         select(_threads.c.id, *hints, literal_column("0").label("is_claimed"))
         .where(*is_searched(search))
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
-        .limit(literal_column(str(LOOK_BEYOND)))
+        .limit(literal_column(str(look_at)))
         .subquery("open_ones")
     )
     # Threads that others are just claiming are open still, and may be so many that these are not among the first.

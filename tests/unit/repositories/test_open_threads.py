@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from codex_state.models import Claimed, MemoryScope, Phase1Key, Thread, open_threads
-from codex_state.repositories import phase1_open_threads
+from codex_state.repositories import phase1_jobs, phase1_open_threads
 from codex_state.repositories.phase1_search import search_of
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread
@@ -75,7 +75,10 @@ def test_a_claim_of_one_scope_walks_no_thread_that_is_open_for_another_only(stat
 def test_more_finished_threads_than_one_window_are_passed_over_at_once(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Once there are many, many are looked at: after an older version every thread may be."""
     monkeypatch.setattr(phase1_open_threads, "LOOK_BEYOND", 2)
+    monkeypatch.setattr(phase1_open_threads, "LOOK_AT_MANY", 16)
+    monkeypatch.setattr(phase1_jobs, "_MOST_ROUNDS", 3)
     threads = [a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(30)]
     state.threads.upsert_many(threads)
     for thread in threads:
@@ -170,7 +173,7 @@ def test_a_thread_whose_job_is_taken_over_for_an_older_version_meanwhile_is_not_
         assert isinstance(claimed, Claimed)
 
     search, parameters = search_of(scope_kinds=["user"], max_age_seconds=3600, sources=["cli"], home=None)
-    statement = phase1_open_threads.settled_threads(search).params(
+    statement = phase1_open_threads.settled_threads(search, 9).params(
         parameters | {"lease_seconds": 3600} | phase1_open_threads.claimed_threads([])
     )
     for _ in range(times):
