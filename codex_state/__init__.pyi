@@ -85,7 +85,10 @@ from .models import (
     SortKey as SortKey,
     Thread as Thread,
     ThreadMemory as ThreadMemory,
+    ThreadQuery as ThreadQuery,
     ThreadsPage as ThreadsPage,
+    UnreadableRow as UnreadableRow,
+    UnshownThreads as UnshownThreads,
 )
 from .repositories import (
     BackfillRepository as BackfillRepository,

@@ -77,7 +77,14 @@ def _uuid_of(spelling: object) -> UUID:
 @lru_cache(maxsize=4096)
 def _path_of(spelled: str | None) -> Path | None:
     """A path from its text. Working directories repeat, and parsing one costs more than all else in reading its row."""
-    return None if spelled is None else Path(spelled)
+    try:
+        return None if spelled is None else Path(spelled)
+    except TypeError as error:
+        raise InvalidRowError(f"stored path is not a text: {spelled!r:.80}") from error
+
+
+def _optional_path_of(spelled: str | None) -> Path | None:
+    return _path_of(spelled) if spelled else None
 
 
 class UuidText(TypeDecorator[UUID]):
@@ -160,6 +167,19 @@ class PathText(TypeDecorator[Path]):
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Path | None]:
         return _path_of
+
+
+class OptionalPath(TypeDecorator[Path]):
+    """``pathlib.Path`` for which "unknown" is stored as the empty string. The empty path is taken for unknown."""
+
+    impl = text
+    cache_ok = True
+
+    def process_bind_param(self, value: Path | None, dialect: Dialect) -> str:
+        return "" if value is None else path_to_text(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Path | None]:
+        return _optional_path_of
 
 
 class OptionalText(TypeDecorator[str]):
