@@ -366,8 +366,8 @@ def uuid_of(spelled: Any) -> UUID | None:
 
 
 def text_of(stored: Any) -> str:
-    """A text that both databases can store; empty for anything that isn't one."""
-    return stored.replace("\0", "") if isinstance(stored, str) else ""
+    """A stored text; empty for anything that isn't one."""
+    return stored if isinstance(stored, str) else ""
 
 
 def second_of(stored: Any) -> int | None:
