@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0016_original_names"
+revision = "0017_original_names"
 down_revision = "0015_rollout_inventory"
 branch_labels = None
 depends_on = None
