@@ -1,4 +1,4 @@
-"""The original Codex's own databases, read as a guest does: nothing is written, locked away or left beside them (L12).
+"""The original Codex's own databases, read as a guest does: nothing is written, and nothing is left beside them (L12).
 
 The original keeps them in WAL mode. To open such a file in the usual way, read-only as well, makes SQLite create
 ``-wal`` and ``-shm`` beside it when no program has them, and nobody would clear them away. So a file is opened by what
@@ -35,7 +35,6 @@ from codex_state.errors import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseUnavailableError,
-    ForeignSchemaError,
     NotADatabaseError,
     StateError,
     classify,
@@ -43,7 +42,9 @@ from codex_state.errors import (
 
 _log = logging.getLogger("codex_state")
 
-_STATE_FILE = re.compile(r"state(?:_(?P<version>[0-9]{1,9}))?\.sqlite", re.ASCII)
+_STATE_FILE = re.compile(r"state(?:_([0-9]{1,9}))?\.sqlite", re.ASCII)
+_MEMORIES_FILE = re.compile(r"memories(?:_v([0-9]{1,9}))?_([0-9]{1,9})\.sqlite", re.ASCII)
+_GOALS_FILE = re.compile(r"goals_([0-9]{1,9})\.sqlite", re.ASCII)
 _MAGIC = b"SQLite format 3\0"
 _WRITE_VERSION = 18  # where the header says 1 for rollback journals, 2 for WAL
 _WAL_HEADER = 32  # it holds the salts, which change whenever the WAL is begun anew
@@ -90,25 +91,27 @@ def original_names(
     for path in state_databases(home, sqlite_home, own=own):
         try:
             with OriginalDatabase.open(path) as database:
-                if database.is_ours:
+                if not database.is_the_originals("threads"):
                     continue
-                database.must_hold("threads")
-                if database.has("threads", "name"):
-                    for rows in database.pages(_NAMES):
-                        yield from (name for row in rows if (name := _name_of(row)) is not None)
-        except ForeignSchemaError as error:
-            on_problem(path, error)
+                for names in names_in(database):
+                    yield from names
         except StateError as error:
             on_problem(path, error)
-            return  # an older one's names may have been replaced long ago
-        else:
-            return
+        # Without going on to older ones: their names may have been replaced long ago.
+        return
 
 
 _NAMES = (
     "SELECT rowid, id, name, updated_at FROM threads "
     "WHERE name IS NOT NULL AND name <> '' AND rowid > ? ORDER BY rowid LIMIT ?"
 )
+
+
+def names_in(database: OriginalDatabase) -> Iterator[list[OriginalName]]:
+    """What one state database calls its threads, some hundred at a time; nothing if its version has no names."""
+    if database.has("threads", "name"):
+        for rows in database.pages(_NAMES):
+            yield [name for row in rows if (name := _name_of(row)) is not None]
 
 
 def _name_of(row: tuple[Any, ...]) -> OriginalName | None:
@@ -146,11 +149,25 @@ def database_directories(home: Path, sqlite_home: Path | None = None) -> list[Pa
 
 def state_databases(home: Path, sqlite_home: Path | None = None, *, own: Path | None = None) -> list[Path]:
     """All files but ``own`` that bear the name of an original's state database, the newest first. Never raises."""
+    return _databases(_STATE_FILE, home, sqlite_home, own)
+
+
+def memory_databases(home: Path, sqlite_home: Path | None = None, *, own: Path | None = None) -> list[Path]:
+    """All files but ``own`` that bear the name of an original's database of memories, the newest first."""
+    return _databases(_MEMORIES_FILE, home, sqlite_home, own)
+
+
+def goal_databases(home: Path, sqlite_home: Path | None = None, *, own: Path | None = None) -> list[Path]:
+    """All files but ``own`` that bear the name of an original's database of goals, the newest first."""
+    return _databases(_GOALS_FILE, home, sqlite_home, own)
+
+
+def _databases(pattern: re.Pattern[str], home: Path, sqlite_home: Path | None, own: Path | None) -> list[Path]:
     found: list[Path] = []
     for directory in database_directories(home, sqlite_home):
         with contextlib.suppress(OSError):
-            named = [(match, path) for path in directory.iterdir() if (match := _STATE_FILE.fullmatch(path.name))]
-            named.sort(key=lambda entry: int(entry[0]["version"] or 0), reverse=True)
+            named = [(match, path) for path in directory.iterdir() if (match := pattern.fullmatch(path.name))]
+            named.sort(key=lambda entry: [int(number or 0) for number in entry[0].groups()], reverse=True)
             found.extend(path for _, path in named if path.is_file() and not _same(path, own))
     return found
 
@@ -215,26 +232,20 @@ class OriginalDatabase:
         """Whether it is a state file of this package under the original's name."""
         return "codex_state_version" in self._tables
 
-    def must_hold(self, table: str) -> None:
-        """Refuse a database that isn't the original's.
-
-        Raises:
-            ForeignSchemaError: it has no such table, or wasn't made by the original's migrations.
-        """
-        if not self._tables:
-            raise ForeignSchemaError("it holds no tables")
-        if "_sqlx_migrations" not in self._tables or table not in self._tables:
-            raise ForeignSchemaError("it is not a database of Codex")
+    def is_the_originals(self, table: str) -> bool:
+        """Whether it was made by the original's migrations, and has this table."""
+        return "_sqlx_migrations" in self._tables and table in self._tables
 
     def has(self, table: str, *columns: str) -> bool:
         """Whether the database has this table, with these columns."""
         return table in self._tables and self._tables[table].issuperset(columns)
 
-    def pages(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
-        """The rows of a query, some hundred at a time.
+    def pages(self, query: str, *, size: int = _PAGE) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of a query, some at a time.
 
         Args:
             query: selects the rowid first and ends in ``rowid > ? ORDER BY rowid LIMIT ?``.
+            size: how many rows at most are given at once.
 
         Raises:
             DatabaseError: what can't be read. Pages that were given before are right.
@@ -242,10 +253,10 @@ class OriginalDatabase:
         after = -1
         while True:
             with self._classified():
-                rows = self._rows(query, (after, _PAGE))
+                rows = self._rows(query, (after, size))
             if rows:
                 yield rows
-            if len(rows) < _PAGE:
+            if len(rows) < size:
                 return
             after = rows[-1][0]
 
