@@ -128,7 +128,6 @@ from .transfer.importing import (
     ImportedDatabase as ImportedDatabase,
     ImportKind as ImportKind,
     ImportReport as ImportReport,
-    UnknownThread as UnknownThread,
     import_original as import_original,
 )
 from .transfer.reports import (

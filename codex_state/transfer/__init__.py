@@ -6,7 +6,6 @@ from codex_state.transfer.importing import (
     ImportedDatabase,
     ImportKind,
     ImportReport,
-    UnknownThread,
     import_original,
 )
 from codex_state.transfer.reports import (
@@ -31,7 +30,6 @@ __all__ = [
     "OnCopyProgress",
     "RowOutcome",
     "TableCopy",
-    "UnknownThread",
     "copy_state",
     "import_original",
 ]

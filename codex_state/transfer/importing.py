@@ -73,22 +73,14 @@ class ImportedDatabase:
         return isinstance(self.problem, ForeignSchemaError)
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownThread:
-    """A thread without a row here, of which the original knows something."""
-
-    kind: ImportKind
-    thread_id: UUID
-
-
 @dataclass(slots=True)
 class ImportReport:
     """What an import found and did."""
 
     home: Path
     databases: list[ImportedDatabase] = field(default_factory=list)
-    unknown_threads: list[UnknownThread] = field(default_factory=list)
-    """The first that have no row here; the databases count all. Their rollouts aren't indexed, or are gone."""
+    unknown_threads: dict[UUID, list[ImportKind]] = field(default_factory=dict)
+    """The first threads without a row here, and what is known of them: their rollouts aren't indexed, or are gone."""
 
     @property
     def complete(self) -> bool:
@@ -291,8 +283,15 @@ class _Import:
         counts = reading.imported.counts.setdefault(kind, dict.fromkeys(ImportOutcome, 0))
         for thread, outcome in outcomes.items():
             counts[outcome] += 1
-            if outcome is ImportOutcome.WITHOUT_THREAD and len(self.report.unknown_threads) < MAX_NAMED:
-                self.report.unknown_threads.append(UnknownThread(kind, thread))
+            if outcome is ImportOutcome.WITHOUT_THREAD:
+                self._name(thread, kind)
+
+    def _name(self, thread: UUID, kind: ImportKind) -> None:
+        named = self.report.unknown_threads
+        if thread in named or len(named) < MAX_NAMED:
+            kinds = named.setdefault(thread, [])
+            if kind not in kinds:
+                kinds.append(kind)
 
 
 def _taking(verb: Callable[[ImportRepository, Any], ResultT], rows: Sequence[Any]) -> Callable[[State], ResultT]:
