@@ -101,6 +101,7 @@ from .repositories import (
     ThreadMemoryRepository as ThreadMemoryRepository,
     ThreadRepository as ThreadRepository,
 )
+from .repositories.imports import ImportOutcome as ImportOutcome
 from .rollout.archive import (
     archive_thread as archive_thread,
     unarchive_thread as unarchive_thread,
@@ -129,6 +130,12 @@ from .runtime import (
 )
 from .settings import StateSettings as StateSettings
 from .transfer.copying import copy_state as copy_state
+from .transfer.importing import (
+    ImportedDatabase as ImportedDatabase,
+    ImportKind as ImportKind,
+    ImportReport as ImportReport,
+    import_original as import_original,
+)
 from .transfer.reports import (
     CopyProgress as CopyProgress,
     CopyReport as CopyReport,

@@ -37,8 +37,9 @@ from codex_state.models import (
     UnshownThreads,
 )
 from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, PathText, UuidText, text
-from codex_state.repositories import thread_listing, thread_references
+from codex_state.repositories import thread_listing, thread_names, thread_references
 from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
+from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.prepared import atomically
 from codex_state.repositories.thread_listing import Reads, statement_of
 
@@ -433,6 +434,32 @@ class ThreadRepository(Repository):
             return []
         return [row.id for row in self._all(statement, {"thread_ids": list(thread_ids), "of_home": home})]
 
+    def take_names(self, names: Iterable[tuple[UUID, str, int]]) -> int:
+        """Take names that were given elsewhere, each with its thread and the epoch second when it was given.
+
+        A name that is older than the row's, or as old, changes nothing; a name whose thread has no row is left out.
+        For a few hundred threads at once.
+
+        Returns:
+            How many rows were changed.
+        """
+        return len(self._all(thread_names.TAKE_NAMES, _names_given(names)))
+
+    def take_original_names(self, names: Iterable[tuple[UUID, str, int]]) -> set[UUID]:
+        """Take what the original's database calls threads, each name with its thread and the thread's last change.
+
+        Only a name that differs from what that database said the last time is news. It replaces a name that came from
+        there, or one that is older than the thread's last change. For a few hundred threads at once.
+
+        Returns:
+            The threads that have another name now.
+        """
+        given = _names_given(names)
+        with atomically(self._connection):
+            taken = {row.id for row in self._all(thread_names.TAKE_NAMES_OF_THE_ORIGINAL, given)}
+            self._all(thread_names.NOTE_NAMES_OF_THE_ORIGINAL, given)
+        return taken
+
     def delete(self, thread_id: UUID) -> bool:
         """Delete the thread with its tools, memories and jobs. Tells whether it had a row."""
         return self._one(_DELETE, {"thread_id": thread_id}) is not None
@@ -466,8 +493,21 @@ class ThreadRepository(Repository):
 
 
 def _row_of(thread: Thread) -> dict[str, Any]:
+<<<<<<< HEAD
     return {
         **thread.column_values(),
         "archived": thread.archived_at is not None,
         "name": thread.name or None,
     }
+=======
+    return {**thread.column_values(), "archived": thread.archived_at is not None}
+
+
+def _names_given(names: Iterable[tuple[UUID, str, int]]) -> dict[str, str]:
+    """One name for each thread: a statement wouldn't say which of two it took."""
+    latest: dict[UUID, tuple[UUID, str, int]] = {}
+    for thread_id, name, at in names:
+        if thread_id not in latest or latest[thread_id][2] <= at:
+            latest[thread_id] = (thread_id, storable(name), at)
+    return parameters_of(latest.values())
+>>>>>>> import
