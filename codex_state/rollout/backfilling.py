@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing, suppress
@@ -79,9 +78,7 @@ def backfill(
     lease_time = runtime.settings.backfill_lease
     with runtime.autocommit() as state:
         found = state.backfill.get(runtime.home)
-        claim = state.backfill.try_claim(
-            runtime.home, owner=_own_name(), lease=lease_time, again=again or retry_failed, refresh=refresh
-        )
+        claim = state.backfill.try_claim(runtime.home, lease=lease_time, again=again or retry_failed, refresh=refresh)
     if not isinstance(claim, Claimed):
         complete = claim.reason is SkipReason.UP_TO_DATE
         outcome = BackfillOutcome.COMPLETE if complete else BackfillOutcome.RUNNING
@@ -123,10 +120,6 @@ def _run_fenced(
         except UnknownCommitOutcomeError as error:
             _log.info("written once more, under the same lease: %s", error)
     return runtime.run(work, retry_for=retry_for)
-
-
-def _own_name() -> str:
-    return f"{socket.gethostname()} process {os.getpid()}"
 
 
 def _count(report: BackfillReport) -> None:
