@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from msgspec.structs import fields
-from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, literal_column, null, or_, select, update
-from sqlalchemy import type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.types import TypeEngine
 
-from codex_state.clock import server_now
 from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, RolloutFile, RolloutFileState, Thread
 from codex_state.models.columns import UuidText, big_integer, stored_type, text
@@ -24,15 +36,17 @@ ROLLOUT_COLUMNS = tuple(field.name for field in fields(ThreadDraft))
 """The columns of ``threads`` that rollouts decide. An upsert from rollouts touches no other that a caller can set."""
 
 
-def _from_rollouts() -> Insert:
+def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Insert:
     """Insert a thread, or replace of its row what its rollout decides."""
     written = (*ROLLOUT_COLUMNS, "home")
     statement = insert(_threads).values(
-        {name: bindparam(name, type_=stored_type(_threads.c[name].type)) for name in written}
+        {name: bindparam(name, type_=type_of(_threads.c[name].type)) for name in written}
     )
     row, new = _threads.c, statement.excluded
     said_at = bindparam("memory_mode_said_at", type_=big_integer)
-    is_chosen = and_(row.memory_mode_chosen_at.is_not(None), or_(said_at.is_(None), said_at <= row.memory_mode_chosen_at))
+    is_chosen = and_(
+        row.memory_mode_chosen_at.is_not(None), or_(said_at.is_(None), said_at <= row.memory_mode_chosen_at)
+    )
     has_newer_name = or_(new.name_at.is_(None), row.name_at > new.name_at)
     rules: dict[str, ColumnElement[Any]] = {
         # A rollout tells where its repository stood at first; a row may know better.
@@ -43,7 +57,9 @@ def _from_rollouts() -> Insert:
         # What somebody chose here stays until the rollout says something later.
         "memory_mode": case((is_chosen, row.memory_mode), else_=new.memory_mode),
         "memory_mode_chosen_at": case((is_chosen, row.memory_mode_chosen_at), else_=null()),
-        "archived_at": case((new.archived == literal_column("0"), null()), else_=func.coalesce(row.archived_at, new.archived_at)),
+        "archived_at": case(
+            (new.archived == literal_column("0"), null()), else_=func.coalesce(row.archived_at, new.archived_at)
+        ),
         # Another directory is another scope, which nobody has settled.
         "cwd_settled_for": case((row.cwd == new.cwd, row.cwd_settled_for), else_=null()),
         "gone_at": null(),
@@ -56,7 +72,9 @@ def _from_rollouts() -> Insert:
     )
 
 
-UPSERT_FROM_ROLLOUTS = _from_rollouts()
+_UPSERT_DRAFTS = _from_rollouts(stored_type)
+UPSERT_FROM_ROLLOUTS = _from_rollouts(lambda kind: kind)
+"""The same for threads as entities hold them."""
 
 
 class FileRow(NamedTuple):
@@ -131,15 +149,9 @@ _MOVE_HOME = (
     )
     .returning(_threads.c.id)
 )
-_of_these = _threads.c.id.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))
-_of_threads_home = _threads.c.home == bindparam("of_home", type_=text)
-_MARK_GONE = (
-    update(_threads)
-    .where(_of_these, _of_threads_home, _threads.c.gone_at.is_(None))
-    .values(gone_at=server_now())
-    .returning(_threads.c.id)
+_HOMES = select(_threads.c.id, _threads.c.home).where(
+    _threads.c.id.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))
 )
-_HOMES = select(_threads.c.id, _threads.c.home).where(_of_these)
 
 
 class RolloutFileRepository(Repository):
@@ -202,12 +214,7 @@ class RolloutFileRepository(Repository):
         A row has the fields of ``ThreadDraft``, ``home``, and ``memory_mode_said_at``: when the rollout said so. A row
         of another home stays as it is when its rollout was written later than this one: the thread has moved there.
         """
-        self._many(UPSERT_FROM_ROLLOUTS, rows)
-
-    def mark_gone(self, thread_ids: Collection[UUID], home: str = LOCAL_HOME) -> None:
-        """Note that the home misses the files of these threads. Their rows stay (law L7)."""
-        if thread_ids:
-            self._all(_MARK_GONE, {"of_home": home, "thread_ids": list(thread_ids)})
+        self._many(_UPSERT_DRAFTS, rows)
 
     def homes_of(self, thread_ids: Collection[UUID]) -> dict[UUID, str]:
         """Which home the row of each of these threads belongs to."""

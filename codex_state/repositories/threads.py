@@ -41,6 +41,7 @@ from codex_state.repositories import thread_listing, thread_names, thread_refere
 from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
 from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.prepared import atomically
+from codex_state.repositories.rollout_files import UPSERT_FROM_ROLLOUTS
 from codex_state.repositories.thread_listing import Reads, statement_of
 
 _COUNTED_UNSHOWN = 1000
@@ -96,23 +97,6 @@ _UPSERT = _overwrite(
     ),
 )
 _INSERT_IF_ABSENT = _insert.on_conflict_do_nothing(index_elements=["id"]).returning(_threads.c.id)
-
-# A thread that was seen in two homes belongs to the one whose rollout was written last.
-_is_of_this_home = or_(_threads.c.home == _insert.excluded.home, _threads.c.updated_at <= _insert.excluded.updated_at)
-_UPSERT_FROM_ROLLOUT = _overwrite(
-    "name",
-    "name_at",
-    "memory_mode_chosen_at",
-    "pinned",
-    where=_is_of_this_home,
-    memory_mode=case(
-        (_threads.c.memory_mode_chosen_at.is_not(None), _threads.c.memory_mode), else_=_insert.excluded.memory_mode
-    ),
-    **{
-        field: func.coalesce(_threads.c[field], _insert.excluded[field])
-        for field in ("git_sha", "git_branch", "git_origin_url")
-    },
-)
 
 _PATH = select(_threads.c.rollout_path).where(_BY_ID)
 _ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(_IN_IDS)
@@ -225,7 +209,8 @@ class ThreadRepository(Repository):
         Everything else is taken from the rollout. A row of another home stays as it is when its rollout was written
         later than this one: the thread has moved there.
         """
-        self._many(_UPSERT_FROM_ROLLOUT, [_row_of(thread) for thread in threads])
+        rows = (_row_of(thread) for thread in threads)
+        self._many(UPSERT_FROM_ROLLOUTS, [{**row, "memory_mode_said_at": None} for row in rows])
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""
@@ -493,14 +478,11 @@ class ThreadRepository(Repository):
 
 
 def _row_of(thread: Thread) -> dict[str, Any]:
-<<<<<<< HEAD
     return {
         **thread.column_values(),
         "archived": thread.archived_at is not None,
         "name": thread.name or None,
     }
-=======
-    return {**thread.column_values(), "archived": thread.archived_at is not None}
 
 
 def _names_given(names: Iterable[tuple[UUID, str, int]]) -> dict[str, str]:
@@ -510,4 +492,3 @@ def _names_given(names: Iterable[tuple[UUID, str, int]]) -> dict[str, str]:
         if thread_id not in latest or latest[thread_id][2] <= at:
             latest[thread_id] = (thread_id, storable(name), at)
     return parameters_of(latest.values())
->>>>>>> import

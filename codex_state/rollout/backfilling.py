@@ -10,8 +10,6 @@ be used is counted and named, and stops nothing.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -77,11 +75,7 @@ def backfill(
     with runtime.autocommit() as state:
         found = state.backfill.get(runtime.home)
         claim = state.backfill.try_claim(
-            runtime.home,
-            owner=_own_name(),
-            lease=runtime.settings.backfill_lease,
-            again=again,
-            refresh=refresh or retry_failed,
+            runtime.home, lease=runtime.settings.backfill_lease, again=again, refresh=refresh or retry_failed
         )
     if not isinstance(claim, Claimed):
         complete = claim.reason is SkipReason.UP_TO_DATE
@@ -133,10 +127,6 @@ def _run_fenced(
         except UnknownCommitOutcomeError as error:
             _log.info("written once more, under the same lease: %s", error)
     return runtime.run(work, retry_for=retry_for)
-
-
-def _own_name() -> str:
-    return f"{socket.gethostname()} process {os.getpid()}"
 
 
 def _count(report: BackfillReport) -> None:

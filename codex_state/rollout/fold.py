@@ -107,6 +107,9 @@ class Fold:
         """Whether something could not be read so far."""
         self._default_provider = default_provider
         self._response_came_first = False
+        self._salvaging = False
+        self._salvaged = ThreadDraft("", "")
+        """What was asked by lines that aren't whole: it counts where no whole line says what was asked."""
         self._apply: dict[type, Callable[[Any, str], None]] = {
             SessionMeta: self._session_meta,
             TurnContext: self._turn_context,
@@ -144,9 +147,11 @@ class Fold:
                 salvaged = decode_tolerantly(line)
                 parse_errors += salvaged.broken
                 unknown_lines += salvaged.unknown
+                self._salvaging = True
                 for record in salvaged.lines:
                     used = record
                     self.add(record.payload, record.timestamp)
+                self._salvaging = False
                 self.damaged = self.damaged or salvaged.broken
                 continue
             used = record
@@ -205,6 +210,9 @@ class Fold:
             raise _ownerless(draft.rollout_path)
 
     def _turn_context(self, turn: TurnContext, _timestamp: str) -> None:
+        if isinstance(turn.approval_policy, dict) and "reject" in turn.approval_policy:
+            # A form that only 0.102 to 0.118 wrote. Later originals refuse the whole turn, and their answer counts.
+            return
         # A turn may run elsewhere; the thread belongs to the directory that it was started in.
         self.draft.cwd = self.draft.cwd or turn.cwd
         self._settings(turn, turn.effort)
@@ -239,7 +247,7 @@ class Fold:
             self._asked(text, has_image=has_image)
 
     def _asked(self, message: str, *, has_image: bool) -> None:
-        draft = self.draft
+        draft = self._salvaged if self._salvaging else self.draft
         if draft.title and draft.first_user_message:
             return
         text = user_text(message)
@@ -267,6 +275,8 @@ class Fold:
             if named is None:
                 raise _ownerless(draft.rollout_path)
             draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+        draft.first_user_message = draft.first_user_message or self._salvaged.first_user_message
+        draft.title = draft.title or self._salvaged.title
         draft.model_provider = draft.model_provider or self._default_provider
         draft.memory_mode = self.memory_mode or draft.memory_mode
         return storable(draft)

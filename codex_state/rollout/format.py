@@ -148,7 +148,7 @@ class SessionMeta(Struct, kw_only=True, omit_defaults=True):
     @property
     def parent(self) -> str | None:
         """The thread that spawned this one, if it is a sub-agent's and says whose."""
-        return canonical_uuid(self.parent_thread_id or "") or canonical_uuid(_spawn(self.source).get("parent", ""))
+        return canonical_uuid(self.parent_thread_id or "") or spawned_by(self.source)
 
     @property
     def flat_tools(self) -> list[ToolSpec]:
@@ -424,7 +424,7 @@ def decode_tolerantly(line: bytes) -> Salvaged:
         text = line.decode()
         broken = False
     except UnicodeDecodeError:
-        # What is whole beside the broken bytes is found; in a text they become U+FFFD.
+        # What is whole beside the broken bytes is found; a text that holds them isn't taken.
         text = line.decode(errors="surrogateescape")
         broken = True
     lines: list[Line] = []
@@ -496,10 +496,6 @@ class _Tolerant:
             if isinstance(value, list) and get_origin(option) is list:
                 (element,) = get_args(option)
                 return [item for each in value if (item := self.read(element, each)) is not UNSET]
-            if isinstance(value, str) and option is str:
-                # Half a surrogate pair, or bytes that are no UTF-8.
-                self.left_out += 1
-                return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         self.left_out += 1
         return UNSET
 
@@ -583,27 +579,41 @@ def source_text(source: str | dict[str, Any] | None) -> str:
         return DEFAULT_SOURCE
     if isinstance(source, str):
         return source if source in _PLAIN_SOURCES else "unknown"
-    return compact_json(source)
+    spawn = _spawn(source)
+    if not spawn:
+        return compact_json(source)
+    named = {"agent_path": None, "agent_nickname": None, "agent_role": spawn.get("agent_type")}
+    whole = named | {name: value for name, value in spawn.items() if name != "agent_type"}
+    return compact_json({"subagent": {"thread_spawn": whole}})
 
 
-def _spawn(source: str | dict[str, Any] | None) -> dict[str, str]:
-    """Who spawned a sub-agent and where it runs, as far as its source says so."""
+def _spawn(source: str | dict[str, Any] | None) -> dict[str, Any]:
+    """What the source of a sub-agent's thread says of who spawned it; empty for any other."""
     subagent = source.get("subagent") if isinstance(source, dict) else None
     spawn = subagent.get("thread_spawn") if isinstance(subagent, dict) else None
-    if not isinstance(spawn, dict):
-        return {}
-    found = {"parent": spawn.get("parent_thread_id"), "path": spawn.get("agent_path")}
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    return spawn if isinstance(spawn, dict) else {}
+
+
+def spawned_by(source: str | dict[str, Any] | None) -> str | None:
+    """The thread that spawned a sub-agent's, by its source."""
+    parent = _spawn(source).get("parent_thread_id")
+    return canonical_uuid(parent) if isinstance(parent, str) else None
 
 
 def spawned_agent_path(source: str | dict[str, Any] | None) -> str | None:
     """The agent path inside the source of a spawned thread."""
-    return _spawn(source).get("path")
+    path = _spawn(source).get("agent_path")
+    return path if isinstance(path, str) else None
 
 
 def approval_text(policy: str | dict[str, Any]) -> str:
     """When actions ask the user: the bare word, or compact JSON."""
-    return policy if isinstance(policy, str) else compact_json(policy)
+    if isinstance(policy, str):
+        return policy
+    granular = policy.get("granular")
+    if isinstance(granular, dict):
+        policy = {"granular": {"skill_approval": False, "request_permissions": False} | granular}
+    return compact_json(policy)
 
 
 def compact_json(value: Any) -> str:

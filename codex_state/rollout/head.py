@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from codex_state.errors import RolloutError
-from codex_state.rollout.format import ResponseItem, SessionMeta, decode_tolerantly
+from codex_state.rollout.format import GitInfo, ResponseItem, SessionMeta, decode_tolerantly
 from codex_state.rollout.reading import Lines, lines_of, open_rollout, unreadable
 
 
@@ -30,6 +30,15 @@ def owner_of(path: Path) -> str | None:
     except RolloutError:
         return None
     return meta.id if is_first else None
+
+
+def git_of(path: Path, thread_id: str) -> GitInfo | None:
+    """Where the thread's repository stood by this rollout of it, if it says so."""
+    try:
+        meta, _ = _read(path)
+    except RolloutError:
+        return None
+    return meta.git if meta.id == thread_id else None
 
 
 def _read(path: Path) -> tuple[SessionMeta, bool]:

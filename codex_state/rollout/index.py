@@ -25,8 +25,9 @@ from codex_state.errors import IntegrityViolationError, InvalidInputError, Rollo
 from codex_state.models import DynamicTool, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
 from codex_state.repositories.rollout_files import FileRow
-from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
+from codex_state.rollout.files import FoundFile, is_archived, parse_any_name, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
+from codex_state.rollout.head import git_of
 from codex_state.rollout.inventory import Change, paths_of
 from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
 from codex_state.runtime import State, StateRuntime
@@ -74,52 +75,38 @@ class Settling:
         found = {change.path: change.found for change, _ in batch if change.found is not None}
         threads: dict[UUID, set[str]] = {}
         for change, result in batch:
-            owners = change.thread_ids
-            if isinstance(result, Extracted):
-                # By its content, whatever its name says; by what was known of it another thread may have lost it.
-                owner = UUID(result.extraction.draft.id)
-                threads.setdefault(owner, set()).add(change.path)
-                before = change.known.thread_id if change.known is not None else None
-                owners = {UUID(before)} if before is not None else set()
-            elif result is not None and owners:
-                for named in owners:
-                    threads.setdefault(named, set()).add(change.path)
-            elif result is not None:
-                settled.files[change.path] = self._failed(change.path, change.found, result, None)
-            for other in owners:
-                threads.setdefault(other, set())
+            owner, concerned = _owners(change, result)
+            for thread_id in concerned:
+                paths = threads.setdefault(thread_id, set())
+                if thread_id == owner:
+                    paths.add(change.path)
             if change.found is None:
                 settled.dropped.add(change.path)
+            elif owner is None and isinstance(result, Failed):
+                settled.files[change.path] = self._failed(change.path, change.found, result, None)
         with self._runtime.read() as state:
             known = state.rollout_files.of_threads(threads.keys(), self._runtime.home)
         for thread_id, paths in threads.items():
             rows = {row.path: row for row in known.get(thread_id, ())}
             unchanged = {path for path in paths_of([*rows.values()]) if path not in found} - settled.dropped
-            self._settle_thread(settled, thread_id, paths | unchanged, rows, results, found)
-        return settled
-
-    def _settle_thread(
-        self,
-        settled: Settled,
-        thread_id: UUID,
-        paths: set[str],
-        rows: dict[str, FileRow],
-        results: dict[str, Result],
-        found: dict[str, FoundFile],
-    ) -> None:
-        present = sorted(paths, key=lambda path: rank(path, thread_id), reverse=True)
-        if not present:
-            if rows:
+            present = sorted(paths | unchanged, key=lambda path: rank(path, thread_id), reverse=True)
+            if present:
+                settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
+                settled.dropped -= set(present)
+                self._choose(settled, thread_id, {path: found.get(path) or rows[path] for path in present}, results)
+            elif rows:
                 settled.gone.add(thread_id)
                 for path in rows.keys() & settled.dropped:
                     settled.dropped.remove(path)
                     settled.files[path] = self._row(path, rows[path], RolloutFileState.GONE, thread_id)
-            return
-        settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
-        settled.dropped -= set(present)
+        return settled
+
+    def _choose(
+        self, settled: Settled, thread_id: UUID, files: dict[str, FoundFile | FileRow], results: dict[str, Result]
+    ) -> None:
+        """The newest of a thread's files that can be read makes its row. ``files`` has the newest first."""
         winner = None
-        for position, path in enumerate(present):
-            looked = found.get(path) or rows.get(path)
+        for position, (path, looked) in enumerate(files.items()):
             if winner is not None:
                 # Not read: a newer file of the thread is there. Whether this one could be doesn't matter now.
                 settled.files[path] = self._row(path, looked, RolloutFileState.SUPERSEDED, thread_id)
@@ -129,13 +116,20 @@ class Settling:
                 settled.files[path] = self._failed(path, looked, result, thread_id)
             elif UUID(result.extraction.draft.id) == thread_id:
                 winner = path
-                self._win(settled, path, result.extraction, present[position + 1 :])
+                self._win(settled, path, result.extraction, [*files][position + 1 :])
 
     def _win(self, settled: Settled, path: str, extraction: Extraction, earlier: Sequence[str]) -> None:
         draft = msgspec.structs.replace(extraction.draft)
         extraction = msgspec.structs.replace(extraction, draft=draft)
         if extraction.base_end is not None:
             go_on_from(extraction, [f"{self._home}/{each}" for each in earlier], self._provider)
+        for each in reversed(earlier):
+            # Where the repository stood at first: in the oldest file that says so.
+            if (git := git_of(Path(self._home, each), draft.id)) is not None:
+                draft.git_sha = git.commit_hash or draft.git_sha
+                draft.git_branch = git.branch or draft.git_branch
+                draft.git_origin_url = git.repository_url or draft.git_origin_url
+                break
         draft.rollout_path = f"{self._home}/{path}"
         draft.cwd = self._normalized(draft.cwd)
         draft.archived = int(is_archived(path))
@@ -182,6 +176,19 @@ class Settling:
         return row | {"mtime_ns": None} if failed.may_pass else row
 
 
+def _owners(change: Change, result: Result | None) -> tuple[UUID | None, set[UUID]]:
+    """Whose file it is now, and all threads for which something may have changed.
+
+    Its content says whose it is; its name does where it can't be read.
+    """
+    concerned = change.thread_ids
+    if isinstance(result, Extracted):
+        owner = UUID(result.extraction.draft.id)
+        return owner, ({owner} | concerned if change.known is not None else {owner})
+    named = parse_any_name(change.path.rpartition("/")[2])
+    return (None if result is None or named is None else named.thread_id), concerned
+
+
 def store(state: State, settled: Settled, home: str) -> None:
     """Write what a batch came to, in the caller's transaction (law L5)."""
     state.rollout_files.upsert_threads([thread_row(each.draft, home, each.memory_mode_at) for each in settled.threads])
@@ -193,7 +200,7 @@ def store(state: State, settled: Settled, home: str) -> None:
             state.dynamic_tools.persist(tools_of(UUID(extraction.tools_thread_id), extraction.tools))
     state.rollout_files.put([*settled.files.values()])
     state.rollout_files.drop(settled.dropped, home)
-    state.rollout_files.mark_gone(settled.gone, home)
+    state.threads.mark_gone(settled.gone, home)
 
 
 def store_singly(state: State, settled: Settled, home: str) -> None:

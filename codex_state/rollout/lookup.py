@@ -145,7 +145,7 @@ def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
     elif not path.parent.is_dir():
         return
     with runtime.begin() as state:
-        state.rollout_files.mark_gone({thread_id}, runtime.home)
+        state.threads.mark_gone({thread_id}, runtime.home)
     _log.info("the rollout of thread %s is gone: %s; its row is kept", thread_id, path)
 
 

@@ -6,7 +6,8 @@ original's database.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from uuid import UUID
@@ -14,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from codex_state.models import RolloutFileState
-from codex_state.original import original_database_stamp, original_names
+from codex_state.original import OriginalName, original_database_stamp, original_names
 from codex_state.rollout.fold import telling_time
 from codex_state.rollout.format import canonical_uuid, trim
 from codex_state.rollout.times import parse_timestamp
@@ -90,14 +91,14 @@ class NameSources:
         if SESSION_INDEX in wanted:
             try:
                 names = session_index_names(self._home / SESSION_INDEX)
-                while batch := list(islice(names, _AT_ONCE)):
-                    self._runtime.run(lambda state, batch=batch: state.threads.take_names(batch))
+                for batch in iter(lambda: list(islice(names, _AT_ONCE)), []):
+                    self._runtime.run(partial(_take_names, batch))
             except OSError:
                 wanted.discard(SESSION_INDEX)
         if ORIGINAL_DATABASES in wanted:
             originals = original_names(self._home, self._sqlite_home, own=self._own)
-            while found := list(islice(originals, _AT_ONCE)):
-                self._runtime.run(lambda state, found=found: state.threads.take_original_names(found))
+            for found in iter(lambda: list(islice(originals, _AT_ONCE)), []):
+                self._runtime.run(partial(_take_original_names, found))
         if wanted:
             self._runtime.run(lambda state: self._note(state, wanted))
 
@@ -118,3 +119,11 @@ class NameSources:
                 for path in paths
             ]
         )
+
+
+def _take_names(names: Sequence[tuple[UUID, str, int]], state: State) -> None:
+    state.threads.take_names(names)
+
+
+def _take_original_names(names: Sequence[OriginalName], state: State) -> None:
+    state.threads.take_original_names(names)

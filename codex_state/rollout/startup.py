@@ -75,10 +75,10 @@ def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) ->
 
 def _who_holds_it(holder: BackfillState | None, waited: timedelta) -> str:
     waited_for = f"timed out waiting {waited.total_seconds():g} s for the backfill of the state database"
-    if holder is None or holder.owner is None:
+    if holder is None or holder.owner_name is None:
         return f"{waited_for}; run `codex-state backfill` to finish it"
     since = "" if holder.claimed_at is None else f" since {holder.claimed_at:%Y-%m-%d %H:%M:%S} UTC"
     return (
-        f"{waited_for}: {holder.owner} works on it{since}, last seen {holder.updated_at:%H:%M:%S} UTC; "
+        f"{waited_for}: {holder.owner_name} works on it{since}, last seen {holder.updated_at:%H:%M:%S} UTC; "
         "wait for it, or run `codex-state backfill` to see it through"
     )

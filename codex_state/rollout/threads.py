@@ -16,6 +16,7 @@ from sqlalchemy.dialects import sqlite
 from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX, DEFAULT_SOURCE, ThreadDraft
 from codex_state.models import LOCAL_HOME, DynamicTool, Thread
 from codex_state.models.columns import from_epoch_seconds, path_to_text, to_epoch_seconds
+from codex_state.rollout.files import parse_rollout_name
 from codex_state.rollout.fold import Fold, extract
 from codex_state.rollout.format import (
     GoalUpdated,
@@ -32,7 +33,6 @@ from codex_state.rollout.format import (
     source_text,
     spawned_agent_path,
 )
-from codex_state.rollout.files import parse_rollout_name
 from codex_state.rollout.index import tools_of
 from codex_state.rollout.times import parse_timestamp
 
