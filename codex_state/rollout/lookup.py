@@ -8,12 +8,12 @@ files can't be seen from here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 from codex_state.errors import RolloutError
-from codex_state.models import Anchor, SortKey, Thread, ThreadsPage
+from codex_state.models import Thread, ThreadQuery, ThreadsPage
 from codex_state.rollout.files import (
     ARCHIVED_SESSIONS_DIRECTORY,
     SESSIONS_DIRECTORY,
@@ -83,52 +83,40 @@ def existing_rollout(path: Path) -> Path | None:
 
 
 def list_threads(
-    runtime: StateRuntime,
-    *,
-    page_size: int,
-    anchor: Anchor | None = None,
-    sort_key: SortKey = SortKey.UPDATED_AT,
-    sources: Collection[str] = (),
-    providers: Collection[str] = (),
-    archived: bool = False,
-    home: str | None = None,
+    runtime: StateRuntime, query: ThreadQuery | None = None, *, page_size: int | None = None
 ) -> ThreadsPage:
-    """One page of threads whose rollouts exist; the arguments are those of ``ThreadRepository.list``.
+    """One page of threads whose rollouts exist, newest first.
 
-    A row whose rollout was archived or brought back behind our back is repaired. One whose rollout is gone is dropped
-    from the page, and deleted unless it holds something that no rollout could bring back. So a page may be shorter
-    than asked for while more follow: ``next_anchor`` alone tells whether it is the last.
+    A row whose rollout was archived or brought back behind our back is repaired. One whose rollout is gone is marked so
+    and dropped from the page; nothing is deleted. So a page may be shorter than asked for while more follow:
+    ``next_anchor`` alone tells whether it is the last.
+
+    Args:
+        runtime: the open state.
+        query: which threads; by default those of every home that aren't archived.
+        page_size: in place of the query's limit.
     """
+    query = query or ThreadQuery()
+    if page_size is not None:
+        query = replace(query, limit=page_size)
     with runtime.read() as state:
-        page = state.threads.list(
-            page_size=page_size,
-            anchor=anchor,
-            sort_key=sort_key,
-            sources=sources,
-            providers=providers,
-            archived=archived,
-            home=home,
-        )
-    items = [thread for thread in page.items if _is_still_there(runtime, thread)]
-    return ThreadsPage(items, page.next_anchor, page.num_scanned_rows)
+        page = state.threads.list(query)
+    items = [thread for thread in page.items if query.all or _is_still_there(runtime, thread)]
+    return replace(page, items=items)
 
 
 def _is_still_there(runtime: StateRuntime, thread: Thread) -> bool:
-    if thread.home != runtime.home or existing_rollout(thread.rollout_path) is not None:
+    path = thread.rollout_path
+    if path is None or thread.home != runtime.home or existing_rollout(path) is not None:
         return True
-    moved = _moved_rollout(runtime.codex_home, thread.rollout_path)
+    moved = _moved_rollout(runtime.codex_home, path)
     if moved is not None:
         repair_row(runtime, thread.id, moved)
         return is_archived_path(runtime.codex_home, moved) == thread.archived
-    if _is_reachable(runtime.codex_home, thread.rollout_path):
+    if _is_reachable(runtime.codex_home, path):
         with runtime.begin() as state:
-            deleted = state.threads.delete_vanished(thread.id, thread.rollout_path, thread.home)
-        _log.info(
-            "the rollout of thread %s is gone: %s; its row was %s",
-            thread.id,
-            thread.rollout_path,
-            "deleted" if deleted else "kept for what only the database knows",
-        )
+            state.threads.mark_gone([thread.id], thread.home)
+        _log.info("the rollout of thread %s is gone: %s", thread.id, path)
     return False
 
 
