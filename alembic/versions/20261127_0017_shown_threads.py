@@ -1,4 +1,4 @@
-"""Listings show threads by more than their first message: their indexes know which are shown, and serve the others too."""
+"""Listings show more than threads with a first message: their indexes know which are shown, and serve the others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ depends_on = None
 _UPDATED = [sa.text("updated_at DESC"), sa.text("id DESC")]
 _CREATED = [sa.text("created_at DESC"), sa.text("id DESC")]
 _IS_SHOWN = sa.text(
-    "(CASE WHEN gone_at IS NULL AND (name <> '' OR first_user_message <> '' OR preview <> '' OR rollout_path = '') "
-    "THEN 1 ELSE 0 END)"
+    "(CAST(gone_at IS NULL AND (coalesce(name, '') <> '' OR first_user_message <> '' OR coalesce(preview, '') <> '' "
+    "OR rollout_path = '') AS INTEGER))"
 )
 _INDEXES = {
     "idx_threads_archived": ([], _UPDATED),

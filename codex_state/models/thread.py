@@ -22,10 +22,13 @@ LOCAL_HOME = "local"
 EXTRACTABLE_THREADS = "archived = 0 AND memory_mode = 'enabled'"
 """The threads whose memories may be extracted, as SQL."""
 
-SHOWN_THREADS = "gone_at IS NULL AND (name <> '' OR first_user_message <> '' OR preview <> '' OR rollout_path = '')"
+SHOWN_THREADS = (
+    "gone_at IS NULL AND (coalesce(name, '') <> '' OR first_user_message <> '' OR coalesce(preview, '') <> '' "
+    "OR rollout_path = '')"
+)
 """The threads that listings show, as SQL: those with something to show, and a service's own, which have no rollout."""
 
-IS_SHOWN = f"(CASE WHEN {SHOWN_THREADS} THEN 1 ELSE 0 END)"
+IS_SHOWN = f"CAST({SHOWN_THREADS} AS INTEGER)"
 """Whether a thread is shown, as SQL of 0 or 1: an index that has it serves the shown threads and the others alike."""
 
 _OPEN_FOR = {
@@ -43,8 +46,8 @@ def open_threads(scope_kinds: Collection[str]) -> str:
     return f"{EXTRACTABLE_THREADS} AND ({for_one})"
 
 
-_BY_UPDATED_AT = "archived", text(IS_SHOWN), text("updated_at DESC"), text("id DESC")
-_BY_CREATED_AT = "archived", text(IS_SHOWN), text("created_at DESC"), text("id DESC")
+_BY_UPDATED_AT = "archived", text(f"({IS_SHOWN})"), text("updated_at DESC"), text("id DESC")
+_BY_CREATED_AT = "archived", text(f"({IS_SHOWN})"), text("created_at DESC"), text("id DESC")
 
 _IS_CHILD = text("parent_thread_id IS NOT NULL")
 

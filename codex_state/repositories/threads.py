@@ -99,7 +99,7 @@ _UPSERT = _overwrite(
 _INSERT_IF_ABSENT = _insert.on_conflict_do_nothing(index_elements=["id"]).returning(_threads.c.id)
 
 _PATH = select(_threads.c.rollout_path).where(_BY_ID)
-_ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(_IN_IDS)
+_ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(_IN_IDS, _HAS_ROLLOUT)
 _ROLLOUTS_AT = select(_threads.c.rollout_path, _threads.c.updated_at).where(
     _threads.c.rollout_path.in_(bindparam("paths", expanding=True, type_=PathText()))
 )
@@ -176,6 +176,8 @@ _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
 _EVERYTHING = ThreadQuery()
 
+_Readable = tuple[list[Thread], list[UnreadableRow], int]
+
 
 class ThreadRepository(Repository):
     """Reads and writes of the ``threads`` table."""
@@ -239,7 +241,7 @@ class ThreadRepository(Repository):
             following = Anchor(getattr(items[-1], query.sort_key.value), items[-1].id)
         return ThreadsPage(items, following, scanned, tuple(unreadable))
 
-    def _readable(self, query: ThreadQuery) -> tuple[Sequence[Thread], Sequence[UnreadableRow], int]:
+    def _readable(self, query: ThreadQuery) -> _Readable:
         """The threads that can be read, the rows between them that can't, and how many rows were looked at."""
         threads: list[Thread] = []
         unreadable: list[UnreadableRow] = []
@@ -361,10 +363,10 @@ class ThreadRepository(Repository):
         }
         return self._one(_RELOCATE, parameters) is not None
 
-    def rollouts_of(self, thread_ids: Collection[UUID]) -> dict[UUID, tuple[Path | None, datetime, str]]:
+    def rollouts_of(self, thread_ids: Collection[UUID]) -> dict[UUID, tuple[Path, datetime, str]]:
         """Where the rollouts of these threads lie, when they were last written, and in which home, by their rows.
 
-        For a few hundred threads at once.
+        Threads without a rollout are left out. For a few hundred threads at once.
         """
         rows = self._all(_ROLLOUTS_WITH_HOMES, {"thread_ids": list(thread_ids)}) if thread_ids else ()
         return {row.id: (row.rollout_path, row.updated_at, row.home) for row in rows}

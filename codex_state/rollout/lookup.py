@@ -107,7 +107,7 @@ def list_threads(
         with runtime.read() as state:
             page = state.threads.list(wanted)
     items = [thread for each in page.items for thread in _still_there(runtime, each, wanted)]
-    return ThreadsPage(items, page.next_anchor, page.num_scanned_rows, page.unreadable)
+    return replace(page, items=items)
 
 
 def _still_there(runtime: StateRuntime, thread: Thread, wanted: ThreadQuery) -> Iterator[Thread]:
@@ -121,12 +121,11 @@ def _still_there(runtime: StateRuntime, thread: Thread, wanted: ThreadQuery) -> 
             now = state.threads.get(thread.id)
     except DatabaseReadOnlyError:
         return
-    if now is not None and now.gone_at is None and now.archived == wanted.archived and _is_at(now):
+    if now is None or now.archived != wanted.archived:
+        return
+    is_there = now.gone_at is None and (now.rollout_path is None or now.rollout_path.is_file())
+    if is_there or wanted.all:
         yield now
-
-
-def _is_at(thread: Thread) -> bool:
-    return thread.rollout_path is None or thread.rollout_path.is_file()
 
 
 def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
