@@ -29,7 +29,7 @@ def upgrade() -> None:
     op.create_index(
         "idx_memory_phase1_jobs_owner_process",
         _JOBS,
-        ["owner_process"],
+        ["status", "owner_process"],
         sqlite_where=sa.text(_HELD),
         postgresql_where=sa.text(_HELD),
     )

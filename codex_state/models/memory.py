@@ -77,6 +77,7 @@ class Phase1Job(StateModel, table=True):
         ),
         Index(
             "idx_memory_phase1_jobs_owner_process",
+            "status",
             "owner_process",
             sqlite_where=text("status = 'running' AND owner_process IS NOT NULL"),
             postgresql_where=text("status = 'running' AND owner_process IS NOT NULL"),
