@@ -26,6 +26,7 @@ from codex_state.models.memory import (
     ThreadMemory,
 )
 from codex_state.models.paging import Anchor, LogQuery, SortKey, ThreadsPage
+from codex_state.models.rollout_file import RolloutFile, RolloutFileState
 from codex_state.models.thread import EXTRACTABLE_THREADS, LOCAL_HOME, DynamicTool, MemoryMode, Thread, open_threads
 
 __all__ = [
@@ -53,6 +54,8 @@ __all__ = [
     "Phase1Status",
     "Product",
     "Requeue",
+    "RolloutFile",
+    "RolloutFileState",
     "SkipReason",
     "Skipped",
     "SortKey",

@@ -41,6 +41,9 @@ _BY_UPDATED_AT = text("updated_at DESC"), text("id DESC")
 _BY_CREATED_AT = text("created_at DESC"), text("id DESC")
 
 
+_IS_CHILD = text("parent_thread_id IS NOT NULL")
+
+
 class MemoryMode(StrEnum):
     """What may be remembered of a thread. Rollouts may carry other texts; they are kept and count as not enabled."""
 
@@ -56,6 +59,7 @@ class Thread(StateModel, table=True):
     __table_args__ = (
         CheckConstraint("archived IN (0, 1)", name="archived"),
         CheckConstraint("tokens_used >= 0", name="tokens_used"),
+        CheckConstraint("pinned IN (0, 1)", name="pinned"),
         # What a page may ask for, and its order: each listing has an index that is best by any estimate.
         Index("idx_threads_archived", "archived", *_BY_UPDATED_AT),
         Index("idx_threads_created_at", "archived", *_BY_CREATED_AT),
@@ -63,6 +67,7 @@ class Thread(StateModel, table=True):
         Index("idx_threads_source_created_at", "source", "archived", *_BY_CREATED_AT),
         Index("idx_threads_provider", "model_provider", "archived", *_BY_UPDATED_AT),
         Index("idx_threads_provider_created_at", "model_provider", "archived", *_BY_CREATED_AT),
+        Index("idx_threads_parent", "parent_thread_id", sqlite_where=_IS_CHILD, postgresql_where=_IS_CHILD),
     )
 
     id: UUID = Field(sa_column=Column(columns.UuidText(), primary_key=True))
@@ -75,6 +80,7 @@ class Thread(StateModel, table=True):
     cwd: Path = Field(sa_column=Column(columns.PathText(), nullable=False))
     """The normalised working directory; the empty path when it isn't known."""
     title: str = Field(default="", sa_column=Column(columns.text, nullable=False))
+    """What the thread is about by its rollout: the first message. ``name`` is what a user called it."""
     sandbox_policy: str = Field(sa_column=Column(columns.text, nullable=False))
     """Compact JSON, for example ``{"type":"read-only"}``."""
     approval_mode: str = Field(sa_column=Column(columns.text, nullable=False))
@@ -101,6 +107,26 @@ class Thread(StateModel, table=True):
     reasoning_effort: str | None = Field(default=None, sa_column=Column(columns.text))
     home: str = Field(default=LOCAL_HOME, sa_column=Column(columns.text, nullable=False, server_default=LOCAL_HOME))
     """Which Codex home owns the rollout: only that home may judge that the file is gone."""
+    name: str | None = Field(default=None, sa_column=Column(columns.text))
+    """What a user called it, here or in Codex; shown in place of the title."""
+    name_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """When the name was given. Of two names the newer one stays."""
+    preview: str | None = Field(default=None, sa_column=Column(columns.text))
+    """What a list can show of a thread without a first message: its goal, or a text that it took over from a parent."""
+    thread_source: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Why it was started, as its rollout says: ``user``, ``subagent`` and others."""
+    originator: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Which client started it."""
+    parent_thread_id: UUID | None = Field(default=None, sa_column=Column(columns.UuidText()))
+    """The thread that spawned this one as a sub-agent."""
+    forked_from_id: UUID | None = Field(default=None, sa_column=Column(columns.UuidText()))
+    """The thread whose history this one began with."""
+    memory_mode_chosen_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """When somebody chose the memory mode here; ``None`` when it is the rollout's. A rebuild keeps a choice."""
+    gone_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """Since when its home misses the rollout. Such threads aren't listed, and their rows stay."""
+    pinned: bool = Field(default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0"))
+    """Whether a user pinned it."""
 
 
 def _add_settled_columns(threads: Table) -> None:

@@ -31,6 +31,16 @@ _THREAD = {
     "model": "gpt-5",
     "reasoning_effort": "high",
     "home": "local",
+    "name": "hello",
+    "name_at": 1770000050,
+    "preview": "make all tests pass",
+    "thread_source": "user",
+    "originator": "codex_cli",
+    "parent_thread_id": SESSION,
+    "forked_from_id": SESSION,
+    "memory_mode_chosen_at": 1770000040,
+    "gone_at": 1770000030,
+    "pinned": 1,
 }
 
 _JOB = {
@@ -52,7 +62,7 @@ SAMPLES: Rows = {
             **_THREAD,
             "id": FIRST,
             "rollout_path": "/home/a/sessions/first.jsonl",
-            "title": "it's “one”",
+            "title": "hello",
             "tokens_used": 2**40,
             "git_sha": "abc",
             "git_branch": "main",
@@ -64,7 +74,8 @@ SAMPLES: Rows = {
             **_THREAD,
             "id": SECOND,
             "rollout_path": "/home/a/archived_sessions/second.jsonl",
-            "title": "",
+            "title": "hello",
+            "first_user_message": "hello",
             "archived": 1,
             "archived_at": 1770000070,
         },
@@ -101,6 +112,19 @@ SAMPLES: Rows = {
         {**_JOB, "thread_id": SECOND, "status": "failed", "finished_at": 1770000150, "failure_reason": "no model"},
         {**_JOB, "thread_id": SECOND, "status": "succeeded", "scope_kind": "user", "finished_at": 1770000150},
     ],
+    "rollout_files": [
+        {
+            "home": "local",
+            "path": "sessions/first.jsonl",
+            "thread_id": FIRST,
+            "size": 2**40,
+            "mtime_ns": 1770000060123456789,
+            "state": "failed",
+            "error": "it's “one”",
+            "parse_errors": 1,
+            "unknown_lines": 2,
+        }
+    ],
     "memory_scope_dirty": [{"scope_kind": "cwd", "scope_key": "/code/größer", "dirty": 1, "updated_at": 1770000200}],
     "memory_consolidation_locks": [
         {"cwd": "/code/a", "working_thread_id": SESSION, "updated_at": 1770000400, "ownership_token": "cafe"},
@@ -111,8 +135,11 @@ SAMPLES: Rows = {
 
 
 def insert_samples(connection: Connection) -> None:
-    """Insert a row or more into every table, with the columns that its revision has."""
+    """Insert a row or more into every table that the revision has, with the columns that it has there."""
+    tables = set(inspect(connection).get_table_names())
     for table, rows in SAMPLES.items():
+        if table not in tables:
+            continue
         present = {column["name"] for column in inspect(connection).get_columns(table)}
         for row in rows:
             insert(connection, table, {name: value for name, value in row.items() if name in present})

@@ -56,6 +56,10 @@ def at(database: Database, revision: str) -> None:
         insert_samples(connection)
 
 
+def counts(rows: Rows, other: Rows) -> dict[str, int]:
+    return {table: len(rows[table]) for table in rows.keys() & other.keys()}
+
+
 def changed(database: Database, statement: str) -> None:
     with database.engine.begin() as connection:
         update(connection, statement)
@@ -81,7 +85,7 @@ def test_rows_survive_each_revision_up_and_down_and_the_schema_comes_back(
 
     assert migrations.upgrade(database.engine, after) == migrations.Migrated(before, after)
     upgraded = contents(database)
-    assert {table: len(rows[table]) for table in upgraded} == {table: len(found) for table, found in upgraded.items()}
+    assert counts(rows, upgraded) == counts(upgraded, rows)
     assert in_common(upgraded, rows) == in_common(rows, upgraded)
 
     assert migrations.downgrade(database.engine, before) == migrations.Migrated(after, before)
@@ -95,7 +99,7 @@ def test_rows_written_at_a_revision_survive_its_downgrade(database: Database, be
     rows = contents(database)
     migrations.downgrade(database.engine, before)
     older = contents(database)
-    assert {table: len(older[table]) for table in rows} == {table: len(found) for table, found in rows.items()}
+    assert counts(older, rows) == counts(rows, older)
     assert in_common(older, rows) == in_common(rows, older)
 
 
@@ -373,3 +377,14 @@ def test_0014_lets_every_listing_read_its_order_from_an_index(database: Database
     assert "idx_threads_" in told
     assert "TEMP B-TREE" not in told, "SQLite would sort"
     assert "Sort" not in told, "PostgreSQL would sort"
+
+
+def test_a_title_that_a_user_gave_becomes_a_name_and_back(database: Database) -> None:
+    at(database, "0014_listing_orders")
+    changed(database, f"UPDATE threads SET title = ' Mine ', first_user_message = 'hello' WHERE id = '{FIRST}'")
+    migrations.upgrade(database.engine, "0015_rollout_inventory")
+    named, other = (row_of(database, "threads", id=thread) for thread in (FIRST, SECOND))
+    assert (named["name"], named["name_at"], named["title"]) == ("Mine", named["updated_at"], "hello")
+    assert (other["name"], other["name_at"], other["title"]) == (None, None, "hello")
+    migrations.downgrade(database.engine, "0014_listing_orders")
+    assert row_of(database, "threads", id=FIRST)["title"] == "Mine"
