@@ -366,12 +366,12 @@ def _november_names(home: Home) -> None:
     importer = paginated("11-20 10:12:05", said.ORCHARD, said.ALL_OR_NOTHING, branch="importer")
     home.session(importer)
     # Named before anything was asked: the settings are all that its rollout tells.
-    ideas = PaginatedWriter(at("11-20 18:45:00"), said.NOTES, seed="ideas")
+    ideas = PaginatedWriter(at("11-20 08:45:00"), said.NOTES, seed="ideas")
     ideas.meta()
     ideas.settings()
     home.session(ideas)
+    home.name(ideas.id, "Ideas for the autumn 🍂", at("11-20 08:45:30"))
     home.name(importer.id, "Importer", at("11-20 10:20:00"))
-    home.name(ideas.id, "Ideas for the autumn 🍂", at("11-20 18:45:30"))
     home.name(importer.id, "Importer: all or nothing", at("11-20 10:31:00"))
 
 

@@ -1,7 +1,7 @@
 """Writes one rollout as the original does by November 2026.
 
-Its lines are numbered, items stand in place of messages, and a fork or a reverted thread refers to its history instead of
-copying it.
+Its lines are numbered, items stand in place of messages, and a fork or a reverted thread refers to its history instead
+of copying it.
 """
 
 from __future__ import annotations

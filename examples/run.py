@@ -100,7 +100,7 @@ def show_threads(runtime: StateRuntime) -> None:
         page = rollout.list_threads(runtime, page_size=20, anchor=anchor)
         if anchor is None:
             for thread in page.items[:8]:
-                title = " ".join((thread.title or thread.first_user_message or "").split())
+                title = " ".join((thread.name or thread.title or thread.preview or "").split())
                 print(f"   {thread.updated_at:%Y-%m-%d %H:%M}  {thread.cwd.name or '-':<12.12}  {title:.50}")
         sources.update("sub-agent" if thread.source.startswith("{") else thread.source for thread in page.items)
         anchor = page.next_anchor
