@@ -6,6 +6,7 @@ Each difference stands in ``docs/differences.md`` under the name that it has her
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import zstandard
 from cli_process import InProcess
 from original import DEFAULT_PROVIDER, NAMES, Original, edge_id, parsed, unpack
 
@@ -269,6 +271,51 @@ def test_the_command_line_shows_what_the_newest_original_shows(tmp_path: Path) -
     assert {thread_id: shown[thread_id]["name"] for thread_id in original.names} == original.names
     child, parent = next(iter(original.parents.items()))
     assert shown[child]["parent_thread_id"] == parent
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_home_holds_what_the_original_itself_tells_the_model(name: str, tmp_path: Path) -> None:
+    """Those texts are the original's authors'. Only their places are needed."""
+    told = {text for path in sorted(unpack(name, tmp_path).home.rglob("rollout-*")) for text in _instructions_in(path)}
+    assert {text for text in told if len(text) > len("(instructions)")} == set()
+    assert told
+
+
+def _instructions_in(rollout: Path) -> Iterator[str]:
+    for line in _content(rollout).splitlines():
+        try:
+            payload = json.loads(line)["payload"]
+            yield from _texts_under(payload, "base_instructions")
+            yield from _texts_under(payload, "developer_instructions")
+            if payload.get("role") in {"developer", "system"}:
+                yield from _texts_under(payload, "content")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue  # an edge case
+
+
+def _content(rollout: Path) -> bytes:
+    if rollout.suffix == ".zst":
+        return zstandard.ZstdDecompressor().decompressobj().decompress(rollout.read_bytes())
+    return rollout.read_bytes() if rollout.is_file() else b""
+
+
+def _texts_under(value: Any, key: str) -> Iterator[str]:
+    """Every text below a key, however deep either lies."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _all_texts(each) if name == key else _texts_under(each, key)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_under(each, key)
+
+
+def _all_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for name, each in value.items() if name != "provenance" for text in _all_texts(each))
+    elif isinstance(value, list):
+        yield from (text for each in value for text in _all_texts(each))
 
 
 def _is_through_a_link(path: Path, home: Path) -> bool:
