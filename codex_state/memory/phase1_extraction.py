@@ -74,23 +74,21 @@ class Extraction:
         if timeout is not None:
             self._around.keeper.stop_after(self.signal, timeout.total_seconds())
             self.signal.on_stop(self._let_go_when_timed_out)
-        thread: Thread | None = self._thread
+        was_there = False
         try:
             thread = with_its_rollout(self._around.runtime, self._thread)
             if thread is None:
                 return partial(self._give_back, ROLLOUT_GONE)
+            was_there = _is_there(thread)
             with holding(self._leases):
                 extracted = _checked(self._around.extract(self.signal, thread))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the job's outcome
-            if isinstance(error, FileNotFoundError) and self._is_elsewhere(thread):
+            if isinstance(error, FileNotFoundError) and was_there and not _is_there(self._thread):
                 # It was moved after it had been looked for. Whoever claims the job next finds it.
                 return partial(self._give_back, ROLLOUT_GONE)
             return partial(self._store_error, error)
         # Also after the signal: a result that is there is only lost if somebody took over, and the database knows.
         return partial(self._store_result, extracted)
-
-    def _is_elsewhere(self, thread: Thread | None) -> bool:
-        return thread is not None and thread.rollout_path is not None and not thread.rollout_path.is_file()
 
     def _lose(self, kept: KeptLease[Phase1Lease]) -> None:
         """One scope is lost. The work goes on as long as it is for another."""
@@ -185,6 +183,10 @@ class Extraction:
             _log.warning("%s", error)
             return str(error)
         return None
+
+
+def _is_there(thread: Thread) -> bool:
+    return thread.rollout_path is not None and thread.rollout_path.is_file()
 
 
 def _checked(extracted: object) -> ExtractedMemory | None:
