@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0017_original_names"
-down_revision = "0015_rollout_inventory"
+revision = "0018_original_names"
+down_revision = "0017_shown_threads"
 branch_labels = None
 depends_on = None
 
