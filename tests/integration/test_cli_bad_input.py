@@ -135,16 +135,16 @@ def test_a_file_that_is_not_a_database_is_left_as_it_is(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     text = "These are not the tables that you are looking for.\n" * 100
-    (home / "state_4.sqlite").write_text(text)
+    (home / "codex_state_4.sqlite").write_text(text)
     for command in (["threads", "list"], ["backfill"], ["db", "upgrade"], ["db", "current"], ["db", "check"]):
         done = InProcess(home).refused(*command)
         assert done.status == 1
         assert "not an SQLite database" in done.stderr
-    assert (home / "state_4.sqlite").read_text() == text
+    assert (home / "codex_state_4.sqlite").read_text() == text
 
 
 def test_a_corrupt_page_is_reported_with_what_to_do(indexed: Cli) -> None:
-    database = indexed.home / "state_4.sqlite"
+    database = indexed.home / "codex_state_4.sqlite"
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'threads'").fetchone()
@@ -160,7 +160,7 @@ def test_a_corrupt_page_is_reported_with_what_to_do(indexed: Cli) -> None:
 
 
 def test_an_unknown_status_in_a_row_is_named(indexed: Cli) -> None:
-    with closing(sqlite3.connect(indexed.home / "state_4.sqlite")) as connection:
+    with closing(sqlite3.connect(indexed.home / "codex_state_4.sqlite")) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute("UPDATE backfill_state SET status = 'dreaming'")
         connection.commit()
@@ -170,7 +170,7 @@ def test_an_unknown_status_in_a_row_is_named(indexed: Cli) -> None:
 
 
 def test_a_busy_database_has_its_own_exit_status(indexed: Cli) -> None:
-    with closing(sqlite3.connect(indexed.home / "state_4.sqlite", isolation_level=None)) as connection:
+    with closing(sqlite3.connect(indexed.home / "codex_state_4.sqlite", isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         done = indexed.refused("threads", "title", ID, "new", CODEX_STATE_BUSY_TIMEOUT="PT0.2S")
         assert done.status == 3

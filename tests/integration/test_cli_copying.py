@@ -22,7 +22,7 @@ def home(tmp_path: Path, migrated_sqlite: Path) -> Path:
     """A home whose state has rows in every table."""
     home = tmp_path / "home"
     home.mkdir()
-    shutil.copy(migrated_sqlite, home / "state_4.sqlite")
+    shutil.copy(migrated_sqlite, home / "codex_state_4.sqlite")
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
         fill(runtime)
     return home
@@ -109,7 +109,7 @@ def test_a_missing_source_is_not_created(tmp_path: Path) -> None:
 
 
 def test_the_same_database_is_wrong_usage(cli: Cli) -> None:
-    done = cli.refused("db", "copy", "--to", f"sqlite:///{cli.home}/../home/state_4.sqlite")
+    done = cli.refused("db", "copy", "--to", f"sqlite:///{cli.home}/../home/codex_state_4.sqlite")
     assert done.status == 2
     assert "are the same database" in done.stderr
 

@@ -59,7 +59,7 @@ def test_looking_at_an_older_schema_does_not_migrate_it(cli: Cli) -> None:
 
 def test_drift_is_named(cli: Cli) -> None:
     cli.ok("db", "upgrade")
-    with closing(sqlite3.connect(cli.home / "state_4.sqlite")) as connection:
+    with closing(sqlite3.connect(cli.home / "codex_state_4.sqlite")) as connection:
         connection.execute("DROP INDEX idx_threads_created_at")
     done = cli("db", "check")
     assert done.status == 1
@@ -69,7 +69,7 @@ def test_drift_is_named(cli: Cli) -> None:
 def test_a_services_tables_and_alembic_history_in_the_same_database_are_no_drift_and_stay(cli: Cli) -> None:
     cli.ok("db", "upgrade")
     service = {"alembic_version": [("1975ea83b712",)], "customers": [("Ada",)]}
-    with closing(sqlite3.connect(cli.home / "state_4.sqlite")) as connection:
+    with closing(sqlite3.connect(cli.home / "codex_state_4.sqlite")) as connection:
         for table, rows in service.items():
             connection.execute(f"CREATE TABLE {table} (value TEXT)")
             connection.executemany(f"INSERT INTO {table} VALUES (?)", rows)
@@ -78,7 +78,7 @@ def test_a_services_tables_and_alembic_history_in_the_same_database_are_no_drift
     assert cli.ok("db", "current").stdout == f"{HEAD} (head)\n"
     cli.ok("db", "downgrade", "-1")
     cli.ok("db", "upgrade")
-    with closing(sqlite3.connect(cli.home / "state_4.sqlite")) as connection:
+    with closing(sqlite3.connect(cli.home / "codex_state_4.sqlite")) as connection:
         assert {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in service} == service
 
 
@@ -90,7 +90,7 @@ def test_an_unknown_revision_is_refused(cli: Cli) -> None:
 
 def test_a_newer_schema_is_refused_and_left_untouched(cli: Cli) -> None:
     cli.ok("db", "upgrade")
-    database = cli.home / "state_4.sqlite"
+    database = cli.home / "codex_state_4.sqlite"
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("UPDATE codex_state_version SET version_num = '9999_future'")
         connection.commit()
