@@ -4,7 +4,8 @@ The home is the original's and its user's. So our file has a name that the origi
 file counts as ours only after a look inside, what we make is for its user alone, and no link is followed to it.
 
 The file was once called ``state_4.sqlite``, as the original's was, and originals of early 2026 delete every file of
-open: SQLite finds a database's log by the name that it was opened by.
+that kind but their own. A file of ours with that name is renamed when a state is opened, and only while nobody else has
+it open: SQLite finds a database's log by the name that it was opened by.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class _Copy:
         self._done = 0
         self._to_postgresql = target.database.dialect == "postgresql"
         self._homes = {source.home: target.home}
-        if source.has_own_database:
+        if source.database.dialect == "sqlite":
             # Whatever the setting says now: it may be there for the target's sake.
             self._homes[LOCAL_HOME] = target.home
         self._whole: dict[str, bytearray] = {}
