@@ -71,6 +71,7 @@ def test_a_mended_file_is_found_by_retrying(cli: Cli) -> None:
 
 
 def test_a_home_without_sessions_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
     report = InProcess(tmp_path / "home").ok("backfill", "--json").json
     assert (report["status"], report["scanned"], report["watermark"]) == ("complete", 0, None)
 

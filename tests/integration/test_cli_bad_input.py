@@ -113,10 +113,41 @@ def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "home").read_text() == "not a directory"
 
 
-def test_a_home_that_cannot_be_made_is_named(cli: Cli) -> None:
-    done = cli.refused("threads", "list", "--codex-home", "/proc/codex-home")
-    assert done.status == 1
-    assert "can't create the directory /proc/codex-home" in done.stderr
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["threads", "list"], ["threads", "title", ID, "new"], ["backfill"], ["homes"], ["memory", "run", "true"],
+        ["memories", "list"], ["jobs", "list"], ["scopes"], ["locks"], ["logs"],
+        ["db", "upgrade"], ["db", "current"], ["db", "check"], ["db", "downgrade", "-1"], ["db", "history"],
+        ["db", "copy", "--to", "sqlite://"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_home_that_is_not_there_is_named_and_not_made(cli: Cli, command: list[str]) -> None:
+    """L12: whoever mistypes a name gets no new home, whichever way the name is given."""
+    flag, default = cli.home.with_name("flag"), cli.home.with_name(".codex")
+    for home, arguments, variables in (
+        (cli.home, command, {}),
+        (flag, [*command, "--codex-home", str(flag)], {}),
+        (default, command, {"CODEX_HOME": ""}),
+        (cli.home, command, {"CODEX_SQLITE_HOME": str(cli.home.with_name("elsewhere"))}),
+    ):
+        done = cli.refused(*arguments, **variables)
+        assert done.status == 1
+        assert f"there is no Codex home at {home}" in done.stderr
+    assert list(cli.home.parent.iterdir()) == []
+
+
+def test_a_command_that_concerns_no_file_of_the_home_needs_none_where_a_url_names_the_database(
+    cli: Cli, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    cli.ok("db", "upgrade", CODEX_STATE_DATABASE_URL=url)
+    for command in (["db", "check"], ["jobs", "list"], ["jobs", "requeue", "--all-failed"], ["logs"], ["homes"]):
+        cli.ok(*command, CODEX_STATE_DATABASE_URL=url)
+    for command in (["threads", "list"], ["backfill"], ["memory", "run", "true"]):
+        assert "there is no Codex home" in cli.refused(*command, CODEX_STATE_DATABASE_URL=url).stderr
+    assert not cli.home.exists()
 
 
 def test_a_home_that_cannot_be_written_is_named(nobodys: Path) -> None:
@@ -124,7 +155,7 @@ def test_a_home_that_cannot_be_written_is_named(nobodys: Path) -> None:
     home.mkdir()
     home.chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IRGRP | stat.S_IXGRP)
     with without_privileges():
-        done = InProcess(home).refused("threads", "list")
+        done = InProcess(home).refused("backfill")
     assert done.status == 1
     assert "check the path" in done.stderr
     assert "permissions" in done.stderr
