@@ -116,8 +116,9 @@ def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["threads", "list"], ["threads", "title", ID, "new"], ["backfill"], ["homes"], ["memory", "run", "true"],
-        ["memories", "list"], ["jobs", "list"], ["scopes"], ["locks"], ["logs"],
+        ["threads", "list"], ["threads", "title", ID, "new"], ["backfill"], ["homes"],
+        ["memory", "run", "--extractor", "json:dumps"], ["memories", "list"], ["jobs", "list"],
+        ["scopes"], ["locks"], ["logs"],
         ["db", "upgrade"], ["db", "current"], ["db", "check"], ["db", "downgrade", "-1"], ["db", "history"],
         ["db", "copy", "--to", "sqlite://"],
     ],
@@ -145,7 +146,7 @@ def test_a_command_that_concerns_no_file_of_the_home_needs_none_where_a_url_name
     cli.ok("db", "upgrade", CODEX_STATE_DATABASE_URL=url)
     for command in (["db", "check"], ["jobs", "list"], ["jobs", "requeue", "--all-failed"], ["logs"], ["homes"]):
         cli.ok(*command, CODEX_STATE_DATABASE_URL=url)
-    for command in (["threads", "list"], ["backfill"], ["memory", "run", "true"]):
+    for command in (["threads", "list"], ["backfill"], ["memory", "run", "--extractor", "json:dumps"]):
         assert "there is no Codex home" in cli.refused(*command, CODEX_STATE_DATABASE_URL=url).stderr
     assert not cli.home.exists()
 

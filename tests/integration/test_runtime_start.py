@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -84,38 +83,6 @@ def test_the_file_may_lie_elsewhere(home: Path, tmp_path: Path) -> None:
     assert list(home.iterdir()) == []
 
 
-OLDER = ["state.sqlite", "state_0.sqlite", "state_3.sqlite", "state_03.sqlite"]
-NEWER = ["state_5.sqlite", "state_40.sqlite"]
-UNRELATED = [
-    "state.sqlite_backup", "state_.sqlite", "state_4a.sqlite", "state_3.sqlite.bak", "my_state_3.sqlite", "123",
-    "state_3.sqlite-wal2", "state_٣.sqlite", "State_3.sqlite", "logs_1.sqlite", "history.jsonl",
-]  # fmt: skip
-SUFFIXES = ["", "-wal", "-shm", "-journal"]
-
-
-def test_older_state_files_go_with_their_side_files_and_nothing_else_does(
-    home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """L7."""
-    home.mkdir(parents=True)
-    older = [home / f"{name}{suffix}" for name in OLDER for suffix in SUFFIXES]
-    kept = [home / f"{name}{suffix}" for name in NEWER for suffix in SUFFIXES] + [home / name for name in UNRELATED]
-    for path in [*older, *kept]:
-        path.write_text(path.name)
-    (home / "state_2.sqlite").mkdir()
-    (home / "state_1.sqlite").symlink_to(home / "history.jsonl")
-    with caplog.at_level(logging.INFO, "codex_state"):
-        StateRuntime.open(StateSettings(codex_home=home)).close()
-    assert [path for path in older if path.exists()] == []
-    assert [path.read_text() for path in kept] == [path.name for path in kept]
-    assert (home / "state_2.sqlite").is_dir()
-    assert (home / "state_1.sqlite").is_symlink()
-    removed = {record.getMessage() for record in caplog.records if record.levelno == logging.INFO}
-    assert {f"removed the older state file {path}" for path in older} <= removed
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [f"left the newer {name} in {home} alone" for name in ("state_5.sqlite", "state_40.sqlite")]
-
-
 def test_the_side_files_of_the_current_file_stay(home: Path) -> None:
     """L7: they may hold the last commits of a process that was killed."""
     thread = a_thread()
@@ -130,13 +97,6 @@ def test_the_side_files_of_the_current_file_stay(home: Path) -> None:
     assert (killed / "codex_state_4.sqlite-wal").stat().st_size > 0
     with StateRuntime.open(StateSettings(codex_home=killed)) as runtime, runtime.read() as state:
         assert state.threads.get(thread.id) == thread
-
-
-def test_with_a_database_elsewhere_no_file_of_the_home_is_touched(home: Path) -> None:
-    home.mkdir(parents=True)
-    (home / "state_3.sqlite").touch()
-    StateRuntime.open(StateSettings(codex_home=home, database_url="sqlite://")).close()
-    assert [path.name for path in home.iterdir()] == ["state_3.sqlite"]
 
 
 # Refusals
