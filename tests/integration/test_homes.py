@@ -381,7 +381,7 @@ def test_rows_from_before_homes_had_names_in_a_shared_file_go_to_the_home_that_t
                 state.threads.set_title(thread_id(number), f"named in {each.codex_home.name}")
     with runtime_of_nobody(tmp_path) as runtime, runtime.begin() as state:
         # A home whose path begins alike, and rows that lie in no home of today.
-        state.threads.upsert(a_thread(id=thread_id(7), rollout_path=tmp_path / "work2" / "a.jsonl"))
+        state.threads.upsert(a_thread(id=thread_id(7), rollout_path=tmp_path / "work-2" / "a.jsonl"))
         state.threads.upsert(a_thread(id=thread_id(8), rollout_path=Path("/gone/a.jsonl")))
     for name in ("personal", "work"):
         assert listed(opened(work_and_personal[name])) == [f"named in {name}"]
