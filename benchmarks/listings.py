@@ -17,7 +17,7 @@ from sqlalchemy import Connection, make_url, text
 
 from benchmarks.measure import interleaved, sent_by
 from benchmarks.servers import Server, serve
-from codex_state import Anchor, SortKey, State, StateRuntime, StateSettings
+from codex_state import Anchor, SortKey, State, StateRuntime, StateSettings, ThreadQuery
 
 _SIZES = (1_000, 100_000, 1_000_000)
 _FEW, _MANY = _SIZES[0], _SIZES[-1]
@@ -87,7 +87,9 @@ class _Store:
             if kind.deep
             else [None]
         )
-        return lambda: state.threads.list(page_size=_PAGE, sort_key=kind.sort_key, anchor=next(anchors), **kind.filters)
+        return lambda: state.threads.list(
+            ThreadQuery(limit=_PAGE, sort_key=kind.sort_key, anchor=next(anchors), **kind.filters)
+        )
 
     def lists_raw(self, heard: StateRuntime, kind: _Kind) -> Callable[[], object]:
         """The same statement, whose rows stay as the driver gives them."""

@@ -10,7 +10,17 @@ from pathlib import Path
 from uuid import uuid4
 
 from benchmarks.measure import interleaved, report
-from codex_state import Anchor, Claimed, LogEntry, MemoryScope, Phase1Key, StateRuntime, StateSettings, Thread
+from codex_state import (
+    Anchor,
+    Claimed,
+    LogEntry,
+    MemoryScope,
+    Phase1Key,
+    StateRuntime,
+    StateSettings,
+    Thread,
+    ThreadQuery,
+)
 
 _RENEW = (
     "UPDATE memory_phase1_jobs SET started_at = CAST(strftime('%s', 'now') AS INTEGER) "
@@ -97,7 +107,7 @@ def _page_of_50(runtime: StateRuntime, raw: sqlite3.Connection) -> None:
         state.threads.upsert_many([new_thread(number) for number in range(1, 20_000)])
     with runtime.read() as state:
         anchors = cycle(
-            Anchor(thread.updated_at, thread.id) for thread in state.threads.list(page_size=15_000).items[::50]
+            Anchor(thread.updated_at, thread.id) for thread in state.threads.list(ThreadQuery(limit=15_000)).items[::50]
         )
         query = (
             "SELECT * FROM threads WHERE archived = 0 AND first_user_message != '' AND (updated_at, id) < (?, ?) "
@@ -112,7 +122,7 @@ def _page_of_50(runtime: StateRuntime, raw: sqlite3.Connection) -> None:
             interleaved(
                 {
                     "sqlite3, raw rows": lambda: raw.execute(query, values_of(next(anchors))).fetchall(),
-                    "threads.list, entities": lambda: state.threads.list(page_size=50, anchor=next(anchors)),
+                    "threads.list, entities": lambda: state.threads.list(ThreadQuery(limit=50, anchor=next(anchors))),
                 },
                 calls=200,
             ),

@@ -258,12 +258,18 @@ def classify(error: BaseException) -> StateError | None:
     return kind(f"{text} ({advice})" if advice else text)
 
 
+def _kind_without_code(error: sqlite3.Error) -> type[StateError]:
+    """What Python's module itself raised: a closed connection, a wrong number of parameters, an oversized value."""
+    if str(error).startswith("Could not decode to UTF-8"):
+        return InvalidRowError
+    return InvalidInputError if isinstance(error, sqlite3.DataError) else DatabaseError
+
+
 def _kind_of(error: BaseException) -> type[StateError] | None:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
-            # Raised by Python's module itself: a closed connection, a wrong number of parameters, an oversized value.
-            return InvalidInputError if isinstance(error, sqlite3.DataError) else DatabaseError
+            return _kind_without_code(error)
         return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
     state = getattr(error, "sqlstate", None)
     if type(error).__module__.startswith("psycopg"):

@@ -54,6 +54,14 @@ class unindexed(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function
     name = "unindexed"
 
 
+class stored_text(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+    """``stored_text(column)``: a text in its bytes on SQLite, whose file may hold any under the name of text."""
+
+    inherit_cache = True
+    type = NullType()
+    name = "stored_text"
+
+
 class json_rows(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
     """The elements of an array in JSON text as rows: many rows of values in one parameter of a constant statement."""
 
@@ -121,6 +129,16 @@ def _unindexed_sqlite(element: unindexed, compiler: SQLCompiler, **kw: Any) -> s
 
 @compiles(unindexed, "postgresql")
 def _unindexed_postgresql(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+@compiles(stored_text, "sqlite")
+def _stored_text_sqlite(element: stored_text, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST({compiler.process(element.clauses, **kw)} AS BLOB)"
+
+
+@compiles(stored_text, "postgresql")
+def _stored_text_postgresql(element: stored_text, compiler: SQLCompiler, **kw: Any) -> str:
     return compiler.process(element.clauses, **kw)
 
 

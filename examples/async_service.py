@@ -14,7 +14,7 @@ from uuid import UUID
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from codex_state import Anchor, AsyncStateRuntime, InvalidInputError, State, StateError, rollout
+from codex_state import Anchor, AsyncStateRuntime, InvalidInputError, State, StateError, ThreadQuery, rollout
 
 
 @asynccontextmanager
@@ -46,19 +46,21 @@ async def tell(_request: Request, error: StateError) -> JSONResponse:
 async def threads(runtime: Runtime, cursor: str | None = None, limit: int = 50) -> dict[str, Any]:
     """One page of threads, newest first."""
     anchor = None if cursor is None else Anchor.parse(cursor)
-    page = await runtime.read(lambda state: state.threads.list(page_size=limit, anchor=anchor))
+    page = await runtime.read(lambda state: state.threads.list(ThreadQuery(limit=limit, anchor=anchor)))
     return {
-        "threads": [{"id": thread.id, "title": thread.title, "updated_at": thread.updated_at} for thread in page.items],
+        "threads": [
+            {"id": thread.id, "name": thread.display_name, "updated_at": thread.updated_at} for thread in page.items
+        ],
         "next": page.next_anchor and page.next_anchor.cursor(),
     }
 
 
 @app.put("/threads/{thread_id}")
-async def change(runtime: Runtime, thread_id: UUID, title: str, memory: Literal["enabled", "disabled"]) -> None:
-    """Title a thread and say whether it is remembered: both or neither, also when the request is cancelled."""
+async def change(runtime: Runtime, thread_id: UUID, name: str, memory: Literal["enabled", "disabled"]) -> None:
+    """Name a thread and say whether it is remembered: both or neither, also when the request is cancelled."""
 
     def both(state: State) -> bool:
-        return state.threads.set_title(thread_id, title) and state.threads.set_memory_mode(thread_id, memory)
+        return state.threads.set_name(thread_id, name) and state.threads.set_memory_mode(thread_id, memory)
 
     if not await runtime.run(both):
         raise HTTPException(404, f"no thread {thread_id}")

@@ -24,7 +24,7 @@ from uuid import uuid4
 from extractor import extract
 from make_home import HOME, copy_home
 
-from codex_state import Claimed, Phase1Lease, StateError, StateRuntime, StateSettings, rollout
+from codex_state import Claimed, Phase1Lease, StateError, StateRuntime, StateSettings, ThreadQuery, rollout
 
 LEASE = timedelta(hours=1)
 """How long a worker may be silent before another takes over."""
@@ -97,11 +97,11 @@ def show_threads(runtime: StateRuntime) -> None:
     sources: Counter[str] = Counter()
     anchor = None
     while True:
-        page = rollout.list_threads(runtime, page_size=20, anchor=anchor)
+        page = rollout.list_threads(runtime, ThreadQuery(limit=20, anchor=anchor))
         if anchor is None:
             for thread in page.items[:8]:
-                title = " ".join((thread.title or thread.first_user_message or "").split())
-                print(f"   {thread.updated_at:%Y-%m-%d %H:%M}  {thread.cwd.name or '-':<12.12}  {title:.50}")
+                name = " ".join(thread.display_name.split())
+                print(f"   {thread.updated_at:%Y-%m-%d %H:%M}  {thread.cwd.name or '-':<12.12}  {name:.50}")
         sources.update("sub-agent" if thread.source.startswith("{") else thread.source for thread in page.items)
         anchor = page.next_anchor
         if anchor is None:

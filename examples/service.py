@@ -1,4 +1,4 @@
-"""A web service with tables of its own that lists threads and titles them, in its own transactions.
+"""A web service with tables of its own that lists threads and names them, in its own transactions.
 
 pip install fastapi uvicorn
 uvicorn --app-dir examples service:app
@@ -16,15 +16,15 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from sqlmodel import Field, Session, SQLModel
 
-from codex_state import Anchor, InvalidInputError, State, StateError, StateRuntime, rollout
+from codex_state import Anchor, InvalidInputError, State, StateError, StateRuntime, ThreadQuery, rollout
 
 
-class TitleChange(SQLModel, table=True):
-    """The service's own table: who gave which thread which title."""
+class NameChange(SQLModel, table=True):
+    """The service's own table: who gave which thread which name."""
 
     id: int | None = Field(default=None, primary_key=True)
     thread_id: UUID
-    title: str
+    name: str
     changed_at: datetime
 
 
@@ -67,16 +67,18 @@ def threads(
     """One page of threads, newest first."""
     anchor = None if cursor is None else Anchor.parse(cursor)
     with runtime.read() as state:
-        page = state.threads.list(page_size=limit, anchor=anchor)
+        page = state.threads.list(ThreadQuery(limit=limit, anchor=anchor))
     return {
-        "threads": [{"id": thread.id, "title": thread.title, "updated_at": thread.updated_at} for thread in page.items],
+        "threads": [
+            {"id": thread.id, "name": thread.display_name, "updated_at": thread.updated_at} for thread in page.items
+        ],
         "next": page.next_anchor and page.next_anchor.cursor(),
     }
 
 
-@app.put("/threads/{thread_id}/title")
-def set_title(thread_id: UUID, title: str, session: Annotated[Session, Depends(own_session, scope="function")]) -> None:
-    """Title a thread, and note it in the service's own table."""
-    if not State(session).threads.set_title(thread_id, title):
+@app.put("/threads/{thread_id}/name")
+def rename(thread_id: UUID, name: str, session: Annotated[Session, Depends(own_session, scope="function")]) -> None:
+    """Name a thread, and note it in the service's own table."""
+    if not State(session).threads.set_name(thread_id, name):
         raise HTTPException(404, f"no thread {thread_id}")
-    session.add(TitleChange(thread_id=thread_id, title=title, changed_at=datetime.now(UTC)))
+    session.add(NameChange(thread_id=thread_id, name=name, changed_at=datetime.now(UTC)))

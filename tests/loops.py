@@ -13,7 +13,7 @@ from uuid import UUID
 
 import trio
 
-from codex_state import AsyncStateRuntime, State
+from codex_state import AsyncStateRuntime, State, ThreadQuery
 from codex_state.testing.samples import a_thread
 
 Function = Callable[[], Awaitable[Any]]
@@ -215,6 +215,6 @@ def pair(gate: Gate | None = None) -> tuple[Callable[[State], tuple[UUID, UUID]]
 
 async def stored(runtime: AsyncStateRuntime) -> set[UUID]:
     """The ids of all threads. To be asked at the end: it proves that the runtime is usable, and that nothing leaked."""
-    ids = await runtime.read(lambda state: set(state.threads.list_ids(limit=10_000)))
+    ids = await runtime.read(lambda state: set(state.threads.list_ids(ThreadQuery(limit=10_000))))
     assert runtime.sync.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     return ids

@@ -38,6 +38,8 @@ class Column(Generic[RowT]):
     """How a terminal shows it; ``None`` shows the whole value."""
     from_width: int = 0
     """Narrower terminals leave the column out."""
+    lead: Callable[[RowT], str] | None = None
+    """What a terminal shows before it as it is, blanks included."""
     below_width: int | None = None
     """Terminals of this width or more leave it out, and so do pipes."""
     folded_to: int | None = None
@@ -197,4 +199,5 @@ def _detail(value: Any) -> str:
 
 
 def _short(column: Column[RowT], row: RowT) -> str:
-    return text_of(column.value(row)) if column.short is None else one_line(column.short(row))
+    shown = text_of(column.value(row)) if column.short is None else one_line(column.short(row))
+    return shown if column.lead is None else column.lead(row) + shown

@@ -10,18 +10,22 @@ import typer
 
 from codex_state.cli.opening import begun_backfills, hint_when_incomplete, not_found, opened
 from codex_state.cli.options import CodexHome, Json, Limit, ThreadId
-from codex_state.cli.output import columns_of, note, record_of, write, write_json
+from codex_state.cli.output import columns_of, counted, note, one_line, record_of, write, write_json
 from codex_state.cli.parsing import source_of, thread_id_of
 from codex_state.cli.tables import Column, ago, write_details, write_table
 from codex_state.errors import InvalidInputError, RolloutError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
 
-    from codex_state.models import DynamicTool, Thread, ThreadMemory, ThreadsPage
+    from codex_state.models import DynamicTool, Thread, ThreadMemory, ThreadQuery, ThreadsPage, UnshownThreads
     from codex_state.runtime import StateRuntime
 
-app = typer.Typer(no_args_is_help=True, help="List threads, look at one, archive it, give it a title.")
+_UNREADABLE_NAMED = 3
+"""So many rows that can't be read are named, and the others counted."""
+
+app = typer.Typer(no_args_is_help=True, help="List threads, look at one, archive it, give it a name.")
 
 
 @app.command("list")
@@ -51,6 +55,13 @@ def list_threads(
     all_homes: Annotated[
         bool, typer.Option("--all-homes", help="Also threads of other homes that share the database.")
     ] = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Also those with nothing to show, or whose rollout is gone.")
+    ] = False,
+    no_children: Annotated[
+        bool, typer.Option("--no-children", help="Leave out threads that another one spawned: sub-agents.")
+    ] = False,
+    tree: Annotated[bool, typer.Option("--tree", help="Show spawned threads below their parents on the page.")] = False,
     limit: Limit = 50,
     cursor: Annotated[
         str | None, typer.Option(metavar="C", help="Go on where the last page ended.", show_default=False)
@@ -58,25 +69,30 @@ def list_threads(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """List the threads that have a first message, newest first."""
+    """List threads, newest first: those with a name, a message or another text to show, and those without a rollout."""
     from codex_state import rollout
-    from codex_state.models import Anchor, SortKey
+    from codex_state.models import Anchor, SortKey, ThreadQuery
 
-    anchor = None if cursor is None else Anchor.parse(cursor)
-    sources = [source_of(text) for text in source or ()]
     if home is not None and all_homes:
         raise InvalidInputError("--home names one home and --all-homes means every home; give one of the two")
+    if tree and as_json:
+        raise InvalidInputError("--tree is for people; in JSON, parent_thread_id tells a thread's parent")
+    anchor = None if cursor is None else Anchor.parse(cursor)
+    sources = [source_of(text) for text in source or ()]
     with opened(context, codex_home) as runtime:
-        page = rollout.list_threads(
-            runtime,
-            page_size=limit,
-            anchor=anchor,
+        query = ThreadQuery(
             sort_key=SortKey(sort),
+            archived=archived,
             sources=sources,
             providers=provider or (),
-            archived=archived,
             home=None if all_homes else runtime.home if home is None else home,
+            children=not no_children,
+            all=show_all,
+            limit=limit,
+            anchor=anchor,
         )
+        page = rollout.list_threads(runtime, query)
+        unshown = None if as_json or show_all or anchor else _unshown(runtime, query)
         if home is None:
             hint_when_incomplete(runtime)
         else:
@@ -84,8 +100,13 @@ def list_threads(
     if as_json:
         write_json(_page_as_json(page))
     else:
-        write_table(_columns(sort, with_home=all_homes), page.items)
+        branches = _branches_of(page.items) if tree else [(thread, "") for thread in page.items]
+        leads = {thread.id: lead for thread, lead in branches}
+        write_table(_columns(sort, with_home=all_homes, leads=leads), [thread for thread, _ in branches])
         _note_what_follows(page)
+    if unshown is not None:
+        _note_unshown(unshown)
+    _note_unreadable(page)
 
 
 @app.command()
@@ -155,23 +176,32 @@ def unarchive(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome
     write(f"{moved}\n")
 
 
-@app.command()
-def title(
+@app.command("name")
+def name_thread(
     context: typer.Context,
     *,
     thread: ThreadId,
-    text: Annotated[str, typer.Argument(metavar="TITLE", help="The new title.", show_default=False)],
+    text: Annotated[str | None, typer.Argument(metavar="NAME", help="The new name.", show_default=False)] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take its name away.")] = False,
     codex_home: CodexHome = None,
 ) -> None:
-    """Give a thread a title of your own. It survives every rebuild of the index."""
+    """Give a thread a name of your own, which is shown in place of its first message.
+
+    It survives every rebuild of the index.
+    """
     thread_id = thread_id_of(thread)
-    new_title = text.strip()
-    if not new_title:
-        raise InvalidInputError("the title is blank; give it at least one word")
+    if (text is None) is not clear:
+        raise InvalidInputError("give either a NAME or --clear")
+    name = None if text is None else text.strip()
+    if name is not None and not name:
+        raise InvalidInputError("the name is blank; give it at least one word, or --clear")
     with opened(context, codex_home) as runtime:
-        if not runtime.run(lambda state: state.threads.set_title(thread_id, new_title)):
+        if not runtime.run(lambda state: state.threads.set_name(thread_id, name)):
             raise not_found(runtime, thread_id)
-    note(f"{thread_id} is now called {new_title!r}")
+    note(f"{thread_id} has no name now" if name is None else f"{thread_id} is now called {name!r}")
+
+
+app.command("title", hidden=True)(name_thread)
 
 
 def _page_as_json(page: ThreadsPage) -> dict[str, Any]:
@@ -189,12 +219,72 @@ def _note_what_follows(page: ThreadsPage) -> None:
         note("no threads match")
 
 
+def _unshown(runtime: StateRuntime, query: ThreadQuery) -> UnshownThreads:
+    with runtime.read() as state:
+        return state.threads.count_unshown(query)
+
+
+def _note_unshown(unshown: UnshownThreads) -> None:
+    at_least = "" if unshown.complete else "at least "
+    told = []
+    if unshown.empty:
+        have = "has" if unshown.empty == 1 else "have"
+        told.append(f"{at_least}{unshown.empty:,} more {have} neither a name nor a message")
+    if unshown.gone:
+        told.append(f"the rollout of {at_least}{unshown.gone:,} more is gone")
+    if told:
+        note(f"{', and '.join(told)}: --all lists them")
+
+
+def _note_unreadable(page: ThreadsPage) -> None:
+    for row in page.unreadable[:_UNREADABLE_NAMED]:
+        note(f"the row of thread {one_line(row.key)} can't be read and is left out: {one_line(row.reason)}")
+    if (more := len(page.unreadable) - _UNREADABLE_NAMED) > 0:
+        note(f"{counted(more, 'more row')} can't be read")
+
+
+def _branches_of(threads: Sequence[Thread]) -> list[tuple[Thread, str]]:
+    """The threads of a page with spawned ones below their parents, and what is drawn before each.
+
+    A family stands where its newest thread does. What lies on another page is not looked for.
+    """
+    by_id = {thread.id: thread for thread in threads}
+    children: dict[UUID, list[Thread]] = {}
+    for thread in threads:
+        if thread.parent_thread_id in by_id:
+            children.setdefault(thread.parent_thread_id, []).append(thread)
+    drawn: dict[UUID, tuple[Thread, str]] = {}
+
+    for newest in threads:
+        waiting = [] if newest.id in drawn else [(_eldest(newest, by_id), "", "")]
+        while waiting:
+            thread, lead, below = waiting.pop()
+            drawn[thread.id] = thread, lead
+            spawned = [child for child in children.get(thread.id, ()) if child.id not in drawn]
+            for child in reversed(spawned):
+                last = child is spawned[-1]
+                waiting.append((child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  ")))
+    return list(drawn.values())
+
+
+def _eldest(thread: Thread, by_id: Mapping[UUID, Thread]) -> Thread:
+    """The thread's first ancestor on the page: itself, when it is its own or has none there."""
+    seen = {thread.id}
+    eldest = thread
+    while (parent := by_id.get(eldest.parent_thread_id or eldest.id)) is not None and parent.id not in seen:
+        seen.add(parent.id)
+        eldest = parent
+    return eldest
+
+
 def _hint_when_unknown(runtime: StateRuntime, home: str) -> None:
     if home not in {backfill.home for backfill in begun_backfills(runtime)}:
         note(f"no home called {home!r} was ever indexed here; `codex-state homes` lists those that were")
 
 
-def _columns(sort: Literal["created_at", "updated_at"], *, with_home: bool) -> list[Column[Thread]]:
+def _columns(
+    sort: Literal["created_at", "updated_at"], *, with_home: bool, leads: Mapping[UUID, str]
+) -> list[Column[Thread]]:
     created: Column[Thread] = Column("CREATED", lambda t: t.created_at, lambda t: ago(t.created_at), style="dim")
     updated: Column[Thread] = Column("UPDATED", lambda t: t.updated_at, lambda t: ago(t.updated_at), style="dim")
     return [
@@ -204,7 +294,13 @@ def _columns(sort: Literal["created_at", "updated_at"], *, with_home: bool) -> l
         Column("SOURCE", lambda t: t.source, lambda t: _short_source(t.source), from_width=100),
         Column("PROJECT", lambda t: t.cwd, lambda t: t.cwd.name or "-", from_width=100, style="cyan"),
         Column("BRANCH", lambda t: t.git_branch, lambda t: (t.git_branch or "-")[:18], from_width=120),
-        Column("TITLE", lambda t: t.title or t.first_user_message, takes_the_rest=True),
+        Column(
+            "TITLE",
+            lambda t: t.display_name,
+            lambda t: f"{'(gone) ' if t.gone_at else ''}{t.display_name or '-'}",
+            lead=lambda t: leads[t.id],
+            takes_the_rest=True,
+        ),
     ]
 
 

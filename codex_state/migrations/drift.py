@@ -40,12 +40,16 @@ def check(connection: Connection) -> list[str]:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
+    from codex_state.migrations.sqlite_indexes import compared_by_definition
+
     differences = []
     revision = current_revision(connection)
     if revision != HEAD:
         differences.append(f"the revision is {revision!r} instead of {HEAD!r}")
     context = MigrationContext.configure(connection, opts=context_options())
-    for difference in compare_metadata(context, metadata):
+    with compared_by_definition():
+        found = compare_metadata(context, metadata)
+    for difference in found:
         # Differences of one column come as a list.
         differences += map(_sentence, difference if isinstance(difference, list) else [difference])
     return differences

@@ -13,6 +13,7 @@ from codex_state.database import Database, prepare_sqlite_file
 from codex_state.errors import StateError
 from codex_state.migrations.drift import context_options
 from codex_state.migrations.exclusive import exclusive_transaction, refuse_enforced_foreign_keys
+from codex_state.migrations.sqlite_indexes import compared_by_definition
 from codex_state.migrations.stored import verified_revision
 from codex_state.settings import StateSettings
 from codex_state.state_files import make_directory
@@ -27,7 +28,8 @@ def run(context: EnvironmentContext) -> None:
     if connection is None:
         with _errors_for_the_command_line(), _configured_database() as database, database.engine.connect() as opened:
             _prepare(database, opened)
-            _run_on(context, opened)
+            with compared_by_definition():  # by the commands that compare
+                _run_on(context, opened)
     else:
         _run_on(context, connection)
 

@@ -6,6 +6,10 @@ Alembic goes by SQLAlchemy's reflection, which doesn't see the directions of an 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations.ops import CreateIndexOp, DropIndexOp, ModifyTableOps
 from alembic.runtime.plugins import Plugin
@@ -37,6 +41,14 @@ def _compare(
             if index is not None:
                 changes.ops.append(CreateIndexOp.from_index(index))
     return PriorityDispatchResult.STOP  # Alembic's own comparison isn't made
+
+
+@contextmanager
+def compared_by_definition() -> Iterator[None]:
+    """For the block, have SQLAlchemy not warn of indexes that it can't reflect: they are compared without it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Skipped unsupported reflection of expression-based index idx_threads_")
+        yield
 
 
 def _definitions(connection: Connection, table: str) -> dict[str, str]:

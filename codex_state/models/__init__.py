@@ -25,15 +25,34 @@ from codex_state.models.memory import (
     Phase1Status,
     ThreadMemory,
 )
-from codex_state.models.paging import Anchor, LogQuery, SortKey, ThreadsPage
+from codex_state.models.queries import (
+    Anchor,
+    LogQuery,
+    SortKey,
+    ThreadQuery,
+    ThreadsPage,
+    UnreadableRow,
+    UnshownThreads,
+)
 from codex_state.models.rollout_file import RolloutFile, RolloutFileState
-from codex_state.models.thread import EXTRACTABLE_THREADS, LOCAL_HOME, DynamicTool, MemoryMode, Thread, open_threads
+from codex_state.models.thread import (
+    EXTRACTABLE_THREADS,
+    IS_SHOWN,
+    LOCAL_HOME,
+    SHOWN_THREADS,
+    DynamicTool,
+    MemoryMode,
+    Thread,
+    open_threads,
+)
 
 __all__ = [
     "EXTRACTABLE_THREADS",
+    "IS_SHOWN",
     "LOCAL_HOME",
     "SCOPE_CWD",
     "SCOPE_USER",
+    "SHOWN_THREADS",
     "Anchor",
     "BackfillLease",
     "BackfillState",
@@ -62,7 +81,10 @@ __all__ = [
     "StateModel",
     "Thread",
     "ThreadMemory",
+    "ThreadQuery",
     "ThreadsPage",
+    "UnreadableRow",
+    "UnshownThreads",
     "metadata",
     "open_threads",
 ]

@@ -77,7 +77,14 @@ def _uuid_of(spelling: object) -> UUID:
 @lru_cache(maxsize=4096)
 def _path_of(spelled: str | None) -> Path | None:
     """A path from its text. Working directories repeat, and parsing one costs more than all else in reading its row."""
-    return None if spelled is None else Path(spelled)
+    try:
+        return None if spelled is None else Path(spelled)
+    except TypeError as error:
+        raise InvalidRowError(f"stored path is not a text: {spelled!r:.80}") from error
+
+
+def _optional_path_of(spelled: str | None) -> Path | None:
+    return _path_of(spelled) if spelled else None
 
 
 class UuidText(TypeDecorator[UUID]):
@@ -162,6 +169,19 @@ class PathText(TypeDecorator[Path]):
         return _path_of
 
 
+class OptionalPath(TypeDecorator[Path]):
+    """``pathlib.Path`` for which "unknown" is stored as the empty string. The empty path is taken for unknown."""
+
+    impl = text
+    cache_ok = True
+
+    def process_bind_param(self, value: Path | None, dialect: Dialect) -> str:
+        return "" if value is None else path_to_text(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Path | None]:
+        return _optional_path_of
+
+
 class OptionalText(TypeDecorator[str]):
     """Text for which "none" is stored as the empty string, as the original does in ``NOT NULL`` columns."""
 
@@ -240,6 +260,19 @@ class EnumText(TypeDecorator[StrEnum]):
         except ValueError as error:
             known = ", ".join(member.value for member in self.enum)
             raise InvalidRowError(f"unknown {self.enum.__name__} {value!r} in a row; known: {known}") from error
+
+
+_uuid_as_text: TypeEngine[Any] = Uuid(as_uuid=False).with_variant(Text(), "sqlite")
+
+
+def stored_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type of a column whose values are given, and come back, as they are stored: texts and numbers.
+
+    Rows that come from rollouts by the thousand are made in that form, and nothing is gained by converting them twice.
+    """
+    if isinstance(kind, UuidText):
+        return _uuid_as_text
+    return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
 
 
 def one_of(column: str, enum: type[StrEnum]) -> str:

@@ -22,6 +22,15 @@ LOCAL_HOME = "local"
 EXTRACTABLE_THREADS = "archived = 0 AND memory_mode = 'enabled'"
 """The threads whose memories may be extracted, as SQL."""
 
+SHOWN_THREADS = (
+    "gone_at IS NULL AND (coalesce(name, '') <> '' OR first_user_message <> '' OR coalesce(preview, '') <> '' "
+    "OR rollout_path = '')"
+)
+"""The threads that listings show, as SQL: those with something to show, and a service's own, which have no rollout."""
+
+IS_SHOWN = f"CAST({SHOWN_THREADS} AS INTEGER)"
+"""Whether a thread is shown, as SQL of 0 or 1: an index that has it serves the shown threads and the others alike."""
+
 _OPEN_FOR = {
     "cwd": "cwd_settled_for IS NULL OR cwd_settled_for <> updated_at",
     "user": "user_settled_for IS NULL OR user_settled_for <> updated_at",
@@ -37,9 +46,8 @@ def open_threads(scope_kinds: Collection[str]) -> str:
     return f"{EXTRACTABLE_THREADS} AND ({for_one})"
 
 
-_BY_UPDATED_AT = text("updated_at DESC"), text("id DESC")
-_BY_CREATED_AT = text("created_at DESC"), text("id DESC")
-
+_BY_UPDATED_AT = "archived", text(f"({IS_SHOWN})"), text("updated_at DESC"), text("id DESC")
+_BY_CREATED_AT = "archived", text(f"({IS_SHOWN})"), text("created_at DESC"), text("id DESC")
 
 _IS_CHILD = text("parent_thread_id IS NOT NULL")
 
@@ -53,7 +61,11 @@ class MemoryMode(StrEnum):
 
 
 class Thread(StateModel, table=True):
-    """One agent session, as its rollout file tells it. The rollout is the truth; this row can be rebuilt from it."""
+    """One agent session, as its rollout file tells it. The rollout is the truth; this row can be rebuilt from it.
+
+    Not so the name, a chosen memory mode and the pin, which somebody gave it: those are primary data. A service may
+    also store threads that have no rollout, which are primary data as a whole.
+    """
 
     __tablename__ = "threads"
     __table_args__ = (
@@ -61,17 +73,18 @@ class Thread(StateModel, table=True):
         CheckConstraint("tokens_used >= 0", name="tokens_used"),
         CheckConstraint("pinned IN (0, 1)", name="pinned"),
         # What a page may ask for, and its order: each listing has an index that is best by any estimate.
-        Index("idx_threads_archived", "archived", *_BY_UPDATED_AT),
-        Index("idx_threads_created_at", "archived", *_BY_CREATED_AT),
-        Index("idx_threads_source", "source", "archived", *_BY_UPDATED_AT),
-        Index("idx_threads_source_created_at", "source", "archived", *_BY_CREATED_AT),
-        Index("idx_threads_provider", "model_provider", "archived", *_BY_UPDATED_AT),
-        Index("idx_threads_provider_created_at", "model_provider", "archived", *_BY_CREATED_AT),
+        Index("idx_threads_archived", *_BY_UPDATED_AT),
+        Index("idx_threads_created_at", *_BY_CREATED_AT),
+        Index("idx_threads_source", "source", *_BY_UPDATED_AT),
+        Index("idx_threads_source_created_at", "source", *_BY_CREATED_AT),
+        Index("idx_threads_provider", "model_provider", *_BY_UPDATED_AT),
+        Index("idx_threads_provider_created_at", "model_provider", *_BY_CREATED_AT),
         Index("idx_threads_parent", "parent_thread_id", sqlite_where=_IS_CHILD, postgresql_where=_IS_CHILD),
     )
 
     id: UUID = Field(sa_column=Column(columns.UuidText(), primary_key=True))
-    rollout_path: Path = Field(sa_column=Column(columns.PathText(), nullable=False))
+    rollout_path: Path | None = Field(default=None, sa_column=Column(columns.OptionalPath(), nullable=False))
+    """Where the rollout lies; ``None``, or the empty path, when it isn't known: a service's own threads have none."""
     created_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     source: str = Field(sa_column=Column(columns.text, nullable=False))
@@ -95,7 +108,7 @@ class Thread(StateModel, table=True):
     first_user_message: str | None = Field(
         default=None, sa_column=Column(columns.OptionalText(), nullable=False, server_default="")
     )
-    """What the user first asked. Threads without it aren't listed."""
+    """What the user first asked."""
     agent_nickname: str | None = Field(default=None, sa_column=Column(columns.text))
     agent_role: str | None = Field(default=None, sa_column=Column(columns.text))
     agent_path: str | None = Field(default=None, sa_column=Column(columns.text))
@@ -111,6 +124,8 @@ class Thread(StateModel, table=True):
     """What a user called it, here or in Codex; shown in place of the title."""
     name_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When the name was given. Of two names the newer one stays."""
+    original_name: str | None = Field(default=None, sa_column=Column(columns.text))
+    """What the original's own database called it when that was last read: only another name there is news."""
     preview: str | None = Field(default=None, sa_column=Column(columns.text))
     """What a list can show of a thread without a first message: its goal, or a text that it took over from a parent."""
     thread_source: str | None = Field(default=None, sa_column=Column(columns.text))
@@ -127,6 +142,11 @@ class Thread(StateModel, table=True):
     """Since when its home misses the rollout. Such threads aren't listed, and their rows stay."""
     pinned: bool = Field(default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0"))
     """Whether a user pinned it."""
+
+    @property
+    def display_name(self) -> str:
+        """What people are shown of it in one line: its name, else its title, first message or preview, else nothing."""
+        return self.name or self.title or self.first_user_message or self.preview or ""
 
 
 def _add_settled_columns(threads: Table) -> None:

@@ -3,27 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Update,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from codex_state.models import LOCAL_HOME, Anchor, Phase1Job, SortKey, Thread, ThreadMemory, ThreadsPage
-from codex_state.models.columns import EpochSeconds, IntegerFlag, PathText, UuidText, text
-from codex_state.repositories import thread_listing
-from codex_state.repositories.base import Repository, columns_of, select_entity, table_of
+from codex_state.clock import server_now
+from codex_state.errors import InvalidInputError, InvalidRowError
+from codex_state.models import (
+    LOCAL_HOME,
+    Anchor,
+    Thread,
+    ThreadQuery,
+    ThreadsPage,
+    UnreadableRow,
+    UnshownThreads,
+)
+from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, PathText, UuidText, text
+from codex_state.repositories import thread_listing, thread_names, thread_references
+from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
+from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.prepared import atomically
+from codex_state.repositories.rollout_files import UPSERT_FROM_ROLLOUTS
+from codex_state.repositories.thread_listing import Reads, statement_of
+
+_COUNTED_UNSHOWN = 1000
+"""Where counting threads that aren't shown ends."""
+
+_MOST_UNREADABLE = 1000
+"""So many rows that can't be read are passed over in one page."""
 
 # One insert construct serves both databases: what PostgreSQL's ON CONFLICT renders, SQLite's dialect renders as well.
 _threads = table_of(Thread)
-_memories = table_of(ThreadMemory)
-_jobs = table_of(Phase1Job)
 _columns = columns_of(Thread)
-_insert = insert(_threads).values({column.key: bindparam(column.key, type_=column.type) for column in _columns})
+_given = {column.key: bindparam(column.key, type_=column.type) for column in _columns}
+# A name that comes without a time is given now.
+_name_at = case(
+    (and_(_given["name"].is_not(None), _given["name_at"].is_(None)), server_now()),
+    else_=_given["name_at"],
+)
+_insert = insert(_threads).values(_given | {"name_at": _name_at})
 _BY_ID = _threads.c.id == bindparam("thread_id", type_=UuidText())
+_IN_IDS = _threads.c.id.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))
+_OF_HOME = _threads.c.home == bindparam("of_home", type_=text)
+_HAS_ROLLOUT = _threads.c.rollout_path != literal_column("''")
 
 
 def _unless_moved_to(cwd: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -40,32 +80,30 @@ def _overwrite(*kept: str, where: ColumnElement[bool] | None = None, **instead: 
 
 
 _GET = select_entity(Thread).where(_BY_ID)
-_UPSERT = _overwrite("memory_mode")
+# Of two names the newer one stays; no name is none.
+_brings_a_name = and_(
+    _insert.excluded.name.is_not(None),
+    or_(_threads.c.name_at.is_(None), _threads.c.name_at <= _insert.excluded.name_at),
+)
+_UPSERT = _overwrite(
+    "memory_mode",
+    "memory_mode_chosen_at",
+    name=case((_brings_a_name, _insert.excluded.name), else_=_threads.c.name),
+    name_at=case((_brings_a_name, _insert.excluded.name_at), else_=_threads.c.name_at),
+    # What was said of a file holds until another one is named.
+    gone_at=case(
+        (_threads.c.rollout_path == _insert.excluded.rollout_path, _threads.c.gone_at),
+        else_=_insert.excluded.gone_at,
+    ),
+)
 _INSERT_IF_ABSENT = _insert.on_conflict_do_nothing(index_elements=["id"]).returning(_threads.c.id)
 
-_has_explicit_title = and_(
-    func.trim(_threads.c.title) != "",
-    func.trim(_threads.c.title) != func.trim(_threads.c.first_user_message),
-)
-# A thread that was seen in two homes belongs to the one whose rollout was written last.
-_is_of_this_home = or_(_threads.c.home == _insert.excluded.home, _threads.c.updated_at <= _insert.excluded.updated_at)
-_UPSERT_FROM_ROLLOUT = _overwrite(
-    where=_is_of_this_home,
-    title=case((_has_explicit_title, _threads.c.title), else_=_insert.excluded.title),
-    **{
-        field: func.coalesce(_threads.c[field], _insert.excluded[field])
-        for field in ("git_sha", "git_branch", "git_origin_url")
-    },
-)
-
 _PATH = select(_threads.c.rollout_path).where(_BY_ID)
-_ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(
-    _threads.c.id.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))
-)
+_ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(_IN_IDS, _HAS_ROLLOUT)
 _ROLLOUTS_AT = select(_threads.c.rollout_path, _threads.c.updated_at).where(
     _threads.c.rollout_path.in_(bindparam("paths", expanding=True, type_=PathText()))
 )
-_ALL_PATHS = select(_threads.c.rollout_path).where(_threads.c.home == bindparam("of_home", type_=text))
+_ALL_PATHS = select(_threads.c.rollout_path).where(_OF_HOME, _HAS_ROLLOUT)
 _PATH_ARCHIVED = {flag: _PATH.where(_threads.c.archived == flag) for flag in (True, False)}
 
 _SET_ARCHIVED = (
@@ -74,16 +112,18 @@ _SET_ARCHIVED = (
     .values(
         archived=bindparam("new_archived", type_=IntegerFlag()),
         archived_at=bindparam("new_archived_at", type_=EpochSeconds()),
-        rollout_path=bindparam("new_rollout_path", type_=PathText()),
+        rollout_path=bindparam("new_rollout_path", type_=OptionalPath()),
+        gone_at=null(),
         updated_at=func.coalesce(bindparam("new_updated_at", type_=EpochSeconds()), _threads.c.updated_at),
     )
     .returning(_threads.c.id)
 )
 _RELOCATE = (
     update(_threads)
-    .where(_BY_ID, _threads.c.home == bindparam("of_home", type_=text))
+    .where(_BY_ID, _OF_HOME)
     .values(
-        rollout_path=bindparam("new_rollout_path", type_=PathText()),
+        rollout_path=bindparam("new_rollout_path", type_=OptionalPath()),
+        gone_at=null(),
         cwd=bindparam("new_cwd", type_=PathText()),
         cwd_settled_for=_unless_moved_to(bindparam("new_cwd", type_=PathText())),
         archived=bindparam("new_archived", type_=IntegerFlag()),
@@ -92,30 +132,51 @@ _RELOCATE = (
     .returning(_threads.c.id)
 )
 _SET_MEMORY_MODE = (
-    update(_threads).where(_BY_ID).values(memory_mode=bindparam("new_memory_mode")).returning(_threads.c.id)
+    update(_threads)
+    .where(_BY_ID)
+    .values(memory_mode=bindparam("new_memory_mode", type_=text), memory_mode_chosen_at=server_now())
+    .returning(_threads.c.id)
 )
-_SET_TITLE = update(_threads).where(_BY_ID).values(title=bindparam("new_title")).returning(_threads.c.id)
-_has_primary_data = or_(
-    select(_memories.c.thread_id).where(_memories.c.thread_id == _threads.c.id).exists(),
-    select(_jobs.c.thread_id).where(_jobs.c.thread_id == _threads.c.id).exists(),
-    _has_explicit_title,
+_SET_NAME = (
+    update(_threads)
+    .where(_BY_ID)
+    .values(name=bindparam("new_name", type_=text), name_at=later_than(_threads.c.name_at, server_now()))
+    .returning(_threads.c.id)
 )
-_DELETE_VANISHED = (
+_MARK_GONE = (
+    update(_threads)
+    .where(_IN_IDS, _OF_HOME, _HAS_ROLLOUT, _threads.c.gone_at.is_(None))
+    .values(gone_at=server_now())
+    .returning(_threads.c.id)
+)
+_MARK_FOUND = (
+    update(_threads)
+    .where(_IN_IDS, _OF_HOME, _threads.c.gone_at.is_not(None))
+    .values(gone_at=null())
+    .returning(_threads.c.id)
+)
+_DELETE_GONE = (
     delete(_threads)
     .where(
-        _BY_ID,
-        _threads.c.home == bindparam("of_home", type_=text),
-        _threads.c.rollout_path == bindparam("missing_path", type_=PathText()),
-        ~_has_primary_data,
+        _IN_IDS,
+        _OF_HOME,
+        _threads.c.gone_at.is_not(None),
+        _threads.c.name.is_(None),
+        _threads.c.memory_mode_chosen_at.is_(None),
+        _threads.c.pinned == literal_column("0"),
     )
     .returning(_threads.c.id)
 )
-_OF_HOME = _threads.c.home == bindparam("of_home", type_=text)
 _SET_ARCHIVED_OF_HOME = _SET_ARCHIVED.where(_OF_HOME)
 _ROLLOUTS_WITH_HOMES = _ROLLOUTS_OF.add_columns(_threads.c.home)
 _ROLLOUTS_OF_HOME_AT = _ROLLOUTS_AT.where(_OF_HOME)
-_LOCK = select(_threads.c.id).where(_BY_ID).with_for_update()
+_LOCK_ALL = select(_threads.c.id).where(_IN_IDS).order_by(_threads.c.id).with_for_update()
 _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
+
+
+_EVERYTHING = ThreadQuery()
+
+_Readable = tuple[list[Thread], list[UnreadableRow], int]
 
 
 class ThreadRepository(Repository):
@@ -130,7 +191,13 @@ class ThreadRepository(Repository):
         return self._entity(Thread, _GET, {"thread_id": thread_id})
 
     def upsert(self, thread: Thread) -> None:
-        """Insert the thread, or replace every column of its row but ``memory_mode``, which belongs to its creation."""
+        """Insert the thread, or replace the columns of its row, but for what this thread can't know better.
+
+        - The memory mode stays: it belongs to the row's creation, and to whoever chose it since.
+        - A name stays unless this thread has one that isn't older; one without a time is given now. ``set_name``
+          takes a name away.
+        - That the rollout is gone stays known while the thread names the same one.
+        """
         self._all(_UPSERT, _row_of(thread))
 
     def upsert_many(self, threads: Iterable[Thread]) -> None:
@@ -140,82 +207,84 @@ class ThreadRepository(Repository):
     def upsert_from_rollouts(self, threads: Iterable[Thread]) -> None:
         """Write what rollouts say, keeping what they can't know: all threads or none.
 
-        Each git field that the row already has stays. So does a title that was given by the user, which shows by
-        differing from the first message. Everything else, ``memory_mode`` included, is taken from the rollout. A row
-        of another home stays as it is when its rollout was written later than this one: the thread has moved there.
+        Each git field that the row already has stays. So do its name, its pin, and a memory mode that somebody chose.
+        Everything else is taken from the rollout. A row of another home stays as it is when its rollout was written
+        later than this one: the thread has moved there.
         """
-        self._many(_UPSERT_FROM_ROLLOUT, [_row_of(thread) for thread in threads])
+        rows = (_row_of(thread) for thread in threads)
+        self._many(UPSERT_FROM_ROLLOUTS, [{**row, "memory_mode_said_at": None} for row in rows])
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""
         return self._one(_INSERT_IF_ABSENT, _row_of(thread)) is not None
 
-    def list(
-        self,
-        *,
-        page_size: int,
-        anchor: Anchor | None = None,
-        sort_key: SortKey = SortKey.UPDATED_AT,
-        sources: Collection[str] = (),
-        providers: Collection[str] = (),
-        archived: bool = False,
-        home: str | None = None,
-    ) -> ThreadsPage:
-        """One page of threads that have a first user message, newest first.
+    def list(self, query: ThreadQuery = _EVERYTHING) -> ThreadsPage:
+        """One page of threads, newest first; those of one second are ordered by id.
 
-        Args:
-            page_size: how many threads the page holds at most; 0 gives an empty page.
-            anchor: the previous page's ``next_anchor``; ``None`` for the first page.
-            sort_key: the time to sort by; threads of one second are ordered by id.
-            sources: only threads of these sources; empty means all.
-            providers: only threads of these model providers; empty means all.
-            archived: only archived threads, or only the others.
-            home: only threads of this home; ``None`` means all.
+        A row that can't be read doesn't count: the page names it beside the threads.
+
+        Raises:
+            InvalidRowError: a thousand rows in a row can't be read.
         """
-        if page_size <= 0:
+        if query.limit <= 0:
             return ThreadsPage([], None, 0)
-        statement, parameters = thread_listing.statement_of(
-            sort_key,
-            archived=archived,
-            sources=sources,
-            providers=providers,
-            anchor=anchor,
-            home=home,
-            limit=page_size + 1,
-        )
-        found = self._entities(Thread, statement, parameters)
-        items = found[:page_size]
-        following = thread_listing.anchor_of(items[-1], sort_key) if len(found) > page_size else None
-        return ThreadsPage(items, following, len(found))
+        wanted = replace(query, limit=query.limit + 1)
+        unreadable: Sequence[UnreadableRow] = ()
+        try:
+            found = self._entities(Thread, *statement_of(wanted))
+            scanned = len(found)
+        except InvalidRowError:
+            found, unreadable, scanned = self._readable(wanted)
+        items = found[: query.limit]
+        following = None
+        if len(found) > query.limit:
+            following = Anchor(getattr(items[-1], query.sort_key.value), items[-1].id)
+        return ThreadsPage(items, following, scanned, tuple(unreadable))
 
-    def list_ids(
-        self,
-        *,
-        limit: int,
-        anchor: Anchor | None = None,
-        sort_key: SortKey = SortKey.UPDATED_AT,
-        sources: Collection[str] = (),
-        providers: Collection[str] = (),
-        archived: bool = False,
-        home: str | None = None,
-    ) -> Sequence[UUID]:
-        """The ids that ``list`` would give, at most ``limit`` of them."""
-        if limit <= 0:
-            return []
-        statement, parameters = thread_listing.statement_of(
-            sort_key,
-            archived=archived,
-            sources=sources,
-            providers=providers,
-            anchor=anchor,
-            home=home,
-            limit=limit,
-            ids_only=True,
+    def _readable(self, query: ThreadQuery) -> _Readable:
+        """The threads that can be read, the rows between them that can't, and how many rows were looked at."""
+        threads: list[Thread] = []
+        unreadable: list[UnreadableRow] = []
+        dialect = self._connection.dialect
+        statement, parameters = statement_of(query, Reads.STORED)
+        scanned = 0
+        while len(unreadable) <= _MOST_UNREADABLE:
+            rows = self._all(statement, parameters)
+            for row in rows:
+                scanned += 1
+                try:
+                    threads.append(thread_listing.thread_of(row, dialect))
+                except InvalidRowError as error:
+                    unreadable.append(UnreadableRow(thread_listing.stored_key(row), str(error)))
+                if len(threads) == query.limit:
+                    return threads, unreadable, scanned
+            if len(rows) < query.limit:
+                return threads, unreadable, scanned
+            anchor = thread_listing.stored_anchor(rows[-1], query.sort_key)
+            statement, parameters = statement_of(query, Reads.STORED, stored_anchor=anchor)
+        raise InvalidRowError(
+            f"more than {_MOST_UNREADABLE:,} rows of threads can't be read, the first of them {unreadable[0].key!r}: "
+            f"{unreadable[0].reason}"
         )
-        return [row.id for row in self._all(statement, parameters)]
+
+    def list_ids(self, query: ThreadQuery = _EVERYTHING) -> Sequence[UUID]:
+        """The ids of the page that ``list`` would give.
+
+        Raises:
+            InvalidRowError: an id or a time among them can't be read.
+        """
+        return [row.id for row in self._all(*statement_of(query, Reads.IDS))] if query.limit > 0 else []
+
+    def count_unshown(self, query: ThreadQuery = _EVERYTHING) -> UnshownThreads:
+        """How many threads aren't shown that the query would list if it were for all: up to a thousand are counted."""
+        counted = replace(query, anchor=None, limit=_COUNTED_UNSHOWN)
+        row = self._one(*statement_of(counted, Reads.UNSHOWN))
+        if row is None:
+            raise AssertionError("a count has one row")
+        return UnshownThreads(row.unshown - row.gone, row.gone, row.unshown < _COUNTED_UNSHOWN)
 
     def find_rollout_path(self, thread_id: UUID, *, archived: bool | None = None) -> Path | None:
-        """Where the row says the rollout lies, without looking at the file.
+        """Where the row says the rollout lies, without looking at the file; ``None`` when it doesn't say.
 
         Args:
             thread_id: the thread.
@@ -226,7 +295,7 @@ class ThreadRepository(Repository):
         return None if row is None else row.rollout_path
 
     def rollout_paths(self, home: str = LOCAL_HOME) -> Sequence[Path]:
-        """Where all rows of a home say their rollouts lie: about 200 bytes each in memory."""
+        """Where all rows of a home that have a rollout say it lies: about 200 bytes each in memory."""
         return [row.rollout_path for row in self._all(_ALL_PATHS, {"of_home": home})]
 
     def mark_archived(
@@ -297,7 +366,7 @@ class ThreadRepository(Repository):
     def rollouts_of(self, thread_ids: Collection[UUID]) -> dict[UUID, tuple[Path, datetime, str]]:
         """Where the rollouts of these threads lie, when they were last written, and in which home, by their rows.
 
-        For a few hundred threads at once.
+        Threads without a rollout are left out. For a few hundred threads at once.
         """
         rows = self._all(_ROLLOUTS_WITH_HOMES, {"thread_ids": list(thread_ids)}) if thread_ids else ()
         return {row.id: (row.rollout_path, row.updated_at, row.home) for row in rows}
@@ -312,37 +381,116 @@ class ThreadRepository(Repository):
         return [(row.rollout_path, row.updated_at) for row in rows]
 
     def set_memory_mode(self, thread_id: UUID, memory_mode: str) -> bool:
-        """Say what may be remembered of the thread. Tells whether the thread has a row."""
+        """Choose what may be remembered of the thread; a rebuild keeps the choice. Tells whether it has a row."""
         parameters = {"thread_id": thread_id, "new_memory_mode": memory_mode}
         return self._one(_SET_MEMORY_MODE, parameters) is not None
 
-    def set_title(self, thread_id: UUID, title: str) -> bool:
-        """Give the thread a title of the user's, which a rebuild from rollouts keeps. Tells whether it has a row."""
-        return self._one(_SET_TITLE, {"thread_id": thread_id, "new_title": title}) is not None
+    def set_name(self, thread_id: UUID, name: str | None) -> bool:
+        """Call the thread by a name, or by none. Tells whether it has a row.
+
+        It is the newest from now on, so no older name comes back from a rollout or an index of names, also not where
+        this one is ``None``.
+
+        Raises:
+            InvalidInputError: the name is blank.
+        """
+        if name is not None and not name.strip():
+            raise InvalidInputError("a name can't be blank; None takes it away")
+        return self._one(_SET_NAME, {"thread_id": thread_id, "new_name": name}) is not None
+
+    def mark_gone(self, thread_ids: Collection[UUID], home: str) -> Sequence[UUID]:
+        """Note that the rollouts of these threads are gone: from now on they aren't shown, and nothing is deleted.
+
+        Only a home's own rows, which alone it may judge, and only those that have a rollout. For a few hundred at once.
+
+        Returns:
+            The threads whose rollout wasn't known to be gone.
+        """
+        return self._marked(_MARK_GONE, thread_ids, home)
+
+    def mark_found(self, thread_ids: Collection[UUID], home: str) -> Sequence[UUID]:
+        """Note that the rollouts of these threads are there again. The arguments are those of ``mark_gone``.
+
+        Returns:
+            The threads whose rollout had been gone.
+        """
+        return self._marked(_MARK_FOUND, thread_ids, home)
+
+    def _marked(self, statement: Update, thread_ids: Collection[UUID], home: str) -> Sequence[UUID]:
+        if not thread_ids:
+            return []
+        return [row.id for row in self._all(statement, {"thread_ids": list(thread_ids), "of_home": home})]
+
+    def take_names(self, names: Iterable[tuple[UUID, str, int]]) -> int:
+        """Take names that were given elsewhere, each with its thread and the epoch second when it was given.
+
+        A name that is older than the row's, or as old, changes nothing; a name whose thread has no row is left out.
+        For a few hundred threads at once.
+
+        Returns:
+            How many rows were changed.
+        """
+        return len(self._all(thread_names.TAKE_NAMES, _names_given(names)))
+
+    def take_original_names(self, names: Iterable[tuple[UUID, str, int]]) -> set[UUID]:
+        """Take what the original's database calls threads, each name with its thread and the thread's last change.
+
+        Only a name that differs from what that database said the last time is news. It replaces a name that came from
+        there, or one that is older than the thread's last change. For a few hundred threads at once.
+
+        Returns:
+            The threads that have another name now.
+        """
+        given = _names_given(names)
+        with atomically(self._connection):
+            taken = {row.id for row in self._all(thread_names.TAKE_NAMES_OF_THE_ORIGINAL, given)}
+            self._all(thread_names.NOTE_NAMES_OF_THE_ORIGINAL, given)
+        return taken
 
     def delete(self, thread_id: UUID) -> bool:
         """Delete the thread with its tools, memories and jobs. Tells whether it had a row."""
         return self._one(_DELETE, {"thread_id": thread_id}) is not None
 
-    def delete_vanished(self, thread_id: UUID, rollout_path: Path, home: str) -> bool:
-        """Delete the row of a thread whose rollout is gone, unless something would be lost with it (law L7).
+    def delete_gone(self, thread_ids: Collection[UUID], home: str) -> Sequence[UUID]:
+        """Delete the rows of threads whose rollouts are gone, unless something would be lost with them (law L7).
 
-        A row with memories, extraction jobs or a title of the user's stays: those are not in any rollout. So does a
-        row that meanwhile points elsewhere, or that belongs to another home, which alone may judge its files.
+        For repairs that were asked for. A row stays that has a name, a pin or a chosen memory mode, and one that
+        another row refers to by a foreign key, whosever table that is in: memories and extraction jobs do. Only tools
+        go with their thread, whose rollout they are from. For a few hundred at once.
+
+        Args:
+            thread_ids: the threads; those whose rollout isn't known to be gone stay.
+            home: only rows of this home.
 
         Returns:
-            Whether the row was deleted.
+            The threads whose rows were deleted.
         """
-        parameters = {"thread_id": thread_id, "missing_path": rollout_path, "of_home": home}
+        if not thread_ids:
+            return []
+        parameters = {"thread_ids": list(thread_ids), "of_home": home}
         connection = self._connection
-        if connection.dialect.name != "postgresql":
-            return self._one(_DELETE_VANISHED, parameters) is not None
-        # A statement that waits for a row judges other tables as they were before it waited. So the wait comes first:
-        # from then on nobody can insert a row that refers to the thread, and what is there is seen.
+        # Which tables refer to threads is looked up and used in one transaction.
         with atomically(connection):
-            self._one(_LOCK, parameters)
-            return self._one(_DELETE_VANISHED, parameters) is not None
+            if connection.dialect.name == "postgresql":
+                # A statement that waits for a row judges other tables as they were before it waited. So the wait comes
+                # first: from then on nobody can insert a row that refers to the thread, and what is there is seen.
+                self._all(_LOCK_ALL, parameters)
+            statement = _DELETE_GONE.where(*thread_references.unreferenced(connection))
+            return [row.id for row in self._all(statement, parameters)]
 
 
 def _row_of(thread: Thread) -> dict[str, Any]:
-    return {**thread.column_values(), "archived": thread.archived_at is not None}
+    return {
+        **thread.column_values(),
+        "archived": thread.archived_at is not None,
+        "name": thread.name or None,
+    }
+
+
+def _names_given(names: Iterable[tuple[UUID, str, int]]) -> dict[str, str]:
+    """One name for each thread: a statement wouldn't say which of two it took."""
+    latest: dict[UUID, tuple[UUID, str, int]] = {}
+    for thread_id, name, at in names:
+        if thread_id not in latest or latest[thread_id][2] <= at:
+            latest[thread_id] = (thread_id, storable(name), at)
+    return parameters_of(latest.values())

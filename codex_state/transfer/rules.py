@@ -42,21 +42,22 @@ _later_job = _later("attempt", "finished_at", "started_at")
 _later_row = _later("updated_at")
 
 
+_GIVEN = {"name_at": "name", "memory_mode_chosen_at": "memory_mode"}
+"""What somebody gave a thread, by the column that says when: it isn't in the rollouts and moves no other time."""
+
+
 def _thread(source: Values, target: Values) -> Values | None:
-    """Titles that users gave aren't in the rollouts and move no time, so they are looked at by themselves."""
-    if source | {"title": target["title"]} == target:
-        later: Values | None = target
-    else:
-        later = _later_thread(source, target)
-    given = {row["title"] for row in (source, target) if _has_title_of_its_own(row)}
-    if later is None or len(given) > 1:
-        return None
-    return later | {"title": given.pop()} if given else later
-
-
-def _has_title_of_its_own(thread: Values) -> bool:
-    title, message = (str(thread[name] or "").strip(" ") for name in ("title", "first_user_message"))
-    return title not in {"", message}
+    """The later rollout's row, with the name and the memory mode that were given last."""
+    given: Values = {}
+    for time, value in _GIVEN.items():
+        ours, theirs = _number(source[time]), _number(target[time])
+        if ours != theirs:
+            later = source if ours > theirs else target
+            given |= {time: later[time], value: later[value]}
+        elif source[time] is not None and source[value] != target[value]:
+            return None
+    source, target = source | given, target | given
+    return target if source == target else _later_thread(source, target)
 
 
 def _scope(source: Values, target: Values) -> Values | None:

@@ -76,7 +76,7 @@ class Remembering:
         wishes = [message.text for message in messages if message.role == "user"]
         if not wishes:
             return None
-        return ExtractedMemory("\n".join(f"- asked: {wish}" for wish in wishes), f"{thread.title}: {wishes[-1]}")
+        return ExtractedMemory("\n".join(f"- asked: {wish}" for wish in wishes), f"{thread.display_name}: {wishes[-1]}")
 
     async def consolidate(self, scope: MemoryScope, memories: Sequence[ThreadMemory]) -> None:
         """Make one notebook of a scope's memories. The same memories give the same notebook, however often it runs."""

@@ -78,8 +78,7 @@ async def create(new: NewThread, runtime: Runtime) -> dict[str, UUID]:
     moment = datetime.now(UTC)
     thread = Thread(
         id=uuid4(),
-        # The messages are in a table of the service. It has no rollout files, and never runs a backfill over its home.
-        rollout_path=Path(),
+        # It has no rollout: the messages are in a table of the service.
         created_at=moment,
         updated_at=moment,
         source="cli",

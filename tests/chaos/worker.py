@@ -17,7 +17,7 @@ from sqlmodel import Session
 from codex_state import ExtractedMemory, StateRuntime, StateSettings
 from codex_state.database import Database
 from codex_state.memory import phase1_writes
-from codex_state.models import BackfillLease, Claimed, LockLease, MemoryScope, Phase1Key, Phase1Lease
+from codex_state.models import BackfillLease, Claimed, LockLease, MemoryScope, Phase1Key, Phase1Lease, ThreadQuery
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import source_of, thread_id_of
@@ -361,7 +361,7 @@ class Worker:
 
     def _read(self) -> None:
         def look(state: State) -> None:
-            state.threads.list(page_size=20)
+            state.threads.list(ThreadQuery(limit=20))
             state.phase1_jobs.count_by_status()
 
         with self._journal.timed("read"):

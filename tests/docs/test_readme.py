@@ -55,18 +55,18 @@ def test_the_library_example_claims_a_job_and_finishes_it(names: dict[str, Any])
         job = state.phase1_jobs.get(Phase1Key(names["thread"].id, MemoryScope.cwd(Path("/projects/one"))))
         assert job is not None
         assert job.status is Phase1Status.SUCCEEDED
-        assert state.threads.get(names["thread"].id).title == "renamed"
+        assert state.threads.get(names["thread"].id).name == "renamed"
 
 
 def test_the_fastapi_example_renames_a_thread_in_the_services_own_session(names: dict[str, Any]) -> None:
     run(BLOCKS[1], names)
     try:
         with TestClient(names["app"]) as client:
-            renamed = client.put(f"/threads/{names['thread'].id}/title", params={"title": "from the service"})
-            unknown = client.put(f"/threads/{uuid4()}/title", params={"title": "nobody"})
+            renamed = client.put(f"/threads/{names['thread'].id}/name", params={"name": "from the service"})
+            unknown = client.put(f"/threads/{uuid4()}/name", params={"name": "nobody"})
         assert (renamed.status_code, unknown.status_code) == (200, 404)
         with names["runtime"].read() as state:
-            assert state.threads.get(names["thread"].id).title == "from the service"
+            assert state.threads.get(names["thread"].id).name == "from the service"
     finally:
         names["runtime"].close()
 

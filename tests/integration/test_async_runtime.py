@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from loops import SECONDS, Gate, Loop, pair, stored
 
-from codex_state import AsyncStateRuntime, InvalidInputError, State, StateRuntime, StateSettings
+from codex_state import AsyncStateRuntime, InvalidInputError, State, StateRuntime, StateSettings, ThreadQuery
 
 
 def test_a_unit_that_waits_for_a_thread_never_starts_when_its_caller_is_cancelled(
@@ -192,7 +192,7 @@ class Tracked:
 
         runtime.close = closing  # type: ignore[method-assign]
         with runtime.read() as state:
-            assert state.threads.list_ids(limit=1) == []
+            assert state.threads.list_ids(ThreadQuery(limit=1)) == []
         self.gate.wait()
         return runtime
 
@@ -247,7 +247,7 @@ def test_a_runtime_is_closed_by_a_cancelled_caller_once_the_units_in_flight_have
 
     loop.run(main)
     with StateRuntime.open(settings) as runtime, runtime.read() as state:
-        assert set(state.threads.list_ids(limit=9)) == first | second
+        assert set(state.threads.list_ids(ThreadQuery(limit=9))) == first | second
 
 
 def test_a_failed_opening_says_why(loop: Loop, settings: StateSettings) -> None:

@@ -55,21 +55,21 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-def stored(settings: StateSettings, thread: Thread) -> tuple[str, str | None]:
+def stored(settings: StateSettings, thread: Thread) -> tuple[str | None, str | None]:
     with StateRuntime.open(settings) as runtime, runtime.read() as state:
         found = state.threads.get(thread.id)
     assert found is not None
-    return found.title, found.memory_mode
+    return found.name, found.memory_mode
 
 
 def test_it_lists_threads_and_changes_them(app: FastAPI, thread: Thread, settings: StateSettings) -> None:
     async def main() -> None:
         async with client_of(app) as client:
             listed = (await client.get("/threads")).json()
-            changed = await client.put(f"/threads/{thread.id}", params={"title": "after", "memory": "disabled"})
-            unknown = await client.put(f"/threads/{uuid4()}", params={"title": "after", "memory": "disabled"})
+            changed = await client.put(f"/threads/{thread.id}", params={"name": "after", "memory": "disabled"})
+            unknown = await client.put(f"/threads/{uuid4()}", params={"name": "after", "memory": "disabled"})
             malformed = await client.get("/threads", params={"cursor": "nonsense"})
-        assert [(item["id"], item["title"]) for item in listed["threads"]] == [(str(thread.id), "before")]
+        assert [(item["id"], item["name"]) for item in listed["threads"]] == [(str(thread.id), "before")]
         assert (changed.status_code, unknown.status_code, malformed.status_code) == (200, 404, 422)
 
     asyncio.run(main())
@@ -86,13 +86,13 @@ def test_a_request_that_is_cancelled_while_it_commits_is_kept_whole(
             gate = Gate()
             runtime = app.state.runtime
             event.listen(runtime.sync.engine, "commit", lambda _: None if gate.opened.is_set() else gate.wait())
-            change = {"title": "after", "memory": "disabled"}
+            change = {"name": "after", "memory": "disabled"}
             async with Asyncio.started(lambda: client.put(f"/threads/{thread.id}", params=change)) as cancel:
                 await gate.is_reached(Asyncio)
                 cancel()
                 gate.opened.set()
             assert runtime.sync.engine.pool.checkedout() == 0
-            assert (await client.get("/threads")).json()["threads"][0]["title"] == "after"
+            assert (await client.get("/threads")).json()["threads"][0]["name"] == "after"
 
     asyncio.run(main())
     assert stored(settings, thread) == ("after", "disabled")
@@ -107,7 +107,7 @@ def test_a_request_that_is_cancelled_before_its_turn_changes_nothing(
         async with client_of(app) as client:
             gate = Gate()
             runtime = app.state.runtime
-            change = {"title": "after", "memory": "disabled"}
+            change = {"name": "after", "memory": "disabled"}
             async with Asyncio.started(lambda: runtime.run(lambda _: gate.wait())):
                 await gate.is_reached(Asyncio)
                 async with Asyncio.started(lambda: client.put(f"/threads/{thread.id}", params=change)) as cancel:

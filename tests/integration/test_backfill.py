@@ -257,13 +257,13 @@ class TestResuming:
         write_rollout(runtime.codex_home, 1, session_meta(git=GitInfo(branch="rollout")), user_message("first"))
         backfill(runtime)
         with runtime.begin() as state:
-            state.threads.set_title(thread_id(1), "Mine")
+            state.threads.set_name(thread_id(1), "Mine")
             changed = thread(runtime, 1)
-            changed.title, changed.git_branch = "Mine", "switched"
+            changed.git_branch = "switched"
             state.threads.upsert(changed)
             state.thread_memories.upsert(thread_id(1), raw_memory="raw", memory_summary="summary")
         backfill(runtime, again=True)
-        assert (thread(runtime, 1).title, thread(runtime, 1).git_branch) == ("Mine", "switched")
+        assert (thread(runtime, 1).name, thread(runtime, 1).git_branch) == ("Mine", "switched")
         with runtime.read() as state:
             assert state.thread_memories.get(thread_id(1)) is not None
 

@@ -29,7 +29,7 @@ from rollout_files import (
     write_rollout,
 )
 
-from codex_state import BackfillStatus, StateRuntime, StateSettings, Thread
+from codex_state import BackfillStatus, StateRuntime, StateSettings, Thread, ThreadQuery
 from codex_state.rollout import ToolSpec, backfill
 
 SCRIPT = Path(__file__).parent.parent / "backfill_process.py"
@@ -67,7 +67,10 @@ def finished(process: subprocess.Popen[str]) -> tuple[str, int, int, int, int]:
 
 def rows(home: Path) -> dict[str, Any]:
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
-        threads = state.threads.list(page_size=1000).items + state.threads.list(page_size=1000, archived=True).items
+        threads = (
+            state.threads.list(ThreadQuery(limit=1000)).items
+            + state.threads.list(ThreadQuery(limit=1000, archived=True)).items
+        )
         return {
             str(each.id): {name: getattr(each, name) for name in Thread.column_names() if name != "rollout_path"}
             | {"path": each.rollout_path.relative_to(home), "tools": len(state.dynamic_tools.get(each.id) or ())}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from example_home import copy_of_the_example_home
 
-from codex_state import BackfillOutcome, StateRuntime, StateSettings, Thread, backfill
+from codex_state import BackfillOutcome, StateRuntime, StateSettings, Thread, ThreadQuery, backfill
 from codex_state.rollout import fold
 
 
@@ -27,7 +27,10 @@ def runtime(tmp_path: Path) -> Iterator[StateRuntime]:
 
 def all_threads(runtime: StateRuntime) -> list[Thread]:
     with runtime.read() as state:
-        ids = [*state.threads.list_ids(limit=100), *state.threads.list_ids(limit=100, archived=True)]
+        ids = [
+            *state.threads.list_ids(ThreadQuery(limit=100)),
+            *state.threads.list_ids(ThreadQuery(limit=100, archived=True)),
+        ]
         return [thread for thread in map(state.threads.get, ids) if thread is not None]
 
 

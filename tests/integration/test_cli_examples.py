@@ -135,13 +135,13 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield client
 
 
-def test_the_service_pages_and_titles_in_its_own_transactions(service: Any) -> None:
+def test_the_service_pages_and_names_in_its_own_transactions(service: Any) -> None:
     first = service.get("/threads", params={"limit": 20}).json()
     second = service.get("/threads", params={"limit": 20, "cursor": first["next"]}).json()
     assert (len(first["threads"]), len(second["threads"]), second["next"]) == (20, LISTED - 20, None)
     thread_id = first["threads"][0]["id"]
-    assert service.put(f"/threads/{thread_id}/title", params={"title": "Ours"}).status_code == 200
-    assert service.get("/threads").json()["threads"][0]["title"] == "Ours"
+    assert service.put(f"/threads/{thread_id}/name", params={"name": "Ours"}).status_code == 200
+    assert service.get("/threads").json()["threads"][0]["name"] == "Ours"
     unknown = "00000000-0000-7000-8000-000000000000"
-    assert service.put(f"/threads/{unknown}/title", params={"title": "Ours"}).status_code == 404
+    assert service.put(f"/threads/{unknown}/name", params={"name": "Ours"}).status_code == 404
     assert service.get("/threads", params={"cursor": "x"}).status_code == 422

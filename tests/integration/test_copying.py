@@ -49,7 +49,7 @@ from codex_state import (
     StateSettings,
     copy_state,
 )
-from codex_state.models import metadata
+from codex_state.models import ThreadQuery, metadata
 from codex_state.testing.samples import a_log_line, a_thread
 from codex_state.transfer import tables
 
@@ -282,7 +282,7 @@ def test_two_homes_meet_in_one_database(state_on: Opened) -> None:
         ]
         assert copy_state(second, other_door, logs=False).complete
     with target.read() as state:
-        assert len(state.threads.list_ids(limit=100, home="two", archived=True)) == 2
+        assert len(state.threads.list_ids(ThreadQuery(limit=100, home="two", archived=True))) == 2
         assert {state.backfill.get(name).last_watermark for name in ("one", "two")} == {  # type: ignore[union-attr]
             "sessions/9.jsonl",
             "sessions/2.jsonl",

@@ -12,7 +12,7 @@ import pytest
 from memory_support import OTHER, add_threads, claim, now, user_key
 from own_server import OwnServer, own_server
 
-from codex_state import Claimed, HolderWrite, LogQuery, State, StateRuntime, StateSettings
+from codex_state import Claimed, HolderWrite, LogQuery, State, StateRuntime, StateSettings, ThreadQuery
 from codex_state.testing.samples import a_log_line, a_thread
 
 UNITS = 50
@@ -45,7 +45,7 @@ def crash(server: OwnServer) -> None:
 
 def numbers(state: State) -> tuple[list[int], list[int]]:
     """Of the units of which there is one half, and of those of which there is the other."""
-    titles = [int(thread.title) for thread in state.threads.list(page_size=3 * UNITS).items]
+    titles = [int(thread.title) for thread in state.threads.list(ThreadQuery(limit=3 * UNITS)).items]
     return sorted(titles), sorted(int(line.message or "") for line in state.logs.query(LogQuery(limit=3 * UNITS)))
 
 

@@ -22,7 +22,7 @@ from sqlmodel import Session
 
 import codex_state
 from codex_state import ExtractedMemory, StateRuntime, Thread, backfill, consolidate_memories, repositories, run_phase1
-from codex_state.models import BackfillLease, LockLease, Phase1Lease
+from codex_state.models import BackfillLease, LockLease, Phase1Lease, ThreadQuery
 from codex_state.repositories import Repository
 from codex_state.repositories.holder_writes import HOLDER_WRITES
 from codex_state.runtime import State
@@ -46,7 +46,9 @@ WITHOUT_A_LEASE = {
     "ThreadRepository.mark_archived",
     "ThreadRepository.mark_unarchived",
     "ThreadRepository.relocate",
-    "ThreadRepository.delete_vanished",
+    "ThreadRepository.delete_gone",
+    "ThreadRepository.mark_found",
+    "ThreadRepository.mark_gone",
 }
 """Writes of live threads and of look-ups, which hold nothing."""
 
@@ -254,7 +256,7 @@ def test_what_is_written_under_a_lease_without_its_token_shares_a_transaction_wi
     units = _Units(monkeypatch)
     assert backfill(sqlite_runtime, workers=0).upserted == 3
     with sqlite_runtime.read() as state:
-        remembered, broken, _empty = state.threads.list(page_size=3).items
+        remembered, broken, _empty = state.threads.list(ThreadQuery(limit=3)).items
 
     def extract(thread: Thread) -> ExtractedMemory | None:
         if thread.id == broken.id:

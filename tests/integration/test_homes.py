@@ -23,7 +23,7 @@ from rollout_files import (
 )
 
 from codex_state import StateRuntime, StateSettings, Thread, ThreadNotFoundError
-from codex_state.models import LOCAL_HOME, BackfillStatus
+from codex_state.models import LOCAL_HOME, BackfillStatus, ThreadQuery
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.rollout import (
     ToolSpec,
@@ -273,9 +273,9 @@ def test_hosts_that_index_their_homes_at_the_same_time_do_not_disturb_each_other
         states = {stored.home: stored.status for stored in state.backfill.list() if stored.home != LOCAL_HOME}
         assert states == {f"{host}:{tmp_path / host}": BackfillStatus.COMPLETE for host in hosts}
         for place, host in enumerate(hosts):
-            listed = set(state.threads.list_ids(limit=1000, home=f"{host}:{tmp_path / host}"))
+            listed = set(state.threads.list_ids(ThreadQuery(limit=1000, home=f"{host}:{tmp_path / host}")))
             assert listed == {thread_id(place * 100 + number) for number in range(40)}
-        assert len(state.threads.list_ids(limit=1000)) == 160
+        assert len(state.threads.list_ids(ThreadQuery(limit=1000))) == 160
 
 
 def test_a_home_that_is_being_indexed_keeps_no_other_home_from_it(homes: list[StateRuntime]) -> None:

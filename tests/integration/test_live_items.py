@@ -100,14 +100,14 @@ def test_what_the_row_knows_stays(runtime: StateRuntime) -> None:
     write_rollout(runtime.codex_home, 1, session_meta(git=GitInfo(branch="known")), user_message("first"))
     backfill(runtime)
     with runtime.begin() as state:
-        state.threads.set_title(thread_id(1), "Mine")
+        state.threads.set_name(thread_id(1), "Mine")
         state.threads.set_memory_mode(thread_id(1), "polluted")
         state.threads.mark_archived(thread_id(1), rollout_path(runtime.codex_home, 1), from_epoch_seconds(MODIFIED))
     again = session_meta(git=GitInfo(branch="new", commit_hash="c"))
     apply_rollout_items(runtime, builder(runtime), [again, user_message("second")])
     thread = stored(runtime)
     assert thread is not None
-    assert (thread.title, thread.first_user_message) == ("Mine", "first")
+    assert (thread.name, thread.title, thread.first_user_message) == ("Mine", "first", "first")
     assert (thread.git_branch, thread.git_sha) == ("known", "c")
     assert (thread.memory_mode, thread.archived_at) == ("polluted", from_epoch_seconds(MODIFIED))
 

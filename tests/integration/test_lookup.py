@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import zstandard
@@ -23,7 +21,7 @@ from rollout_files import (
     write_rollout,
 )
 
-from codex_state import MemoryScope, Phase1Key, SortKey, StateRuntime, StateSettings, Thread
+from codex_state import SortKey, StateRuntime, StateSettings, Thread, ThreadQuery
 from codex_state.errors import RolloutError
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.rollout import (
@@ -35,6 +33,7 @@ from codex_state.rollout import (
     list_threads,
     read_session_meta,
 )
+from codex_state.testing.samples import a_thread
 
 MODIFIED = 1_767_400_000
 
@@ -145,7 +144,7 @@ class TestFinding:
         self, indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with indexed.begin() as state:
-            state.threads.set_title(thread_id(1), "Mine")
+            state.threads.set_name(thread_id(1), "Mine")
         point_row_at(indexed, indexed.codex_home / "gone")
         before = row(indexed)
         path = rollout_path(indexed.codex_home, 1)
@@ -213,7 +212,7 @@ class TestHead:
 
 class TestListing:
     def listed(self, runtime: StateRuntime, **options: Any) -> list[int]:
-        page = list_threads(runtime, page_size=9, **options)
+        page = list_threads(runtime, ThreadQuery(limit=9, **options))
         return [int(str(thread.id)[:8]) for thread in page.items]
 
     def test_threads_whose_rollouts_exist_are_listed_newest_first(self, indexed: StateRuntime) -> None:
@@ -227,32 +226,20 @@ class TestListing:
         index_rollout(runtime, rollout_path(runtime.codex_home, 1))
         assert self.listed(runtime) == [1]
 
-    def test_a_vanished_rollout_is_dropped_and_its_row_deleted(self, indexed: StateRuntime) -> None:
+    def test_a_vanished_rollout_is_dropped_and_its_row_marked(self, indexed: StateRuntime) -> None:
+        """L7: a listing deletes nothing."""
         rollout_path(indexed.codex_home, 2).unlink()
         assert self.listed(indexed) == [1]
-        assert row(indexed, 2) is None
+        gone = row(indexed, 2)
+        assert gone is not None
+        assert gone.gone_at is not None
+        assert self.listed(indexed) == [1]
+        assert self.listed(indexed, all=True) == [2, 1]
 
-    @pytest.mark.parametrize("primary", ["title", "memory", "job"])
-    def test_a_row_that_holds_what_no_rollout_can_bring_back_is_dropped_but_kept(
-        self, indexed: StateRuntime, primary: str
-    ) -> None:
-        """L7."""
+    def test_a_thread_that_never_had_a_rollout_is_listed(self, indexed: StateRuntime) -> None:
         with indexed.begin() as state:
-            match primary:
-                case "title":
-                    state.threads.set_title(thread_id(2), "Mine")
-                case "memory":
-                    state.thread_memories.upsert(thread_id(2), raw_memory="r", memory_summary="s")
-                case _:
-                    state.phase1_jobs.try_claim(
-                        Phase1Key(thread_id(2), MemoryScope.user()),
-                        owner=uuid4(),
-                        source_updated_at=from_epoch_seconds(MODIFIED),
-                        lease=timedelta(hours=1),
-                    )
-        rollout_path(indexed.codex_home, 2).unlink()
-        assert self.listed(indexed) == [1]
-        assert row(indexed, 2) is not None
+            state.threads.upsert(a_thread(id=thread_id(7), rollout_path=Path(), first_user_message=None))
+        assert self.listed(indexed) == [2, 1, 7]
 
     def test_rows_stay_when_the_whole_tree_is_away(self, indexed: StateRuntime) -> None:
         (indexed.codex_home / "sessions").rename(indexed.codex_home / "unmounted")
@@ -274,7 +261,7 @@ class TestListing:
         first = list_threads(indexed, page_size=1)
         assert (first.items, first.num_scanned_rows) == ([], 2)
         assert first.next_anchor is not None
-        second = list_threads(indexed, page_size=1, anchor=first.next_anchor)
+        second = list_threads(indexed, ThreadQuery(limit=1, anchor=first.next_anchor))
         assert [thread.id for thread in second.items] == [thread_id(1)]
         assert second.next_anchor is None
 

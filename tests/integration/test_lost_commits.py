@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlmodel import Session
 
-from codex_state import ConnectionLostError, State, StateRuntime, StateSettings, UnknownCommitOutcomeError
+from codex_state import ConnectionLostError, State, StateRuntime, StateSettings, ThreadQuery, UnknownCommitOutcomeError
 from codex_state.engine_views import translate_errors
 from codex_state.testing.samples import a_thread
 
@@ -49,7 +49,7 @@ def break_connection(runtime: StateRuntime, session: Session) -> None:
 
 def stored(runtime: StateRuntime) -> int:
     with runtime.read() as state:
-        return len(state.threads.list_ids(limit=9))
+        return len(state.threads.list_ids(ThreadQuery(limit=9)))
 
 
 def test_a_services_session_whose_commit_breaks_has_an_unknown_outcome(runtime: StateRuntime, engine: Engine) -> None:
@@ -78,7 +78,7 @@ def test_a_services_connection_whose_commit_breaks_has_an_unknown_outcome(
     "work",
     [
         lambda session: State(session).threads.upsert(a_thread()),
-        lambda session: State(session).threads.list_ids(limit=1),
+        lambda session: State(session).threads.list_ids(ThreadQuery(limit=1)),
         lambda session: (session.add(a_thread()), session.flush()),
         lambda session: (session.add(a_thread()), session.commit()),
     ],

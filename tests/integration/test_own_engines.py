@@ -8,7 +8,15 @@ import pytest
 from sqlalchemy import create_engine
 from sqlmodel import Session
 
-from codex_state import DatabaseReadOnlyError, ForeignSchemaError, LogEntry, State, StateRuntime, StateSettings
+from codex_state import (
+    DatabaseReadOnlyError,
+    ForeignSchemaError,
+    LogEntry,
+    State,
+    StateRuntime,
+    StateSettings,
+    ThreadQuery,
+)
 from codex_state.testing.samples import a_thread, a_tool
 
 
@@ -31,7 +39,7 @@ def test_what_a_service_rolls_back_in_a_session_of_its_own_engine_is_gone(settin
         state.logs.insert(LogEntry(ts=1, ts_nanos=0, level="INFO", target="t"))
         session.rollback()
     with Session(engine) as session:
-        assert State(session).threads.list(page_size=5).items == []
+        assert State(session).threads.list(ThreadQuery(limit=5)).items == []
         assert State(session).logs.max_id() == 0
         State(session).threads.upsert_many([thread])
         session.commit()
@@ -42,10 +50,10 @@ def test_what_a_service_rolls_back_in_a_session_of_its_own_engine_is_gone(settin
 
 def test_a_reading_session_of_a_service_holds_up_no_writer_and_cannot_write(settings: StateSettings) -> None:
     with StateRuntime.open(settings) as runtime, Session(runtime.read_engine) as session:
-        assert State(session).threads.list(page_size=5).items == []
+        assert State(session).threads.list(ThreadQuery(limit=5)).items == []
         with runtime.begin() as state:
             state.threads.upsert(a_thread())
-        assert State(session).threads.list(page_size=5).items == [], "a session reads one snapshot"
+        assert State(session).threads.list(ThreadQuery(limit=5)).items == [], "a session reads one snapshot"
         with pytest.raises(DatabaseReadOnlyError, match="read-only"):
             State(session).threads.upsert(a_thread())
 

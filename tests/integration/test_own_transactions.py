@@ -11,7 +11,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlmodel import Session
 
 from codex_state import State, StateRuntime, StateSettings, Thread
-from codex_state.models import metadata
+from codex_state.models import ThreadQuery, metadata
 from codex_state.testing.samples import a_thread
 
 Write = Callable[[State, Thread], object]
@@ -40,7 +40,7 @@ def test_a_write_after_the_connections_rollback_is_of_its_next_transaction(
     thread = a_thread()
     with runtime.engine.connect() as connection:
         state = State(Session(connection))
-        assert state.threads.list_ids(limit=1) == []
+        assert state.threads.list_ids(ThreadQuery(limit=1)) == []
         connection.rollback()
         write(state, thread)
         assert connection.in_transaction()
@@ -50,7 +50,7 @@ def test_a_write_after_the_connections_rollback_is_of_its_next_transaction(
 
 
 def end_of_transaction(state: State, connection: Connection) -> None:
-    assert state.threads.list_ids(limit=1) == []
+    assert state.threads.list_ids(ThreadQuery(limit=1)) == []
     connection.get_transaction().rollback()  # type: ignore[union-attr]
 
 
@@ -70,7 +70,7 @@ def test_a_block_whose_savepoint_is_over_writes_nothing(runtime: StateRuntime, w
     thread = a_thread()
     with runtime.engine.begin() as connection:
         state = State(Session(connection))
-        assert state.threads.list_ids(limit=1) == []
+        assert state.threads.list_ids(ThreadQuery(limit=1)) == []
         with suppress(InvalidRequestError), connection.begin_nested() as savepoint:
             savepoint.rollback()
             write(state, thread)

@@ -38,6 +38,7 @@ from codex_state import (
     StateSettings,
     Thread,
     ThreadMemory,
+    ThreadQuery,
     UnknownCommitOutcomeError,
     consolidate_memories,
     current_work,
@@ -205,7 +206,7 @@ def test_a_backfill_that_is_cut_off_past_its_lease_stores_no_other_batch(
         assert report.result(60).status is BackfillOutcome.LEASE_LOST
     assert rows(rival) == before
     with rival.read() as state:
-        assert len(state.threads.list_ids(limit=9)) == 1
+        assert len(state.threads.list_ids(ThreadQuery(limit=9))) == 1
 
 
 # Answers that are lost after the commit
@@ -322,7 +323,7 @@ def test_a_backfill_whose_answer_is_lost_after_the_commit_goes_on(
     assert (report.status, report.scanned, report.upserted) == (BackfillOutcome.COMPLETE, 2, 2)
     assert attempts[0] == attempts[1]
     with rival.read() as state:
-        assert len(state.threads.list_ids(limit=9)) == 2
+        assert len(state.threads.list_ids(ThreadQuery(limit=9))) == 2
         assert state.backfill.is_complete(rival.home)
 
 

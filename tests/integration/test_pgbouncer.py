@@ -26,6 +26,7 @@ from codex_state import (
     StateRuntime,
     StateSettings,
     Thread,
+    ThreadQuery,
     run_phase1,
 )
 from codex_state.database import Database
@@ -94,7 +95,7 @@ def test_statements_may_be_repeated_on_any_of_the_poolers_connections(runtime: S
         for number in range(40):
             states[number % 4].threads.upsert(a_thread())
     with runtime.read() as state:
-        assert len(state.threads.list_ids(limit=50)) == 40
+        assert len(state.threads.list_ids(ThreadQuery(limit=50))) == 40
 
 
 @pytest.mark.parametrize("mode", ["begin", "autocommit"])
@@ -145,13 +146,13 @@ def test_a_server_that_is_restarted_behind_a_pooler_is_waited_for(tmp_path: Path
         runtime = held.enter_context(StateRuntime.open(settings))
         with runtime.read() as one, runtime.read() as another, runtime.read() as third:
             for state in (one, another, third):
-                assert state.threads.list_ids(limit=1) == []
+                assert state.threads.list_ids(ThreadQuery(limit=1)) == []
         waiting = held.enter_context(ThreadPoolExecutor())
         server.kill(signal.SIGQUIT)
         runs = []
         for run in (runtime.run, runtime.run, runtime.run_read):
             time.sleep(0.5)
-            runs.append(waiting.submit(run, lambda state: state.threads.list_ids(limit=1), attempts=1))
+            runs.append(waiting.submit(run, lambda state: state.threads.list_ids(ThreadQuery(limit=1)), attempts=1))
         server.start()
         assert [run.result(60) for run in runs] == [[], [], []]
 

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from codex_state.errors import ThreadNotFoundError
-from codex_state.models import Claimed, MemoryScope, Phase1Key, Phase1Lease, Phase1Status, Product, Skipped
+from codex_state.models import Claimed, MemoryScope, Phase1Key, Phase1Lease, Phase1Status, Product, Skipped, ThreadQuery
 from codex_state.runtime import State, StateRuntime
 from codex_state.testing.samples import NOON, a_thread
 from tests import stores
@@ -149,7 +149,7 @@ def test_threads_that_are_written_while_a_batch_is_claimed_keep_both(runtime: St
             written = pool.submit(write)
         written.result(60)
     with runtime.read() as state:
-        titles = {thread.id: thread.title for thread in state.threads.list(page_size=10).items}
+        titles = {thread.id: thread.title for thread in state.threads.list(ThreadQuery(limit=10)).items}
         assert titles == dict.fromkeys(ids, "written meanwhile") | {new.id: new.title}
         assert {job.thread_id for job in state.phase1_jobs.list()} == claimed
         assert len(claimed) == 4
@@ -236,7 +236,7 @@ def test_a_vanished_rollout_does_not_take_what_is_written_at_the_same_time(runti
                     key = Phase1Key(thread.id, MemoryScope.user())
                     state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=NOON, lease=_HOUR)
                 case _:
-                    state.threads.set_title(thread.id, "mine")
+                    state.threads.set_name(thread.id, "mine")
             deleted = pool.submit(delete)
             time.sleep(0.3)  # it judges the row now, and must judge again when it can have it
             assert not deleted.done()

@@ -14,6 +14,7 @@ from sqlalchemy import event
 
 from codex_state.database import Database
 from codex_state.errors import DatabaseFullError
+from codex_state.models import ThreadQuery
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import a_log_line, a_thread
@@ -84,9 +85,9 @@ def test_a_write_that_meets_a_full_disk_in_a_session_leaves_the_session_usable(
             for _ in range(2):
                 with pytest.raises(DatabaseFullError):
                     state.threads.upsert(a_thread(title="x" * 2_000_000))
-                assert state.threads.list_ids(limit=1) == []
+                assert state.threads.list_ids(ThreadQuery(limit=1)) == []
             state.threads.upsert(a_thread())
-            assert len(state.threads.list_ids(limit=9)) == 1
+            assert len(state.threads.list_ids(ThreadQuery(limit=9))) == 1
 
 
 # Forks
@@ -100,7 +101,7 @@ from codex_state.testing.samples import a_thread
 
 def titles(runtime):
     with runtime.read() as state:
-        return sorted(thread.title for thread in state.threads.list(page_size=10_000).items)
+        return sorted(thread.title for thread in state.threads.list(ThreadQuery(limit=10_000)).items)
 
 def child_of_a_fork(work):
     pid = os.fork()

@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, event, text
 from sqlmodel import Session
 
 from codex_state.errors import DatabaseReadOnlyError
-from codex_state.models import Claimed, LogQuery, MemoryScope, Phase1Key, Thread
+from codex_state.models import Claimed, LogQuery, MemoryScope, Phase1Key, Thread, ThreadQuery
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import NOON, a_log_line, a_thread, a_tool
@@ -76,9 +76,9 @@ def _everything(state: State) -> None:
     state.threads.insert_if_absent(thread)
     state.threads.mark_archived(thread.id, Path("/a"), NOON)
     state.threads.mark_unarchived(thread.id, Path("/a"))
-    state.threads.set_title(thread.id, "t")
+    state.threads.set_name(thread.id, "t")
     state.threads.set_memory_mode(thread.id, "enabled")
-    state.threads.list(page_size=5)
+    state.threads.list(ThreadQuery(limit=5))
     state.dynamic_tools.persist([a_tool(thread, 0), a_tool(thread, 1)])
     scope = MemoryScope.user()
     claimed = state.phase1_jobs.try_claim(
@@ -183,7 +183,7 @@ def test_reading_before_writing_meets_no_stale_snapshot_though_it_would_by_itsel
 def test_a_reader_that_wants_to_write_is_told_so_whatever_others_wrote_meanwhile(runtime: StateRuntime) -> None:
     """L6: refused as a reader, not as one with an old snapshot."""
     with runtime.read() as reader:
-        reader.threads.list(page_size=1)
+        reader.threads.list(ThreadQuery(limit=1))
         with runtime.begin() as state:
             state.threads.upsert(a_thread())
         with pytest.raises(DatabaseReadOnlyError):

@@ -14,7 +14,7 @@ from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from codex_state import telemetry
+from codex_state import ThreadQuery, telemetry
 from codex_state.errors import (
     ConfigurationError,
     DatabaseCorruptError,
@@ -228,7 +228,7 @@ def test_damaged_pages_are_reported_as_corruption_and_the_file_is_kept(home: Pat
 
 def _look_at_all_threads(home: Path) -> None:
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
-        state.threads.list(page_size=1000)
+        state.threads.list(ThreadQuery(limit=1000))
 
 
 def test_a_file_that_was_cut_off_is_reported_as_corruption(home: Path) -> None:

@@ -27,7 +27,7 @@ from codex_state.errors import (
     TransactionConflictError,
     UnknownCommitOutcomeError,
 )
-from codex_state.models import Claimed, MemoryScope, Phase1Key, Thread
+from codex_state.models import Claimed, MemoryScope, Phase1Key, Thread, ThreadQuery
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import NOON, a_thread, a_tool
@@ -63,7 +63,7 @@ def impatient(runtime: StateRuntime) -> Iterator[StateRuntime]:
 
 def _ids(runtime: StateRuntime) -> set[UUID]:
     with runtime.read() as state:
-        return set(state.threads.list_ids(limit=1000))
+        return set(state.threads.list_ids(ThreadQuery(limit=1000)))
 
 
 def test_a_unit_of_work_commits_at_its_end(runtime: StateRuntime) -> None:
@@ -125,7 +125,7 @@ def test_a_write_in_a_read_is_refused(runtime: StateRuntime) -> None:
 def test_a_write_in_a_read_is_refused_after_its_commit_and_its_rollback_too(runtime: StateRuntime) -> None:
     """L6."""
     with runtime.read() as state:
-        state.threads.list_ids(limit=1)
+        state.threads.list_ids(ThreadQuery(limit=1))
         for end in (state.session.commit, state.session.rollback):
             end()
             with pytest.raises(DatabaseReadOnlyError):
@@ -138,9 +138,9 @@ def test_a_read_leaves_its_connection_fit_for_writing(tmp_path: Path) -> None:
     settings = StateSettings(codex_home=tmp_path, pool_size=1)
     with StateRuntime.open(settings) as runtime:
         with runtime.read() as state:
-            state.threads.list_ids(limit=1)
+            state.threads.list_ids(ThreadQuery(limit=1))
         with pytest.raises(RuntimeError), runtime.read() as state:  # noqa: PT012
-            state.threads.list_ids(limit=1)
+            state.threads.list_ids(ThreadQuery(limit=1))
             raise RuntimeError
         with pytest.raises(DatabaseReadOnlyError), runtime.read() as state:
             state.threads.upsert(a_thread())
@@ -169,11 +169,11 @@ def test_a_read_is_one_snapshot(runtime: StateRuntime) -> None:
     with runtime.begin() as state:
         state.threads.upsert(first)
     with runtime.read() as reader:
-        assert set(reader.threads.list_ids(limit=10)) == {first.id}
+        assert set(reader.threads.list_ids(ThreadQuery(limit=10))) == {first.id}
         with runtime.begin() as writer:
             writer.threads.upsert(a_thread())
             writer.threads.delete(first.id)
-        assert set(reader.threads.list_ids(limit=10)) == {first.id}
+        assert set(reader.threads.list_ids(ThreadQuery(limit=10))) == {first.id}
         assert reader.threads.get(first.id) == first
     assert first.id not in _ids(runtime)
 
@@ -274,9 +274,9 @@ def test_who_waits_longer_than_the_busy_timeout_is_told_so(runtime: StateRuntime
 def test_who_finds_no_free_connection_is_told_so(tmp_path: Path) -> None:
     settings = StateSettings(codex_home=tmp_path, pool_size=1, busy_timeout=timedelta(seconds=0.1))
     with StateRuntime.open(settings) as runtime, runtime.read() as held:
-        held.threads.list_ids(limit=1)
+        held.threads.list_ids(ThreadQuery(limit=1))
         with pytest.raises(DatabaseBusyError, match="pool_size"), runtime.read() as second:
-            second.threads.list_ids(limit=1)
+            second.threads.list_ids(ThreadQuery(limit=1))
 
 
 @pytest.mark.parametrize("error", [DatabaseBusyError, TransactionConflictError, ConnectionLostError])
@@ -336,19 +336,19 @@ def test_the_victims_of_deadlocks_are_run_again(runtime: StateRuntime) -> None:
 
     def cross(order: tuple[UUID, UUID]) -> None:
         def work(state: State) -> None:
-            state.threads.set_title(order[0], "x")
+            state.threads.set_name(order[0], "x")
             if not met.is_set():
                 both_hold_one.wait(30)
                 met.set()
-            state.threads.set_title(order[1], str(order[0]))
+            state.threads.set_name(order[1], str(order[0]))
 
         runtime.run(work)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(cross, [(first.id, second.id), (second.id, first.id)]))
     with runtime.read() as state:
-        titles = [state.threads.get(thread.id).title for thread in (first, second)]  # type: ignore[union-attr]
-    assert sorted(titles) in (sorted(["x", str(first.id)]), sorted(["x", str(second.id)]))
+        names = [state.threads.get(thread.id).name for thread in (first, second)]  # type: ignore[union-attr]
+    assert sorted(names) in (sorted(["x", str(first.id)]), sorted(["x", str(second.id)]))
 
 
 def _kill_backend(runtime: StateRuntime, victim: State) -> None:
@@ -393,7 +393,7 @@ def test_a_connection_that_breaks_during_the_commit_leaves_the_outcome_unknown(r
     [
         (lambda state: state.threads.upsert(a_thread()), UnknownCommitOutcomeError),
         (lambda state: state.threads.upsert_many([a_thread(), a_thread()]), UnknownCommitOutcomeError),
-        (lambda state: state.threads.list_ids(limit=1), ConnectionLostError),
+        (lambda state: state.threads.list_ids(ThreadQuery(limit=1)), ConnectionLostError),
     ],
     ids=["write", "batch", "read"],
 )
@@ -401,7 +401,7 @@ def test_a_connection_that_breaks_in_autocommit_leaves_the_outcome_of_a_write_un
     runtime: StateRuntime, work: Callable[[State], None], expected: type[DatabaseError]
 ) -> None:
     with runtime.autocommit() as state:
-        state.threads.list_ids(limit=1)
+        state.threads.list_ids(ThreadQuery(limit=1))
         _kill_backend(runtime, state)
         with pytest.raises(expected) as broken:
             work(state)
@@ -437,12 +437,12 @@ def test_a_service_combines_its_own_rows_with_ours_in_its_own_session(runtime: S
         session.commit()
     with Session(runtime.engine) as session:
         session.add(Note(body="never kept"))
-        State(session).threads.set_title(thread.id, "never kept")
+        State(session).threads.set_name(thread.id, "never kept")
         session.flush()
         session.rollback()
     with Session(runtime.engine) as session:
         assert [note.body for note in session.exec(select(Note)).all()] == ["about a thread"]
-        assert session.exec(select(Thread)).one().title == thread.title
+        assert session.exec(select(Thread)).one().name is None
         assert State(session).thread_memories.get(thread.id) == memory
 
 
@@ -452,12 +452,12 @@ def test_an_entity_of_the_services_own_session_shows_our_writes_after_a_refresh(
         mine = Thread(**thread.model_dump())
         session.add(mine)
         session.commit()
-        State(session).threads.set_title(thread.id, "ours")
+        State(session).threads.set_name(thread.id, "ours")
         session.refresh(mine)
-        assert mine.title == "ours"
-        mine.title = "mine"
+        assert mine.name == "ours"
+        mine.name = "mine"
         session.commit()
-        assert State(session).threads.get(thread.id).title == "mine"  # type: ignore[union-attr]
+        assert State(session).threads.get(thread.id).name == "mine"  # type: ignore[union-attr]
 
 
 def test_a_services_own_session_starts_as_a_writer_and_gets_our_errors(
@@ -511,7 +511,7 @@ def test_closed_connections_are_really_closed(runtime: StateRuntime) -> None:
     database: Database = runtime.database
     with ExitStack() as held:
         for _ in range(3):
-            held.enter_context(runtime.read()).threads.list_ids(limit=1)
+            held.enter_context(runtime.read()).threads.list_ids(ThreadQuery(limit=1))
     assert database.engine.pool.checkedin() == 3  # type: ignore[attr-defined]
     runtime.close()
     assert database.engine.pool.checkedin() == 0  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from codex_state import (
     State,
     StateRuntime,
     StateSettings,
+    ThreadQuery,
 )
 from codex_state.database import Database
 from codex_state.testing.samples import a_thread
@@ -70,11 +71,11 @@ def away(outage: Outage, seconds: float = AWAY_SECONDS) -> Iterator[None]:
 
 def store(state: State) -> int:
     state.threads.upsert(a_thread())
-    return len(state.threads.list_ids(limit=9))
+    return len(state.threads.list_ids(ThreadQuery(limit=9)))
 
 
 def read(state: State) -> int:
-    return len(state.threads.list_ids(limit=9))
+    return len(state.threads.list_ids(ThreadQuery(limit=9)))
 
 
 @pytest.mark.parametrize(("mode", "work", "found"), [("run", store, 2), ("run_read", read, 1)])
@@ -199,7 +200,7 @@ def test_a_unit_of_work_that_was_ended_for_being_idle_is_run_again(
         if len(tries) == 1:
             time.sleep(1)
         if statement_follows:
-            state.threads.list_ids(limit=1)
+            state.threads.list_ids(ThreadQuery(limit=1))
 
     with StateRuntime(postgres_settings, Database.open(impatient)) as runtime:
         runtime.run(work)

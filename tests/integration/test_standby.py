@@ -29,6 +29,7 @@ from codex_state import (
     State,
     StateRuntime,
     StateSettings,
+    ThreadQuery,
     run_phase1,
 )
 
@@ -104,7 +105,7 @@ def test_a_standby_serves_reads_that_may_be_stale_and_refuses_every_write(pair: 
         return None if job is None else job.ownership_token
 
     def listed(state: State) -> set[UUID]:
-        return {found.id for found in state.threads.list(page_size=50).items}
+        return {found.id for found in state.threads.list(ThreadQuery(limit=50)).items}
 
     assert standby.run_read(token) == lease.ownership_token
     assert standby.run_read(listed) == {thread.id, other.id}
@@ -118,7 +119,7 @@ def test_a_standby_serves_reads_that_may_be_stale_and_refuses_every_write(pair: 
     assert standby.run_read(listed) == {thread.id}
 
     for refused in (
-        lambda state: state.threads.set_title(thread.id, "new"),
+        lambda state: state.threads.set_name(thread.id, "new"),
         claim_of(user_key(thread)),
         lambda state: state.phase1_jobs.claim_candidates(owner=OTHER, lease=LEASE),
         lambda state: state.phase1_jobs.renew(lease),
@@ -146,7 +147,7 @@ def test_a_read_that_replay_ended_is_run_again(pair: Pair) -> None:
             with pair.on_primary.autocommit() as primary:
                 assert primary.threads.delete(removed.id)
                 primary.session.connection().execute(text("VACUUM threads"))
-                assert primary.threads.set_title(other.id, "what the standby is sent, with all before it")
+                assert primary.threads.set_name(other.id, "what the standby is sent, with all before it")
             pair.catch_up()
         return state.threads.get(removed.id) is not None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rollout_files import rollout_path, thread_id, write, write_rollout
 
-from codex_state import BackfillStatus, BackfillTimeoutError, Claimed, StateRuntime, StateSettings
+from codex_state import BackfillStatus, BackfillTimeoutError, Claimed, StateRuntime, StateSettings, ThreadQuery
 from codex_state.rollout import open_state
 
 Opened = Callable[[StateSettings], StateRuntime]
@@ -105,7 +105,7 @@ def test_many_who_start_at_once_all_get_the_complete_index(settings: StateSettin
 
     def start() -> None:
         with open_state(settings) as runtime, runtime.read() as state:
-            found.append(len(state.threads.list(page_size=100).items))
+            found.append(len(state.threads.list(ThreadQuery(limit=100)).items))
 
     threads = [threading.Thread(target=start) for _ in range(6)]
     for each in threads:

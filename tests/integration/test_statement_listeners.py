@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import Session
 
-from codex_state import DatabaseError, LogEntry, LogQuery, State, StateRuntime
+from codex_state import DatabaseError, LogEntry, LogQuery, State, StateRuntime, ThreadQuery
 from codex_state.testing.samples import a_thread
 
 EVENTS = ["before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute"]
@@ -132,7 +132,7 @@ def test_who_executes_statements_instead_of_the_driver_is_asked(runtime: StateRu
         state.threads.upsert_many(threads) if count > 1 else state.threads.upsert(threads[0])
     assert ["insert into threads" in statement.lower() for statement in executed] == [True]
     with runtime.read() as state:
-        assert len(state.threads.list_ids(limit=9)) == count
+        assert len(state.threads.list_ids(ThreadQuery(limit=9))) == count
 
 
 def test_the_modes_stay_what_they_are_while_somebody_listens(runtime: StateRuntime, heard: Heard) -> None:
@@ -145,5 +145,5 @@ def test_the_modes_stay_what_they_are_while_somebody_listens(runtime: StateRunti
             with runtime.begin() as other:
                 other.threads.upsert(second)
             assert state.threads.get(second.id) == second
-        assert reading.threads.list_ids(limit=9) == []
+        assert reading.threads.list_ids(ThreadQuery(limit=9)) == []
     assert heard.statements != []

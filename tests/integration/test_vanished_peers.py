@@ -115,7 +115,7 @@ def test_both_sides_give_up_a_peer_that_vanished_and_work_goes_on_by_itself(site
         """What is sent is never acknowledged. The server has a client in a transaction that says nothing more."""
 
         def unit(state: State) -> None:
-            assert state.threads.set_title(locked.id, "the vanished client's")
+            assert state.threads.set_name(locked.id, "the vanished client's")
             begun[1].set()
             site.wait_until_vanished()
 
@@ -141,7 +141,7 @@ def test_both_sides_give_up_a_peer_that_vanished_and_work_goes_on_by_itself(site
 
     def take_the_lock() -> None:
         with site.near.begin() as state:
-            assert state.threads.set_title(locked.id, "the next one's")
+            assert state.threads.set_name(locked.id, "the next one's")
 
     clients = [site.start(work) for work in (wait_for_an_answer, commit, work)]
     assert all(event.wait(60) for event in begun)
@@ -162,6 +162,6 @@ def test_both_sides_give_up_a_peer_that_vanished_and_work_goes_on_by_itself(site
         stored = state.threads.get(locked.id)
         memory = state.thread_memories.get(extracted.id)
     assert stored is not None
-    assert stored.title == "the next one's"
+    assert stored.name == "the next one's"
     assert memory is not None
     assert memory.raw_memory == "raw"

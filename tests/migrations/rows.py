@@ -33,6 +33,7 @@ _THREAD = {
     "home": "local",
     "name": "hello",
     "name_at": 1770000050,
+    "original_name": "hello there",
     "preview": "make all tests pass",
     "thread_source": "user",
     "originator": "codex_cli",

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from codex_state.database import Database
 from codex_state.errors import DatabaseBusyError
-from codex_state.models import Claimed
+from codex_state.models import Claimed, ThreadQuery
 from codex_state.repositories import ThreadRepository, base
 from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.testing.grants import GRANTS, add_thread, take
@@ -120,7 +120,7 @@ def _a_writer_that_has_read_can_write(bench: Bench) -> None:
         with world.database.begin() as session:
             add_thread(session, "work")
         with world.database.begin() as session:
-            assert ThreadRepository(session).list_ids(limit=1)
+            assert ThreadRepository(session).list_ids(ThreadQuery(limit=1))
             with suppress(DatabaseBusyError), other.autocommit() as rival:
                 add_thread(rival, "rival")
             add_thread(session, "more work")

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from codex_state.models import Anchor, SortKey, Thread
+from codex_state.models import Anchor, SortKey, Thread, ThreadQuery
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread
 
@@ -28,9 +28,9 @@ def _all_pages(state: State, page_size: int, **filters: Any) -> list[UUID]:
     anchor = None
     sort_key = filters.get("sort_key", SortKey.UPDATED_AT)
     while True:
-        page = state.threads.list(page_size=page_size, anchor=anchor, **filters)
+        page = state.threads.list(ThreadQuery(limit=page_size, anchor=anchor, **filters))
         following = [thread.id for thread in page.items]
-        assert state.threads.list_ids(limit=page_size, anchor=anchor, **filters) == following
+        assert state.threads.list_ids(ThreadQuery(limit=page_size, anchor=anchor, **filters)) == following
         ids += following
         if page.next_anchor is None:
             assert page.num_scanned_rows == len(page.items)
@@ -67,21 +67,21 @@ class TestListing:
     """``ThreadRepository.list`` and ``list_ids``."""
 
     def test_an_empty_index_is_one_empty_page(self, state: State) -> None:
-        page = state.threads.list(page_size=10)
+        page = state.threads.list(ThreadQuery(limit=10))
         assert (list(page.items), page.next_anchor, page.num_scanned_rows) == ([], None, 0)
-        assert state.threads.list_ids(limit=10) == []
+        assert state.threads.list_ids(ThreadQuery(limit=10)) == []
 
     @pytest.mark.parametrize("page_size", [0, -1])
     def test_a_page_of_nothing_is_empty_and_the_last(self, state: State, page_size: int) -> None:
         state.threads.upsert(a_thread())
-        page = state.threads.list(page_size=page_size)
+        page = state.threads.list(ThreadQuery(limit=page_size))
         assert (list(page.items), page.next_anchor, page.num_scanned_rows) == ([], None, 0)
-        assert state.threads.list_ids(limit=page_size) == []
+        assert state.threads.list_ids(ThreadQuery(limit=page_size)) == []
 
     def test_a_page_holds_whole_threads(self, state: State) -> None:
         thread = a_thread(git_sha="abc", tokens_used=7)
         state.threads.upsert(thread)
-        assert list(state.threads.list(page_size=1).items) == [thread]
+        assert list(state.threads.list(ThreadQuery(limit=1)).items) == [thread]
 
     @pytest.mark.parametrize("sort_key", SortKey)
     def test_pages_lose_and_repeat_nothing_at_borders_of_equal_seconds(self, state: State, sort_key: SortKey) -> None:
@@ -99,16 +99,18 @@ class TestListing:
         threads = [a_thread(updated_at=NOON - number * _SECOND) for number in range(5)]
         state.threads.upsert_many(threads)
         middle = Anchor(NOON - 2 * _SECOND, UUID(int=0))
-        assert state.threads.list_ids(limit=10, anchor=middle) == [thread.id for thread in threads[3:]]
-        assert state.threads.list_ids(limit=10, anchor=Anchor(NOON - timedelta(days=1), uuid4())) == []
+        assert state.threads.list_ids(ThreadQuery(limit=10, anchor=middle)) == [thread.id for thread in threads[3:]]
+        assert state.threads.list_ids(ThreadQuery(limit=10, anchor=Anchor(NOON - timedelta(days=1), uuid4()))) == []
 
     def test_a_thread_that_changes_between_two_pages_does_not_disturb_the_others(self, state: State) -> None:
         threads = [a_thread(updated_at=NOON - number * _SECOND) for number in range(6)]
         state.threads.upsert_many(threads)
-        page = state.threads.list(page_size=3)
+        page = state.threads.list(ThreadQuery(limit=3))
         state.threads.upsert(a_thread(**(threads[1].model_dump() | {"updated_at": NOON + _SECOND})))
         state.threads.upsert(a_thread(updated_at=NOON + _SECOND))
-        assert state.threads.list_ids(limit=10, anchor=page.next_anchor) == [thread.id for thread in threads[3:]]
+        assert state.threads.list_ids(ThreadQuery(limit=10, anchor=page.next_anchor)) == [
+            thread.id for thread in threads[3:]
+        ]
 
     @pytest.mark.parametrize("first_user_message", [None, ""])
     def test_a_thread_without_a_first_message_is_not_listed(self, state: State, first_user_message: str | None) -> None:

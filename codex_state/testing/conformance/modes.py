@@ -13,7 +13,7 @@ from sqlmodel import Session
 
 from codex_state.database import Database
 from codex_state.errors import DatabaseReadOnlyError, IntegrityViolationError, InvalidInputError
-from codex_state.models import Thread
+from codex_state.models import Thread, ThreadQuery
 from codex_state.runtime import State
 from codex_state.testing.samples import a_thread, a_tool
 
@@ -82,7 +82,7 @@ class TestTransactionModes:
     def test_who_comes_after_a_reader_can_write(self, database: Database) -> None:
         """The reader's connection is used again."""
         with database.read() as session:
-            assert State(session).threads.list_ids(limit=1) == []
+            assert State(session).threads.list_ids(ThreadQuery(limit=1)) == []
         thread = _stored(database)
         assert _ids(database) == {thread.id}
 
@@ -91,13 +91,13 @@ class TestTransactionModes:
         first = _stored(database)
         writer = threading.Thread(target=_stored, args=(database,))
         with database.read() as session:
-            assert set(State(session).threads.list_ids(limit=9)) == {first.id}
+            assert set(State(session).threads.list_ids(ThreadQuery(limit=9))) == {first.id}
             writer.start()
             if _has_many_connections(database):
                 # Nobody holds up the writer. A database that is its one connection makes it wait.
                 writer.join(_SECONDS)
                 assert not writer.is_alive()
-            assert set(State(session).threads.list_ids(limit=9)) == {first.id}
+            assert set(State(session).threads.list_ids(ThreadQuery(limit=9))) == {first.id}
         writer.join(_SECONDS)
         assert len(_ids(database)) == 2
 
@@ -124,4 +124,4 @@ def _stored(database: Database) -> Thread:
 
 def _ids(database: Database) -> set[UUID]:
     with database.read() as session:
-        return set(State(session).threads.list_ids(limit=100))
+        return set(State(session).threads.list_ids(ThreadQuery(limit=100)))

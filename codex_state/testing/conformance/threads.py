@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from codex_state.models import MemoryScope, Phase1Key, Thread
+from codex_state.models import MemoryScope, Phase1Key, Thread, ThreadQuery
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread, a_tool
 
@@ -71,7 +71,7 @@ class TestThreads:
         again = a_thread(**(threads[0].model_dump() | {"title": "again"}))
         state.threads.upsert_many([])
         state.threads.upsert_many([*threads, again])
-        stored = {thread.id: thread.title for thread in state.threads.list(page_size=1000).items}
+        stored = {thread.id: thread.title for thread in state.threads.list(ThreadQuery(limit=1000)).items}
         assert stored == {thread.id: thread.title for thread in threads} | {again.id: "again"}
 
     def test_insert_if_absent_leaves_an_existing_row_as_it_is(self, state: State) -> None:
@@ -180,7 +180,7 @@ class TestThreads:
         thread, other = a_thread(), a_thread()
         state.threads.upsert_many([thread, other])
         assert state.threads.set_memory_mode(thread.id, "disabled") is True
-        assert state.threads.set_title(thread.id, "mine") is True
+        assert state.threads.set_name(thread.id, "mine") is True
         stored = state.threads.get(thread.id)
         assert stored is not None
         assert (stored.memory_mode, stored.title) == ("disabled", "mine")
@@ -191,7 +191,7 @@ class TestThreads:
         assert state.threads.mark_archived(nobody, Path("/a"), NOON) is False
         assert state.threads.mark_unarchived(nobody, Path("/a")) is False
         assert state.threads.set_memory_mode(nobody, "enabled") is False
-        assert state.threads.set_title(nobody, "mine") is False
+        assert state.threads.set_name(nobody, "mine") is False
         assert state.threads.delete(nobody) is False
         assert state.threads.get(nobody) is None
 
@@ -256,7 +256,7 @@ class TestThreads:
                 key = Phase1Key(thread.id, MemoryScope.user())
                 state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=NOON, lease=timedelta(hours=1))
             case "title":
-                state.threads.set_title(thread.id, "mine")
+                state.threads.set_name(thread.id, "mine")
             case "moved":
                 path = Path("/where/it/was/before")
             case _:
@@ -269,7 +269,7 @@ class TestThreads:
         thread = a_thread(title="before")
         state.threads.upsert(thread)
         handed_out = state.threads.get(thread.id)
-        state.threads.set_title(thread.id, "after")
+        state.threads.set_name(thread.id, "after")
         assert handed_out is not None
         assert handed_out.title == "before"
         read_again = state.threads.get(thread.id)

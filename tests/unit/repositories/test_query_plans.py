@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, Product, SortKey
+from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, Product, SortKey, ThreadQuery
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.processes import ManualProcesses
@@ -92,20 +92,21 @@ def test_a_page_is_read_from_an_index_in_its_order(
     state: State, filters: dict[str, Any], filtered: str, sort_key: SortKey, anchor: Anchor | None
 ) -> None:
     (step,) = _plan_of(
-        state, lambda state: state.threads.list(page_size=50, sort_key=sort_key, anchor=anchor, **filters)
+        state, lambda state: state.threads.list(ThreadQuery(limit=50, sort_key=sort_key, anchor=anchor, **filters))
     )
     seek = f"SEARCH threads USING INDEX {_index_in_order(sort_key, filtered)}"
     assert step == f"{seek} AND ({sort_key.value},id)<(?,?))" if anchor else f"{seek})"
 
 
 def test_more_filters_than_are_worth_a_branch_each_walk_the_threads_in_order(state: State) -> None:
-    (step,) = _plan_of(state, lambda state: state.threads.list(page_size=50, sources=list("abcdefghijklm")))
+    (step,) = _plan_of(state, lambda state: state.threads.list(ThreadQuery(limit=50, sources=list("abcdefghijklm"))))
     assert step == "SEARCH threads USING INDEX idx_threads_archived (archived=?)"
 
 
 def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state: State) -> None:
     steps = _plan_of(
-        state, lambda state: state.threads.list(page_size=50, sources=["cli", "vscode", "exec"], anchor=_ANCHOR)
+        state,
+        lambda state: state.threads.list(ThreadQuery(limit=50, sources=["cli", "vscode", "exec"], anchor=_ANCHOR)),
     )
     seeks = [step for step in steps if "threads" in step]
     assert (

@@ -1,7 +1,8 @@
-"""Keyset pages: where a listing stopped, and what a page holds."""
+"""What is asked of a listing, and what a page of it holds."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -47,6 +48,37 @@ class Anchor:
         return cls(ts, thread_id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadQuery:
+    """Which threads are wanted, and which page of them. Values of one filter are alternatives; an empty one is off."""
+
+    sort_key: SortKey = SortKey.UPDATED_AT
+    archived: bool = False
+    """Only archived threads, or only the others."""
+    sources: Collection[str] = ()
+    providers: Collection[str] = ()
+    """Of these model providers."""
+    home: str | None = None
+    """Of this home; ``None`` means of any."""
+    children: bool = True
+    """Also threads that another one spawned. No index leaves them out: a page without them reads past them."""
+    all: bool = False
+    """Also threads that aren't shown: with nothing to show but their id, or whose rollout is gone."""
+    limit: int = 50
+    """How many threads a page holds at most; 0 gives an empty page."""
+    anchor: Anchor | None = None
+    """The previous page's ``next_anchor``; ``None`` for the first page."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableRow:
+    """A row that no version of this package could have written, so that nothing can be made of it."""
+
+    key: str
+    """Its key, as it is stored."""
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class ThreadsPage:
     """One page of threads."""
@@ -56,6 +88,20 @@ class ThreadsPage:
     """Where the next page starts; ``None`` on the last page."""
     num_scanned_rows: int
     """Rows read for this page, with the one that showed there is more."""
+    unreadable: tuple[UnreadableRow, ...] = ()
+    """Rows that belong between these and can't be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnshownThreads:
+    """How many threads a listing leaves out that ``ThreadQuery.all`` would list. Counting ends at a bound."""
+
+    empty: int
+    """Those with neither a name nor a message."""
+    gone: int
+    """Those whose rollout is gone."""
+    complete: bool
+    """Whether these are all; otherwise there are more."""
 
 
 @dataclass(frozen=True, slots=True)
