@@ -191,7 +191,9 @@ def _columns(now: datetime, lease: timedelta) -> list[Column[Phase1Job]]:
         Column("LEFT", ends, lambda j: "-" if (end := ends(j)) is None else until(end, now)),
         Column("HOLDER OR REASON", holder_or_reason, below_width=_ROOM_FOR_BOTH, takes_the_rest=True),
         Column("HOLDER", lambda j: j.owner_session_id, from_width=_ROOM_FOR_BOTH, style="dim"),
-        Column("PROCESS", lambda j: j.owner_name, lambda j: j.owner_name or "-", from_width=_ROOM_FOR_BOTH, style="dim"),
+        Column(
+            "PROCESS", lambda j: j.owner_name, lambda j: j.owner_name or "-", from_width=_ROOM_FOR_BOTH, style="dim"
+        ),
         Column("KEY", lambda j: j.scope_key, lambda j: short_key(j.scope_key), from_width=200, style="cyan"),
         Column(
             "REASON",
