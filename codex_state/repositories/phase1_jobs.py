@@ -50,6 +50,7 @@ from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, c
 from codex_state.repositories.phase1_finishing import SUCCEED_MANY, parameters_of
 from codex_state.repositories.phase1_search import Search, search_of
 from codex_state.repositories.prepared import atomically, by_index, planned_anew
+from codex_state.sql import contains
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -148,6 +149,17 @@ _REQUEUE = (
     update(_jobs)
     .where(_KEY, _jobs.c.status == FAILED)
     .values(retry_at=server_now(), failures=literal_column("0"))
+    .returning(_jobs.c.attempt)
+)
+_MISSED_THEIR_FILE = (
+    update(_jobs)
+    .where(
+        _jobs.c.thread_id.in_(bindparam("thread_ids", expanding=True, type_=UuidText())),
+        _jobs.c.status == FAILED,
+        _jobs.c.retry_at.is_(None),
+        contains(_jobs.c.failure_reason, literal_column(f"'{FileNotFoundError.__name__}'", text)),
+    )
+    .values(retry_at=server_now())
     .returning(_jobs.c.attempt)
 )
 _GET = select_entity(Phase1Job).where(_KEY)
@@ -377,6 +389,17 @@ class Phase1JobRepository(Repository):
         if self._one(_REQUEUE, _key_of(key)) is not None:
             return Requeue.REQUEUED
         return Requeue.NOT_FOUND if self.get(key) is None else Requeue.NOT_FAILED
+
+    def reopen_found(self, thread_ids: Collection[UUID]) -> int:
+        """Let jobs be claimed again that failed for good because the rollout wasn't where its thread's row said.
+
+        Args:
+            thread_ids: threads whose rollouts were found and read just now, some hundreds at most.
+
+        Returns:
+            How many jobs were reopened.
+        """
+        return len(self._all(_MISSED_THEIR_FILE, {"thread_ids": list(thread_ids)})) if thread_ids else 0
 
     def get(self, key: Phase1Key) -> Phase1Job | None:
         """The job, or ``None`` when it was never claimed."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import RolloutError
@@ -28,6 +28,7 @@ from codex_state.rollout.format import (
     SettingsApplied,
     ThreadSettings,
     TokenCount,
+    TokenUsageInfo,
     TurnContext,
     UserMessage,
     approval_text,
@@ -107,6 +108,7 @@ class Fold:
         """Whether something could not be read so far."""
         self._default_provider = default_provider
         self._response_came_first = False
+        self._usage: TokenUsageInfo | None = None
         self._salvaging = False
         self._salvaged = ThreadDraft("", "")
         """What was asked by lines that aren't whole: it counts where no whole line says what was asked."""
@@ -195,26 +197,30 @@ class Fold:
         draft.thread_source = meta.thread_source or draft.thread_source
         draft.originator = meta.originator or draft.originator
         draft.parent_thread_id = meta.parent or draft.parent_thread_id
-        draft.forked_from_id = canonical_uuid(meta.forked_from_id or "") or draft.forked_from_id
+        if meta.forked_from_id is not None:
+            draft.forked_from_id = canonical_uuid(meta.forked_from_id) or draft.forked_from_id
 
     def _begin(self, meta: SessionMeta) -> None:
         draft = self.draft
         created_at = parse_timestamp(meta.timestamp)
-        named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - a plain text on the hot path
-        stranger = named is not None and self.damaged and str(named.thread_id) != meta.id
-        if created_at is not None and not stranger:
-            draft.id, draft.created_at = meta.id, created_at
-        elif named is not None:
-            draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
-        else:
-            raise _ownerless(draft.rollout_path)
+        if created_at is None or self.damaged:
+            named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - a text, not a Path
+            is_strange = named is not None and str(named.thread_id) != meta.id
+            if created_at is None or is_strange:
+                if named is None:
+                    raise _ownerless(draft.rollout_path)
+                draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+                return
+        draft.id, draft.created_at = meta.id, created_at
 
     def _turn_context(self, turn: TurnContext, _timestamp: str) -> None:
-        if isinstance(turn.approval_policy, dict) and "reject" in turn.approval_policy:
+        approval = turn.approval_policy
+        if type(approval) is dict and "reject" in approval:
             # A form that only 0.102 to 0.118 wrote. Later originals refuse the whole turn, and their answer counts.
             return
+        draft = self.draft
         # A turn may run elsewhere; the thread belongs to the directory that it was started in.
-        self.draft.cwd = self.draft.cwd or turn.cwd
+        draft.cwd = draft.cwd or turn.cwd
         self._settings(turn, turn.effort)
 
     def _settings_applied(self, event: SettingsApplied, _timestamp: str) -> None:
@@ -222,21 +228,24 @@ class Fold:
         self.draft.cwd = settings.cwd or self.draft.cwd
         self._settings(settings, settings.reasoning_effort)
 
-    def _settings(self, settings: TurnContext | ThreadSettings, effort: object) -> None:
+    def _settings(self, settings: TurnContext | ThreadSettings, effort: str | UnsetType | None) -> None:
         draft = self.draft
-        if settings.approval_policy is not None:
-            draft.approval_mode = approval_text(settings.approval_policy)
-        for policy in (settings.permission_profile, settings.sandbox_policy):
-            if policy is not UNSET and (text := sandbox_text(bytes(policy))) is not None:
-                draft.sandbox_policy = text
-                break
+        approval = settings.approval_policy
+        if approval is not None:
+            draft.approval_mode = approval if type(approval) is str else approval_text(approval)
+        policy = settings.permission_profile
+        text = None if policy is UNSET else sandbox_text(bytes(policy))
+        if text is None:
+            policy = settings.sandbox_policy
+            text = None if policy is UNSET else sandbox_text(bytes(policy))
+        draft.sandbox_policy = text or draft.sandbox_policy
         draft.model = settings.model or draft.model
-        if effort is None or isinstance(effort, str):
+        if effort is not UNSET:
             draft.reasoning_effort = effort
 
     def _token_count(self, count: TokenCount, _timestamp: str) -> None:
         if count.info is not None:
-            self.draft.tokens_used = max(0, count.info.total_token_usage.total_tokens)
+            self._usage = count.info
 
     def _user_message(self, message: UserMessage, _timestamp: str) -> None:
         self._asked(message.message, has_image=bool(message.images or message.local_images))
@@ -275,6 +284,8 @@ class Fold:
             if named is None:
                 raise _ownerless(draft.rollout_path)
             draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+        if self._usage is not None:
+            draft.tokens_used = max(0, self._usage.total_token_usage.total_tokens)
         draft.first_user_message = draft.first_user_message or self._salvaged.first_user_message
         draft.title = draft.title or self._salvaged.title
         draft.model_provider = draft.model_provider or self._default_provider

@@ -198,6 +198,7 @@ def store(state: State, settled: Settled, home: str) -> None:
         # The head may be another thread's, which may have no row; and the thread may be another home's.
         if extraction.tools and homes.get(UUID(extraction.tools_thread_id)) == home:
             state.dynamic_tools.persist(tools_of(UUID(extraction.tools_thread_id), extraction.tools))
+    state.phase1_jobs.reopen_found([UUID(extraction.draft.id) for extraction in settled.threads])
     state.rollout_files.put([*settled.files.values()])
     state.rollout_files.drop(settled.dropped, home)
     state.threads.mark_gone(settled.gone, home)

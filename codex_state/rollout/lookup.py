@@ -66,6 +66,25 @@ def find_thread_path(runtime: StateRuntime, thread_id: UUID, *, archived: bool |
     return found
 
 
+def with_its_rollout(runtime: StateRuntime, thread: Thread) -> Thread | None:
+    """The thread with the place where its rollout lies now, for someone who is about to read it.
+
+    ``None`` when the rollout is gone from this home; then the thread isn't listed, nor extracted, until it is back. A
+    thread without a rollout, one of another home, and one whose rollout never lay in a home are as they are.
+    """
+    path = thread.rollout_path
+    if path is None or thread.home != runtime.home:
+        return thread
+    found = find_thread_path(runtime, thread.id)
+    if found is not None:
+        values = dict(thread.column_values()) | {"rollout_path": found}
+        return thread if found == path else Thread.snapshot([values[name] for name in Thread.column_names()])
+    if relative_to(runtime.codex_home, path) is None:
+        return thread
+    _look_again(runtime, thread.id, path)
+    return None
+
+
 def existing_rollout(path: Path) -> Path | None:
     """The file that holds a rollout now: itself, or its compressed form; ``None`` when both are gone."""
     for candidate in (path, path.with_name(path.name + ".zst"), path.with_name(plain_name(path.name))):
