@@ -22,7 +22,18 @@ from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Executable, String, bindparam, func, literal_column, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Dialect,
+    Executable,
+    String,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.exc import StatementError
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -37,7 +48,7 @@ _IDLE = 0
 _RAW = (sqlite3.Error, StatementError, UnicodeEncodeError, OverflowError)
 """What isn't a ``StateError`` yet: a refused value, a driver's error, or one from an engine that doesn't translate."""
 
-_SEQSCAN = literal_column("'enable_seqscan'")
+_SEQSCAN: ColumnElement[str] = literal_column("'enable_seqscan'")
 _SEQSCAN_SETTING = select(func.current_setting(_SEQSCAN).label("value"))
 _SET_SEQSCAN = select(
     func.set_config(_SEQSCAN, bindparam("value", type_=String()), literal_column("true")).label("set")
