@@ -53,7 +53,7 @@ _MAX_BRANCHES = 12
 """Beyond so many combinations of source and provider, one query with IN lists is the lesser evil."""
 
 _NO_PARENT = _threads.c.parent_thread_id.is_(None)
-_SHOWN, _UNSHOWN = 1, 0
+_SHOWN, _UNSHOWN = "true", "false"
 
 
 class Reads(Enum):
@@ -145,7 +145,7 @@ def _ordered(shape: _Shape, branches: list[Select[Any]]) -> Select[Any]:
     )
 
 
-def _branches(shape: _Shape, shown: int) -> list[Select[Any]]:
+def _branches(shape: _Shape, shown: str) -> list[Select[Any]]:
     """The queries of which each is answered by one index in its order."""
     base = _unfiltered(shape, shown)
     if not _has_a_branch_each(shape):
@@ -160,13 +160,13 @@ def _branches(shape: _Shape, shown: int) -> list[Select[Any]]:
     ]
 
 
-def _unfiltered(shape: _Shape, shown: int) -> Select[Any]:
+def _unfiltered(shape: _Shape, shown: str) -> Select[Any]:
     time = _threads.c[shape.sort_key.value]
     statement = (
         select(*_read_columns(shape, time))
         # Literals, not parameters, so that the planner sees them when it picks an index.
         .where(_threads.c.archived == literal_column(str(int(shape.archived))))
-        .where(literal_column(IS_SHOWN) == literal_column(str(shown)))
+        .where(literal_column(IS_SHOWN) == literal_column(shown))
         .where(*(_FILTERS[name] for name in shape.filters))
         .order_by(time.desc(), _threads.c.id.desc())
         .limit(bindparam("row_limit", type_=BigInteger()))

@@ -22,10 +22,10 @@ _FILL = """
 INSERT INTO threads (id, rollout_path, created_at, updated_at, source, model_provider, cwd, title, sandbox_policy,
     approval_mode, archived, archived_at, first_user_message, gone_at)
 SELECT gen_random_uuid(), '/rollouts/' || n, :noon - n * 7919 % :threads, :noon - n,
-    CASE n % 10 WHEN 0 THEN 'vscode' WHEN 5 THEN 'exec' ELSE 'cli' END, 'openai', '/code', 'a title', 'read-only', 'on-request',
+    CASE n % 10 WHEN 0 THEN 'vscode' WHEN 5 THEN 'exec' ELSE 'cli' END, 'openai', '/code', 'a title', 'read-only',
+    'on-request',
     CASE WHEN n % 10 = 1 THEN 1 ELSE 0 END, CASE WHEN n % 10 = 1 THEN :noon END,
-    CASE WHEN n % 2 = 0 THEN 'a message' ELSE '' END,
-    CASE WHEN n % 3 = 0 THEN :noon END
+    CASE WHEN n % 2 = 0 THEN 'a message' ELSE '' END, CASE WHEN n % 3 = 0 THEN :noon END
 FROM generate_series(1, :threads) AS numbers (n)
 """
 
@@ -63,7 +63,7 @@ def _plan_of(
         ({"archived": True}, "archived"),
         ({"sources": ["vscode"]}, "source"),
         ({"sources": ["exec", "vscode"]}, "source"),
-        ({"sources": ["cli"], "archived": True}, "source"),
+        ({"sources": ["exec"], "archived": True}, "source"),
         ({"providers": ["openai"]}, "provider"),
         ({"all": True}, "archived"),
         ({"all": True, "sources": ["exec", "vscode"]}, "source"),
