@@ -67,7 +67,7 @@ def _measure(runtime: StateRuntime, heard: StateRuntime, raw: psycopg.Connection
             worker.claim()
             worker.finish()
 
-        raw_claim[1]["lease_seconds"] = 0
+        raw_claim[1]["new_lease_seconds"] = 0
         claim_by_psycopg()
         # The token of the captured statements is the one that the captured claim installs.
         for _, parameters in (raw_renew, raw_memory, raw_finish):

@@ -78,6 +78,8 @@ from .models import (
     Phase1Status as Phase1Status,
     Product as Product,
     Requeue as Requeue,
+    RolloutFile as RolloutFile,
+    RolloutFileState as RolloutFileState,
     Skipped as Skipped,
     SkipReason as SkipReason,
     SortKey as SortKey,
@@ -95,23 +97,20 @@ from .repositories import (
     LogRepository as LogRepository,
     MemoryScopeRepository as MemoryScopeRepository,
     Phase1JobRepository as Phase1JobRepository,
+    RolloutFileRepository as RolloutFileRepository,
     ThreadMemoryRepository as ThreadMemoryRepository,
     ThreadRepository as ThreadRepository,
 )
+from .repositories.imports import ImportOutcome as ImportOutcome
 from .rollout.archive import (
     archive_thread as archive_thread,
     unarchive_thread as unarchive_thread,
 )
 from .rollout.backfilling import backfill as backfill
-from .rollout.indexing import index_rollout as index_rollout
+from .rollout.index import index_rollout as index_rollout
 from .rollout.lookup import (
     find_thread_path as find_thread_path,
     list_threads as list_threads,
-)
-from .rollout.metadata import (
-    ExtractionOutcome as ExtractionOutcome,
-    ThreadMetadataBuilder as ThreadMetadataBuilder,
-    extract_metadata as extract_metadata,
 )
 from .rollout.progress import (
     BackfillFailure as BackfillFailure,
@@ -120,12 +119,23 @@ from .rollout.progress import (
     BackfillReport as BackfillReport,
 )
 from .rollout.startup import open_state as open_state
+from .rollout.threads import (
+    ExtractionOutcome as ExtractionOutcome,
+    ThreadMetadataBuilder as ThreadMetadataBuilder,
+    extract_metadata as extract_metadata,
+)
 from .runtime import (
     State as State,
     StateRuntime as StateRuntime,
 )
 from .settings import StateSettings as StateSettings
 from .transfer.copying import copy_state as copy_state
+from .transfer.importing import (
+    ImportedDatabase as ImportedDatabase,
+    ImportKind as ImportKind,
+    ImportReport as ImportReport,
+    import_original as import_original,
+)
 from .transfer.reports import (
     CopyProgress as CopyProgress,
     CopyReport as CopyReport,

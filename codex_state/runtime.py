@@ -28,6 +28,7 @@ from codex_state.repositories import (
     LogRepository,
     MemoryScopeRepository,
     Phase1JobRepository,
+    RolloutFileRepository,
     ThreadMemoryRepository,
     ThreadRepository,
 )
@@ -64,6 +65,11 @@ class State:
     def threads(self) -> ThreadRepository:
         """The index of rollouts."""
         return ThreadRepository(self.session)
+
+    @cached_property
+    def rollout_files(self) -> RolloutFileRepository:
+        """The inventory of rollout files."""
+        return RolloutFileRepository(self.session)
 
     @cached_property
     def dynamic_tools(self) -> DynamicToolRepository:

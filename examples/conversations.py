@@ -334,3 +334,151 @@ SMALL_TALK = (
         "For internal use none is needed; if it may become public, Apache-2.0 or MIT from the start saves questions later.",
     ),
 )
+
+ALL_OR_NOTHING = (
+    Turn(
+        "The stock importer leaves half of a file in the table when it is killed. It should be all or nothing.",
+        "It commits every 500 rows. One transaction around the file, or a staging table?",
+        (
+            Run("rg -n 'commit' app/importer.py", "app/importer.py:74:            session.commit()  # every 500\n"),
+            Run(
+                "pytest -q tests/test_importer.py",
+                "...........                                 [100%]\n11 passed in 3.40s\n",
+            ),
+        ),
+        "Rows now go to a staging table and move over in one statement at the end. A test kills the importer in the middle: the "
+        "table is as it was, and a second run begins anew.",
+    ),
+    Turn(
+        "What happens when two imports run at once?",
+        "Both would truncate the staging table. It needs a name of its own for each run.",
+        (Run("pytest -q tests/test_importer.py -k at_once", "..                      [100%]\n2 passed in 1.12s\n"),),
+        "They disturbed each other. The staging table is a temporary one now, so each connection has its own.",
+    ),
+)
+
+OFFLINE_BANNER = (
+    Turn(
+        "# Context from my IDE setup:\n\n## Active file: src/App.tsx\n\n## Open tabs:\n- src/App.tsx\n- src/net.ts\n\n"
+        "## My request for Codex:\nShow a banner while the browser is offline, and hide it again by itself.",
+        "`navigator.onLine` lies on captive portals; the events are good enough for a banner.",
+        (Run("npm test -s -- net", "✓ src/net.test.ts (4 tests) 31ms\n"),),
+        "A hook listens to `online` and `offline`; the banner has `role=status`, so screen readers say it once.",
+    ),
+)
+
+QUARTER_CHECK = (
+    Turn(
+        "Compare the ledger's quarter totals with the bank export in /srv/batch/in and report differences above one cent.",
+        "Both are CSV; the export has a comma as its decimal sign.",
+        (
+            Run(
+                "python -m ledger.compare --quarter 2026-Q3",
+                "1,204 entries compared, 1 differs: 2026-09-30 fees 0.03\n",
+            ),
+        ),
+        "One difference: the fees of 30 September are 0.03 apart, because the bank rounds each line and we round the sum.",
+    ),
+)
+
+WATCH_MODE = (
+    Turn(
+        "Give tidepool a watch mode that syncs when files change.",
+        "Which events do we get per platform? Let a sub-agent look at the crates while I read the sync loop.",
+        (Run("wc -l src/sync.rs", "612 src/sync.rs\n"),),
+        "`tidepool watch` waits for the file system's events, collects them for 200 ms and syncs what changed. Without events "
+        "(network drives) it looks every 30 seconds.",
+    ),
+)
+
+COMPARE_CRATES = (
+    Turn(
+        "Compare the crates that report file system events: platforms, how they fail, who maintains them. Don't change files.",
+        "Three candidates. Read their documentation and open issues.",
+        (
+            Run(
+                "cargo search notify --limit 3",
+                'notify = "9.1.0"    # Cross-platform filesystem notification library\n',
+            ),
+        ),
+        "`notify` covers all three platforms and falls back to polling; the two others are for Linux alone.",
+    ),
+)
+
+CURRENCIES = (
+    Turn(
+        "Plan how the ledger learns to hold more than one currency.",
+        "Amounts are integers of cents without a currency. Every sum has to know which one it adds.",
+        (Run("rg -c 'cents' ledger", "ledger/money.py:31\nledger/booking.py:44\nledger/report.py:12\n"),),
+        "Plan: 1. a `Money` type of amount and currency, 2. a column with EUR as its default, 3. reports by currency. Nothing adds "
+        "two currencies without a rate and a date.",
+    ),
+    Turn(
+        "Begin with the type.",
+        "A frozen dataclass; adding different currencies raises.",
+        (Run("pytest -q tests/test_money.py", "......................      [100%]\n22 passed in 0.31s\n"),),
+        "`Money` is there with 22 tests. Nothing uses it yet.",
+    ),
+)
+
+WITHOUT_A_TYPE = (
+    Turn(
+        "Try it the other way: keep the integers, and add a currency column to every table.",
+        "Fewer changes, but every caller has to remember the column.",
+        (Run("rg -l 'sum\\(' ledger | wc -l", "17\n"),),
+        "It works and changes 9 files instead of 31, but 17 places could still add euros to dollars. I would take the type.",
+    ),
+)
+
+CACHE_HEADERS = (
+    Turn(
+        "Static files are served without cache headers. Fix that.",
+        "Hashed names may be cached for ever, index.html must not.",
+        (Run("curl -sI localhost:8000/assets/app.3f9c.js | grep -i cache", ""),),
+        "Hashed files get `max-age=31536000, immutable`, and `index.html` gets `no-cache`.",
+    ),
+    Turn(
+        "Also cache the API's answers for a minute.",
+        "They are per user. A shared cache would mix them up.",
+        (),
+        "Done, with `public, max-age=60` on every answer.",
+    ),
+    Turn(
+        "Not public: the answers are per user. Only the price list may be cached.",
+        "Right. One route, not all of them.",
+        (Run("pytest -q tests/test_cache.py", ".....                       [100%]\n5 passed in 0.88s\n"),),
+        "Only `GET /prices` has `public, max-age=60`; everything else says `private, no-store`.",
+    ),
+)
+
+STOCK_TICKET = (
+    Turn(
+        "Is ticket ORCH-402 still open, and who should review it?",
+        "Ask the tracker.",
+        (),
+        "ORCH-402 is open and waits for a reviewer who knows the importer.",
+    ),
+)
+
+DEPENDENCIES = (
+    Turn(
+        "Which of our direct dependencies had no release for two years?",
+        "The lock file has the names; the index has the dates.",
+        (
+            Run(
+                "python tools/ages.py requirements.txt | sort -rn | head -2",
+                "1120 days  colourtable\n 801 days  isoweek\n",
+            ),
+        ),
+        "Two: `colourtable` (three years) and `isoweek` (a bit over two). Both are small enough to copy what we use.",
+    ),
+)
+
+CHANGELOG_STYLE = (
+    Turn(
+        "Shorten the changelog's entries to one line each.",
+        "Keep what a user notices, drop the rest.",
+        (Run("wc -l CHANGELOG.md", "212 CHANGELOG.md\n"),),
+        "From 212 lines to 74. Each entry says what changed for whoever uses the tool.",
+    ),
+)

@@ -38,6 +38,15 @@ def extract(rollout: Path) -> ExtractedMemory:
             case "event_msg", "agent_message":
                 answers.append(payload["message"])
                 told.append(f"- answered: {payload['message']}")
+            case "event_msg", "item_completed":
+                item = payload["item"]
+                text = "".join(part.get("text", "") for part in item.get("content", ()))
+                if item["type"] == "UserMessage":
+                    requests.append(_own_words(text))
+                    told.append(f"- asked: {requests[-1]}")
+                elif item["type"] == "AgentMessage":
+                    answers.append(text)
+                    told.append(f"- answered: {text}")
     question = requests[0] if requests else "nothing was asked"
     outcome = _first_sentence(answers[-1]) if answers else "it was left unfinished"
     return ExtractedMemory(

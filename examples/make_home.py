@@ -1,7 +1,8 @@
 """Makes the example home, the same bytes every time: ``python examples/make_home.py [DIRECTORY]``.
 
 It holds what real homes hold: several versions, sources, providers and projects, sub-agents, forks, archived and
-compressed rollouts, sessions without a message, a broken line here and a damaged file there.
+compressed rollouts, sessions without a message, a broken line here and a damaged file there; and from November 2026
+numbered lines, forks and reverted threads that refer to their history, goals, and names.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import conversations as said
 import zstandard
 from conversations import Project, Turn
 from extractor import records_of
-from rollout_writer import RolloutWriter, uuid7
+from paginated_writer import PaginatedWriter
+from rollout_writer import RolloutWriter, stamp, uuid7
 
 HOME = Path(__file__).parent / "home"
 
@@ -53,6 +56,35 @@ TICKET_TOOLS = [
     },
 ]
 
+NAMESPACED_TOOLS = [
+    {
+        "type": "namespace",
+        "name": "tickets",
+        "description": "The ticket tracker.",
+        "tools": [
+            {
+                "type": "function",
+                "name": "lookup",
+                "description": "Look up a ticket by its key.",
+                "inputSchema": {"type": "object", "properties": {"key": {"type": "string"}}, "required": ["key"]},
+            },
+            {
+                "type": "function",
+                "name": "assign",
+                "description": "Give a ticket to somebody.",
+                "inputSchema": {"type": "object", "properties": {"key": {"type": "string"}, "to": {"type": "string"}}},
+                "deferLoading": True,
+            },
+        ],
+    },
+    {
+        "type": "function",
+        "name": "today",
+        "description": "Which day it is.",
+        "inputSchema": {"type": "object", "properties": {}},
+    },
+]
+
 
 class Home:
     """A Codex home that is being written."""
@@ -68,6 +100,12 @@ class Home:
     def archived(self, writer: RolloutWriter) -> Path:
         """Store a rollout among the archived ones, which lie flat."""
         return self._store(self.root / "archived_sessions" / writer.name, writer.text.encode(), compressed=False)
+
+    def name(self, thread_id: UUID, name: str, moment: datetime) -> None:
+        """The user calls a thread something."""
+        entry = {"id": str(thread_id), "thread_name": name, "updated_at": stamp(moment)}
+        with (self.root / "session_index.jsonl").open("a", encoding="utf-8") as index:
+            index.write(json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n")
 
     def damaged(self, started: datetime, content: bytes) -> Path:
         """Store a file that is named like a rollout and isn't one."""
@@ -101,10 +139,23 @@ def talk(
     return writer
 
 
+def paginated(
+    started: str, project: Project, turns: Sequence[Turn], *, meta: dict[str, Any] | None = None, **options: Any
+) -> PaginatedWriter:
+    """A rollout of one conversation of November 2026."""
+    writer = PaginatedWriter(at(started), project, seed=started, **options)
+    writer.meta(**(meta or {}))
+    for number, turn in enumerate(turns):
+        if number:
+            writer.pause(minutes=7)
+        writer.turn(turn)
+    return writer
+
+
 def make_home(root: Path) -> None:
     """Write the whole home into ``root``, which must not exist."""
     home = Home(root)
-    for write in (_everyday, _sub_agents, _forks, _oddities, _archive):
+    for write in (_everyday, _sub_agents, _forks, _oddities, _archive, _november, _november_forks, _november_names):
         write(home)
     (root / "config.toml").write_text('model = "gpt-5.1-codex"\nmodel_provider = "openai"\n', encoding="utf-8")
 
@@ -220,6 +271,108 @@ def _archive(home: Home) -> None:
     )
     home.archived(talk("02-18 12:00:00", said.LANTERN, said.DARK_MODE, version="0.101.0", source="vscode"))
     home.archived(talk("03-05 18:30:00", said.LEDGER, said.NIGHTLY, source="exec", approval="never"))
+
+
+def _november(home: Home) -> None:
+    nothing_forbidden: dict[str, Any] = {"permissions": {"type": "disabled"}, "sandbox": FULL_ACCESS}
+    home.archived(paginated("11-03 16:20:00", said.NOTES, said.CHANGELOG_STYLE))
+    home.session(paginated("11-04 09:41:12", said.TIDEPOOL, said.DEPENDENCIES, effort="max"), compressed=True)
+    home.session(paginated("11-10 10:04:30", said.LANTERN, said.OFFLINE_BANNER, source="vscode", branch="offline"))
+    home.session(
+        paginated(
+            "11-11 06:00:02", said.LEDGER, said.QUARTER_CHECK, source="exec", approval="never", **nothing_forbidden
+        )
+    )
+    tools = paginated("11-12 13:15:40", said.ORCHARD, (), source="vscode", meta={"dynamic_tools": NAMESPACED_TOOLS})
+    (ticket,) = said.STOCK_TICKET
+    tools.start()
+    tools.request(ticket.request)
+    tools.reasoning(ticket.thought)
+    tools.use_tool("tickets", "lookup", {"key": "ORCH-402"}, "ORCH-402: open, no reviewer")
+    tools.answer(ticket.answer)
+    tools.token_count(400, 80)
+    tools.complete(ticket.answer)
+    home.session(tools)
+
+    picture = PaginatedWriter(at("11-13 17:02:10"), said.LANTERN, seed="picture of November", source="vscode")
+    picture.meta()
+    picture.start()
+    picture.request("", images=[PIXEL])
+    picture.answer("The chart's labels overlap below 400 px. Every second one is enough there.")
+    picture.complete("The chart's labels overlap below 400 px. Every second one is enough there.")
+    home.session(picture)
+
+    # Begun by a goal: nobody wrote a message.
+    goal = PaginatedWriter(at("11-19 08:30:00"), said.LANTERN, seed="goal", effort="high")
+    goal.meta()
+    goal.goal("Every page of lantern-web loads in under a second on a slow phone")
+    goal.settings()
+    home.session(goal)
+
+
+def _november_forks(home: Home) -> None:
+    parent = paginated("11-16 09:00:00", said.TIDEPOOL, (), branch="watch")
+    (watch,) = said.WATCH_MODE
+    (compare,) = said.COMPARE_CRATES
+    parent.start()
+    parent.request(watch.request)
+    parent.reasoning(watch.thought)
+    spawn = {"parent_thread_id": str(parent.id), "depth": 1, "agent_path": None}
+    agent = {"agent_nickname": "Curlew", "agent_role": "explorer"}
+    child = paginated(
+        "11-16 09:00:41",
+        said.TIDEPOOL,
+        said.COMPARE_CRATES,
+        source={"subagent": {"thread_spawn": spawn | agent}},
+        session=parent.id,
+        meta={"parent_thread_id": str(parent.id), "thread_source": "subagent", **agent},
+    )
+    parent.spawn(child, "Curlew", "explorer", compare.request)
+    for step in watch.steps:
+        parent.run(step)
+    parent.answer(watch.answer)
+    parent.token_count(2400, len(watch.answer))
+    parent.complete(watch.answer)
+    home.session(parent)
+    home.session(child)
+
+    # A fork doesn't copy what it begins with: it says where that ends.
+    base = paginated("11-17 14:10:00", said.LEDGER, said.CURRENCIES[:1], branch="currencies")
+    plan = base.here
+    base.pause(minutes=7)
+    base.turn(said.CURRENCIES[1])
+    home.session(base)
+    fork = PaginatedWriter(at("11-17 15:30:25"), said.LEDGER, seed="fork of November", branch="currencies")
+    fork.go_on_after(plan)
+    fork.meta(forked_from_id=str(base.id), forked_from_ordinal_exclusive=plan.ordinal)
+    fork.settings()
+    fork.turn(said.WITHOUT_A_TYPE[0])
+    home.session(fork)
+
+    # The second turn was taken back, and the thread goes on in a file of its own.
+    first = paginated("11-18 11:20:15", said.ORCHARD, said.CACHE_HEADERS[:1])
+    kept = first.here
+    first.pause(minutes=7)
+    first.turn(said.CACHE_HEADERS[1])
+    home.session(first)
+    second = first.reverted(kept, at("11-18 11:41:03"))
+    second.meta()
+    second.settings()
+    second.turn(said.CACHE_HEADERS[2])
+    home.session(second)
+
+
+def _november_names(home: Home) -> None:
+    importer = paginated("11-20 10:12:05", said.ORCHARD, said.ALL_OR_NOTHING, branch="importer")
+    home.session(importer)
+    # Named before anything was asked: the settings are all that its rollout tells.
+    ideas = PaginatedWriter(at("11-20 08:45:00"), said.NOTES, seed="ideas")
+    ideas.meta()
+    ideas.settings()
+    home.session(ideas)
+    home.name(ideas.id, "Ideas for the autumn 🍂", at("11-20 08:45:30"))
+    home.name(importer.id, "Importer", at("11-20 10:20:00"))
+    home.name(importer.id, "Importer: all or nothing", at("11-20 10:31:00"))
 
 
 def set_modification_times(home: Path) -> None:

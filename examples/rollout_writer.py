@@ -166,14 +166,22 @@ class RolloutWriter:
 
     def token_count(self, read: int, written: int) -> None:
         """How many tokens the thread used so far."""
+        self.tokens_event(self.spend(read, written))
+
+    def spend(self, read: int, written: int) -> dict[str, int]:
+        """Count the tokens of one response. Returns what it used alone."""
         last = {"input": 9000 + read // 3, "cached": 7680, "output": written // 4 + 40, "reasoning": 64}
         for kind, amount in last.items():
             self._tokens[kind] += amount
+        return last
+
+    def tokens_event(self, last: dict[str, int]) -> None:
+        """The event that tells them."""
         self.event(
             "token_count",
             info={
-                "total_token_usage": _usage(self._tokens),
-                "last_token_usage": _usage(last),
+                "total_token_usage": usage_of(self._tokens),
+                "last_token_usage": usage_of(last),
                 "model_context_window": 258400,
             },
             rate_limits=None,
@@ -199,7 +207,8 @@ class RolloutWriter:
         self.now += timedelta(**duration)
 
 
-def _usage(tokens: dict[str, int]) -> dict[str, int]:
+def usage_of(tokens: dict[str, int]) -> dict[str, int]:
+    """Counts as rollouts spell them."""
     return {
         "input_tokens": tokens["input"],
         "cached_input_tokens": tokens["cached"],

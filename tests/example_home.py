@@ -12,10 +12,19 @@ sys.path.append(str(EXAMPLES))
 
 import make_home  # noqa: E402
 
-LISTED = 27
-"""Threads that `threads list` shows: not archived, with a first message."""
+FILES = 48
+"""One of them is damaged."""
 
-ARCHIVED = 4
+INDEXED = FILES - 1
+"""Files that could be read."""
+
+THREADS = 46
+"""One thread has two files: it was reverted."""
+
+LISTED = 40
+"""Threads that `threads list` shows: not archived, with a name, a message or a goal. One has none of them."""
+
+ARCHIVED = 5
 
 
 def copy_of_the_example_home(target: Path) -> Path:

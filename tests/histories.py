@@ -99,8 +99,10 @@ class Rows:
         return Answer(SkipReason.RUNNING)
 
     def _claim(self, verb: str, given: Mapping[str, Any], token: str, now: int, told: int) -> Answer | None:
+        if self.kind is Kind.BACKFILL:
+            given = {name: value for name, value in given.items() if name != "owner"}
         if verb == "take_over":
-            row: Any = model.take_over_backfill(self.lease, token=token, now=now, **given)
+            row: Any = model.take_over_backfill(self.lease, token=token, lease=0, now=now, **given)
             outcome: Any = model.GRANTED
         else:
             rule: Any = {
@@ -152,7 +154,7 @@ def _write(kind: Kind, verb: str, row: Any, given: Mapping[str, Any], now: int) 
         case Kind.LOCK, "release":
             return model.release_lock(row, token)
         case Kind.BACKFILL, "renew":
-            return model.change_held_backfill(row, token, now)
+            return model.renew_backfill(row, token, now)
         case Kind.BACKFILL, "checkpoint":
             return model.checkpoint_backfill(row, token, given["watermark"], now)
         case Kind.BACKFILL, "complete":
@@ -164,7 +166,16 @@ def _write(kind: Kind, verb: str, row: Any, given: Mapping[str, Any], now: int) 
 
 def _found(row: Any) -> dict[str, Any]:
     """What a read tells of a row: everything that doesn't depend on what it doesn't tell."""
-    times = {"started_at", "finished_at", "retry_at", "updated_at", "claimed_at", "last_success_at"}
+    times = {
+        "by",
+        "lease_seconds",
+        "started_at",
+        "finished_at",
+        "retry_at",
+        "updated_at",
+        "claimed_at",
+        "last_success_at",
+    }
     match row:
         case model.Job(status=model.RUNNING):
             times.discard("started_at")

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0017_shown_threads"
-down_revision = "0015_rollout_inventory"
+down_revision = "0016_lease_owners"
 branch_labels = None
 depends_on = None
 

@@ -9,10 +9,36 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from codex_state.cli import backfill, copying, database, homes, jobs, logs, memories, memory, scopes, threads, version
+from codex_state.cli import (
+    backfill,
+    copying,
+    database,
+    homes,
+    importing,
+    jobs,
+    logs,
+    memories,
+    memory,
+    scopes,
+    threads,
+    version,
+)
 from codex_state.cli.options import CodexHome, GlobalOptions
 
-_ORDER = ("backfill", "threads", "homes", "memory", "memories", "jobs", "scopes", "locks", "db", "logs", "version")
+_ORDER = (
+    "backfill",
+    "threads",
+    "homes",
+    "import",
+    "memory",
+    "memories",
+    "jobs",
+    "scopes",
+    "locks",
+    "db",
+    "logs",
+    "version",
+)
 
 
 class _OrderedCommands(TyperGroup):
@@ -34,6 +60,7 @@ app = typer.Typer(
 app.command("backfill")(backfill.backfill)
 app.add_typer(threads.app, name="threads")
 app.command("homes")(homes.homes)
+app.command("import")(importing.import_)
 app.add_typer(memory.app, name="memory")
 app.add_typer(memories.app, name="memories")
 app.add_typer(jobs.app, name="jobs")

@@ -77,17 +77,27 @@ def _as_json(report: BackfillReport) -> dict[str, Any]:
         "scanned": report.scanned,
         "upserted": report.upserted,
         "failed": report.failed,
+        "gone": report.gone,
         "parse_errors": report.parse_errors,
+        "unknown_lines": report.unknown_lines,
         "watermark": report.watermark,
         "seconds": round(report.seconds, 3),
         "failures": [{"path": failure.path, "error": failure.error} for failure in report.failures],
+        "skipped": [{"path": skipped.path, "reason": skipped.error} for skipped in report.skipped],
     }
 
 
 def _summary(report: BackfillReport) -> str:
+    counts = [
+        f"{report.upserted:,} indexed",
+        f"{report.failed:,} failed",
+        *([f"{report.gone:,} gone"] if report.gone else []),
+        f"{counted(report.parse_errors, 'broken line')} skipped",
+        *([f"{counted(report.unknown_lines, 'line')} of unknown kinds"] if report.unknown_lines else []),
+    ]
     return (
         f"{report.status.value.replace('_', ' ')}: {counted(report.scanned, 'file')} in {report.seconds:.1f} s, "
-        f"{report.upserted:,} indexed, {report.failed:,} failed, {counted(report.parse_errors, 'broken line')} skipped"
+        f"{', '.join(counts)}"
     )
 
 
@@ -99,3 +109,5 @@ def _name_failures(report: BackfillReport) -> None:
     if report.failed > _NAMED_FAILURES:
         more = counted(report.failed - _NAMED_FAILURES, "more failure")
         note(f"and {more}; --json names the first {len(report.failures):,}")
+    for skipped in report.skipped[:_NAMED_FAILURES]:
+        note(f"passed over: {one_line(skipped.path)}: {skipped.error}")

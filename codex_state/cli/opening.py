@@ -79,4 +79,4 @@ def holder_of(runtime: StateRuntime) -> str:
 
 def _name_of(backfill: BackfillState) -> str:
     since = f" since {rfc3339(backfill.claimed_at)}" if backfill.claimed_at else ""
-    return f"{backfill.owner or 'somebody'}{since}"
+    return f"{backfill.owner_name or 'somebody'}{since}"

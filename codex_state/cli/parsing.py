@@ -55,17 +55,20 @@ def source_of(text: str) -> str:
     Raises:
         InvalidInputError: it is neither a known word nor a JSON object that a rollout could hold.
     """
-    from msgspec import DecodeError, json
+    import json
 
-    from codex_state.rollout.policies import TaggedSource, source_text
+    from codex_state.rollout.format import source_text
 
     spelled = text.strip()
     if spelled in PLAIN_SOURCES:
         return spelled
     try:
-        return source_text(json.decode(spelled, type=TaggedSource))
-    except (DecodeError, UnicodeEncodeError):
+        source = json.loads(spelled)
+    except (ValueError, RecursionError):
+        source = None
+    if not isinstance(source, dict) or len(source) != 1:
         raise InvalidInputError(
             f"malformed source {text!r}; expected one of {', '.join(PLAIN_SOURCES)}, or JSON like "
             '{"subagent":"review"}'
-        ) from None
+        )
+    return source_text(source)

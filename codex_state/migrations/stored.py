@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from codex_state.errors import ForeignSchemaError, SchemaTooNewError, classify
 from codex_state.models import metadata
 
-HEAD = "0017_shown_threads"
+HEAD = "0018_original_names"
 """The revision that this version speaks."""
 
 VERSION_TABLE = "codex_state_version"

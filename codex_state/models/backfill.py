@@ -43,6 +43,10 @@ class BackfillState(StateModel, table=True):
     updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """When the state last moved, by the database's clock. A running backfill's lease is measured from here."""
     ownership_token: str | None = Field(default=None, sa_column=Column(columns.text))
-    owner: str | None = Field(default=None, sa_column=Column(columns.text))
-    """Who works (or last worked) on it, for people: host and process id."""
     claimed_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Who works (or last worked) on it, for people: host, process, and what it says of itself."""
+    owner_process: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The process that claimed it or last renewed it (``codex_state.processes``); ``None`` if nobody can judge it."""
+    lease_seconds: int | None = Field(default=None, sa_column=Column(columns.big_integer))
+    """For how long it was granted by the claim or the last renewal."""

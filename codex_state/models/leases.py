@@ -104,6 +104,8 @@ class BackfillLease:
     """Where the work stood when it was claimed."""
     claimed_at: datetime
     duration: timedelta
+    owner: str = ""
+    """What its holder says of itself, for people."""
 
 
 LeaseT_co = TypeVar("LeaseT_co", covariant=True)

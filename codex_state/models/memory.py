@@ -75,6 +75,13 @@ class Phase1Job(StateModel, table=True):
             sqlite_where=text("status = 'failed' AND retry_at IS NOT NULL"),
             postgresql_where=text("status = 'failed' AND retry_at IS NOT NULL"),
         ),
+        Index(
+            "idx_memory_phase1_jobs_owner_process",
+            "status",
+            "owner_process",
+            sqlite_where=text("status = 'running' AND owner_process IS NOT NULL"),
+            postgresql_where=text("status = 'running' AND owner_process IS NOT NULL"),
+        ),
     )
 
     thread_id: UUID = Field(
@@ -99,6 +106,12 @@ class Phase1Job(StateModel, table=True):
     """When a failed job may be claimed again; ``None`` makes the failure terminal."""
     failures: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     """How many attempts for this version of the thread have failed; a retry policy counts them."""
+    owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Where ``owner_session_id`` works (or last worked) on it, for people: host and process."""
+    owner_process: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The process that claimed it or last renewed it (``codex_state.processes``); ``None`` if nobody can judge it."""
+    lease_seconds: int | None = Field(default=None, sa_column=Column(columns.big_integer))
+    """For how long it was granted by the claim or the last renewal."""
 
 
 class MemoryScopeDirty(StateModel, table=True):
@@ -128,3 +141,9 @@ class ConsolidationLock(StateModel, table=True):
     updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """When the lock was taken or last renewed, by the database's clock."""
     ownership_token: str = Field(sa_column=Column(columns.text, nullable=False))
+    owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Where ``working_thread_id`` works on it, for people: host and process."""
+    owner_process: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The process that claimed it or last renewed it (``codex_state.processes``); ``None`` if nobody can judge it."""
+    lease_seconds: int | None = Field(default=None, sa_column=Column(columns.big_integer))
+    """For how long it was granted by the claim or the last renewal."""

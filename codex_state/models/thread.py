@@ -125,6 +125,8 @@ class Thread(StateModel, table=True):
     """What a user called it, here or in Codex; shown in place of the title."""
     name_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When the name was given. Of two names the newer one stays."""
+    original_name: str | None = Field(default=None, sa_column=Column(columns.text))
+    """What the original's own database called it when that was last read: only another name there is news."""
     preview: str | None = Field(default=None, sa_column=Column(columns.text))
     """What a list can show of a thread without a first message: its goal, or a text that it took over from a parent."""
     thread_source: str | None = Field(default=None, sa_column=Column(columns.text))

@@ -7,6 +7,7 @@ from codex_state.repositories.dynamic_tools import DynamicToolRepository
 from codex_state.repositories.logs import LogRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.phase1_jobs import Phase1JobRepository
+from codex_state.repositories.rollout_files import RolloutFileRepository
 from codex_state.repositories.thread_memories import ThreadMemoryRepository
 from codex_state.repositories.threads import ThreadRepository
 
@@ -18,6 +19,7 @@ __all__ = [
     "MemoryScopeRepository",
     "Phase1JobRepository",
     "Repository",
+    "RolloutFileRepository",
     "ThreadMemoryRepository",
     "ThreadRepository",
 ]

@@ -10,11 +10,12 @@ succeeded, for this source or a newer one               ``UP_TO_DATE``
 succeeded, for an older source                          granted
 running, renewed less than ``lease`` ago                ``RUNNING``, whatever the source
 running, not renewed for ``lease`` or longer            granted: the holder is taken over
+running, by a dead process of the claimer's host        granted: the same, at once
 ======================================================  =============================================
 
 A grant is one statement whose guard is this table (law L1). It resets the results of earlier attempts, counts the
 attempt and installs a fresh token, after which no write of an earlier holder matches any more (law L2). For a newer
-source, earlier failures no longer count.
+source, earlier failures no longer count. The last row is for claims that were refused before: see ``owners``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 from codex_state.clock import server_now
 from codex_state.models import Phase1Job, Phase1Status
 from codex_state.models.columns import text
+from codex_state.repositories import owners
 from codex_state.repositories.base import seconds_of, table_of
 
 _jobs = table_of(Phase1Job)
@@ -35,7 +37,7 @@ _insert = insert(_jobs)
 
 RUNNING, SUCCEEDED, FAILED = (literal_column(f"'{status.value}'", text) for status in Phase1Status)
 
-_lease_seconds = bindparam("lease_seconds", type_=BigInteger())
+_lease_seconds = bindparam("new_lease_seconds", type_=BigInteger())
 
 CLAIMED_COLUMNS = [
     "thread_id",
@@ -47,6 +49,7 @@ CLAIMED_COLUMNS = [
     "source_updated_at",
     "ownership_token",
     "attempt",
+    *owners.OWNER_COLUMNS,
 ]
 """The columns that a claim inserts, in order."""
 
@@ -62,21 +65,28 @@ RETURNED_BY_A_CLAIM = (
 )
 
 
-def claimable(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether an existing job may be claimed for this version of the source: the table above as SQL."""
-    return or_(
+def claimable(source_updated_at: ColumnElement[Any], *, from_the_dead: bool = False) -> ColumnElement[bool]:
+    """Whether an existing job may be claimed for this version of the source: the table above as SQL.
+
+    ``from_the_dead`` adds its last row.
+    """
+    conditions = [
         and_(_jobs.c.status == FAILED, seconds_of(_jobs.c.retry_at) <= server_now()),
         and_(_jobs.c.status == SUCCEEDED, _jobs.c.source_updated_at < source_updated_at),
         and_(
             _jobs.c.status == RUNNING,
             or_(_jobs.c.started_at.is_(None), seconds_of(_jobs.c.started_at) <= server_now() - _lease_seconds),
         ),
-    )
+    ]
+    if from_the_dead:
+        conditions.append(and_(_jobs.c.status == RUNNING, owners.is_of_the_dead(_jobs.c.owner_process)))
+    return or_(*conditions)
 
 
-def is_claimable(source_updated_at: ColumnElement[Any]) -> ColumnElement[bool]:
+def is_claimable(source_updated_at: ColumnElement[Any], *, from_the_dead: bool = False) -> ColumnElement[bool]:
     """``claimable`` as a plain yes or no: a comparison with NULL (no retry time) counts as no, under NOT as well."""
-    return func.coalesce(case((claimable(source_updated_at), 1), else_=0), 0) == literal_column("1")
+    claim = claimable(source_updated_at, from_the_dead=from_the_dead)
+    return func.coalesce(case((claim, 1), else_=0), 0) == literal_column("1")
 
 
 _taken_over = {
@@ -92,17 +102,18 @@ _taken_over = {
     "attempt": _jobs.c.attempt + 1,
     "retry_at": null(),
     "failures": case((_jobs.c.source_updated_at < _insert.excluded.source_updated_at, 0), else_=_jobs.c.failures),
+    **owners.excluded_owner(_insert),
 }
 
 
-def claim_from(source: Select[Any]) -> ReturningInsert[Any]:
+def claim_from(source: Select[Any], *, from_the_dead: bool = False) -> ReturningInsert[Any]:
     """The claim of every row of ``source``, a query of ``CLAIMED_COLUMNS``."""
     return (
         _insert.from_select(CLAIMED_COLUMNS, source)
         .on_conflict_do_update(
             index_elements=["thread_id", "scope_kind", "scope_key"],
             set_=_taken_over,
-            where=claimable(_insert.excluded.source_updated_at),
+            where=claimable(_insert.excluded.source_updated_at, from_the_dead=from_the_dead),
         )
         .returning(*RETURNED_BY_A_CLAIM)
     )

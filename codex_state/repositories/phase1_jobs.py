@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
     BigInteger,
+    Executable,
     Row,
     and_,
     bindparam,
@@ -42,12 +44,13 @@ from codex_state.models import (
     Thread,
 )
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
-from codex_state.repositories import phase1_candidates, phase1_open_threads
+from codex_state.repositories import owners, phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from, is_claimable
 from codex_state.repositories.phase1_finishing import SUCCEED_MANY, parameters_of
 from codex_state.repositories.phase1_search import Search, search_of
 from codex_state.repositories.prepared import atomically, planned_anew
+from codex_state.sql import contains
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -60,7 +63,7 @@ _KEY = and_(
 _HELD = and_(_KEY, _jobs.c.status == RUNNING, _jobs.c.ownership_token == bindparam("token", type_=text))
 
 _source = bindparam("new_source", type_=EpochSeconds())
-_CLAIM = claim_from(
+_claimed = (
     # From the thread's row, so that a job without a thread is "no row came back" rather than a broken transaction.
     select(
         _threads.c.id,
@@ -72,6 +75,7 @@ _CLAIM = claim_from(
         _source,
         bindparam("new_token", type_=text),
         literal_column("1"),
+        *owners.NEW_OWNER.values(),
     )
     .where(
         _threads.c.id == bindparam("of_thread", type_=UuidText()),
@@ -80,6 +84,8 @@ _CLAIM = claim_from(
     # On PostgreSQL a thread that is being deleted is waited for, and then missed, before the foreign key looks at it.
     .with_for_update(of=_threads, read=True, key_share=True)
 )
+_CLAIM = claim_from(_claimed)
+_CLAIM_FROM_THE_DEAD = claim_from(_claimed, from_the_dead=True)
 
 _REFUSAL = (
     select(
@@ -94,16 +100,15 @@ _REFUSAL = (
             (_jobs.c.status == SUCCEEDED, SkipReason.UP_TO_DATE.value),
             else_=SkipReason.RUNNING.value,
         ).label("reason"),
-        case(
-            (and_(_threads.c.updated_at > _source, or_(_jobs.c.thread_id.is_(None), is_claimable(_source))), 1),
-            else_=0,
-        ).label("may_be_claimed"),
+        case((_threads.c.updated_at > _source, 1), else_=0).label("is_older"),
+        case((or_(_jobs.c.thread_id.is_(None), is_claimable(_source)), 1), else_=0).label("may_be_claimed"),
+        case((_jobs.c.status == RUNNING, _jobs.c.owner_process)).label("holder"),
     )
     .select_from(_threads.outerjoin(_jobs, _KEY))
     .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
 )
 
-_RENEW = update(_jobs).where(_HELD).values(started_at=server_now()).returning(_jobs.c.started_at)
+_RENEW = update(_jobs).where(_HELD).values(started_at=server_now(), **owners.NEW_OWNER).returning(_jobs.c.started_at)
 _SUCCEED = (
     update(_jobs)
     .where(_HELD)
@@ -146,6 +151,17 @@ _REQUEUE = (
     .values(retry_at=server_now(), failures=literal_column("0"))
     .returning(_jobs.c.attempt)
 )
+_MISSED_THEIR_FILE = (
+    update(_jobs)
+    .where(
+        _jobs.c.thread_id.in_(bindparam("thread_ids", expanding=True, type_=UuidText())),
+        _jobs.c.status == FAILED,
+        _jobs.c.retry_at.is_(None),
+        contains(_jobs.c.failure_reason, literal_column(f"'{FileNotFoundError.__name__}'", text)),
+    )
+    .values(retry_at=server_now())
+    .returning(_jobs.c.attempt)
+)
 _GET = select_entity(Phase1Job).where(_KEY)
 
 _order = (_jobs.c.started_at.desc(), _jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key)
@@ -173,8 +189,9 @@ class Phase1JobRepository(Repository):
             owner: the session that will do the work, for people to see. The token, not the owner, is what guards.
             source_updated_at: which version of the thread will be extracted.
             lease: how long the holder may be silent before another takes over, in whole seconds. Zero or less takes
-                over a running job at once. Seconds are whole, so a lease may end up to one second early: trust
-                ``lease`` minus one second minus a margin, counted from *before* this call.
+                over a running job at once, as everybody does when its process has died on this host. Seconds are
+                whole, so a lease may end up to one second early: trust ``lease`` minus one second minus a margin,
+                counted from *before* this call.
 
         Raises:
             ThreadNotFoundError: the thread has no row.
@@ -184,19 +201,24 @@ class Phase1JobRepository(Repository):
             "new_owner": owner,
             "new_source": source_updated_at,
             "new_token": token,
-            "lease_seconds": whole_seconds(lease),
+            **owners.owner_parameters(self._connection, lease),
         }
         row = self._one(_CLAIM, parameters | {"or_older": 0})
         if row is None:
             refusal = self._refusal(key, parameters)
-            if not refusal.may_be_claimed:
+            dead = owners.dead_parameters(self._connection, [refusal.holder])
+            if not (dead or (refusal.is_older and refusal.may_be_claimed)):
                 return Skipped(SkipReason(refusal.reason))
-            row = self._claim_older_version(parameters)
+            claim, parameters = _CLAIM_FROM_THE_DEAD if dead else _CLAIM, parameters | dead
+            if refusal.is_older:
+                row = self._claim_older_version(claim, parameters)
+            else:
+                row = self._one(claim, parameters | {"or_older": 0})
             if row is None:
                 return Skipped(SkipReason(self._refusal(key, parameters).reason))
         return Claimed(lease_of(row, owner, lease))
 
-    def _claim_older_version(self, parameters: dict[str, Any]) -> Row[Any] | None:
+    def _claim_older_version(self, claim: Executable, parameters: dict[str, Any]) -> Row[Any] | None:
         """Claim a version that the thread has left behind since the caller read it.
 
         Batch claims may take the thread for settled for the version it has now. Nothing in the job's row would bring
@@ -204,7 +226,7 @@ class Phase1JobRepository(Repository):
         """
         with atomically(self._connection):
             self._one(phase1_open_threads.TAKE_BACK, parameters)
-            return self._one(_CLAIM, parameters | {"or_older": 1})
+            return self._one(claim, parameters | {"or_older": 1})
 
     def _refusal(self, key: Phase1Key, parameters: Mapping[str, Any]) -> Any:
         refusal = self._one(_REFUSAL, parameters)
@@ -247,39 +269,62 @@ class Phase1JobRepository(Repository):
         Returns:
             The leases, most recently updated thread first.
         """
-        search, of_search = search_of(
+        search, parameters = search_of(
             scope_kinds=scope_kinds, max_age_seconds=whole_seconds(max_age), sources=sources, home=home
         )
         if limit < 1 or not (search.scope_kinds and search.sources) or search.homes == 0:
             return []
-        statement, parameters = phase1_candidates.statement_of(
-            search,
-            owner=owner,
-            lease_seconds=whole_seconds(lease),
-            limit=limit,
-            exclude=exclude,
-            max_running=max_running,
-        )
         connection = self._connection
+        parameters |= owners.owner_parameters(connection, lease)
+        claim = partial(
+            self._claim_candidates, search, owner=owner, lease=lease, exclude=exclude, max_running=max_running
+        )
         # In one transaction: SQLite's other writers would empty this one's cache between the statements.
         with planned_anew(connection), atomically(connection, by_index=True):
-            self._all(phase1_open_threads.reopen(search.scope_kinds), {"lease_seconds": whole_seconds(lease)})
-            if max_running is not None:
-                phase1_candidates.count_alone(connection)
-            leases = [lease_of(row, owner, lease) for row in self._all(statement, of_search | parameters)]
-            self._mark_settled_threads(search, leases, of_search | {"lease_seconds": whole_seconds(lease)})
+            leases = claim(parameters, limit=limit)
+            missing = limit - len({lease.key.thread_id for lease in leases})
+            if missing and (dead := self._dead_holders()):
+                leases += claim(parameters | dead, limit=missing)
         # RETURNING has no order.
         leases.sort(key=lambda lease: (lease.source_updated_at, lease.key.thread_id), reverse=True)
         return leases
+
+    def _claim_candidates(
+        self,
+        search: Search,
+        parameters: Mapping[str, Any],
+        *,
+        owner: UUID,
+        lease: timedelta,
+        limit: int,
+        exclude: UUID | None,
+        max_running: int | None,
+    ) -> list[Phase1Lease]:
+        from_the_dead = "dead_processes" in parameters
+        self._all(phase1_open_threads.reopen(search.scope_kinds, from_the_dead=from_the_dead), parameters)
+        if max_running is not None:
+            phase1_candidates.count_alone(self._connection)
+        statement, of_claim = phase1_candidates.statement_of(
+            search, owner=owner, limit=limit, exclude=exclude, max_running=max_running, from_the_dead=from_the_dead
+        )
+        leases = [lease_of(row, owner, lease) for row in self._all(statement, {**parameters, **of_claim})]
+        self._mark_settled_threads(search, leases, parameters)
+        return leases
+
+    def _dead_holders(self) -> dict[str, str]:
+        """The dead processes of this host that hold jobs, as a parameter."""
+        here = owners.host_parameters(self._connection)
+        holders = [row.process for row in self._all(phase1_candidates.HOLDERS_HERE, here)] if here else []
+        return owners.dead_parameters(self._connection, holders)
 
     def _mark_settled_threads(
         self, search: Search, claimed: Sequence[Phase1Lease], parameters: Mapping[str, Any]
     ) -> None:
         """Let the next batch claim pass over what was just claimed, and over what others have settled."""
-        look_at = phase1_open_threads.LOOK_BEYOND
+        look_at, from_the_dead = phase1_open_threads.LOOK_BEYOND, "dead_processes" in parameters
         threads = {lease.key.thread_id for lease in claimed}
         for _ in range(_MOST_ROUNDS):
-            settle = phase1_open_threads.settle(search, look_at)
+            settle = phase1_open_threads.settle(search, look_at, from_the_dead=from_the_dead)
             settled = len(self._all(settle, {**parameters, **phase1_open_threads.claimed_threads(threads)}))
             if settled - len(threads) < look_at // 2:
                 return
@@ -290,7 +335,7 @@ class Phase1JobRepository(Repository):
 
         A lease that is over but that nobody took is still the holder's and can be renewed.
         """
-        row = self._one(_RENEW, _held(lease))
+        row = self._one(_RENEW, _held(lease) | owners.owner_parameters(self._connection, lease.duration))
         return None if row is None else lease.renewed(row.started_at)
 
     def succeed(self, lease: Phase1Lease, *, raw_memory_path: Path | None, summary_hash: str | None) -> HolderWrite:
@@ -344,6 +389,17 @@ class Phase1JobRepository(Repository):
         if self._one(_REQUEUE, _key_of(key)) is not None:
             return Requeue.REQUEUED
         return Requeue.NOT_FOUND if self.get(key) is None else Requeue.NOT_FAILED
+
+    def reopen_found(self, thread_ids: Collection[UUID]) -> int:
+        """Let jobs be claimed again that failed for good because the rollout wasn't where its thread's row said.
+
+        Args:
+            thread_ids: threads whose rollouts were found and read just now, some hundreds at most.
+
+        Returns:
+            How many jobs were reopened.
+        """
+        return len(self._all(_MISSED_THEIR_FILE, {"thread_ids": list(thread_ids)})) if thread_ids else 0
 
     def get(self, key: Phase1Key) -> Phase1Job | None:
         """The job, or ``None`` when it was never claimed."""

@@ -12,7 +12,7 @@ version than the thread's: whoever claims so takes the hint back itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -37,6 +37,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from codex_state.clock import server_now
 from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job, Thread
 from codex_state.models.columns import UuidText, text
+from codex_state.repositories import owners
 from codex_state.repositories.base import seconds_of, table_of
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, is_claimable
 from codex_state.repositories.phase1_scopes import has_scope, is_job_of, key_of
@@ -76,21 +77,24 @@ The hint that it leaves is another one each time: ``settled_threads`` may know t
 """
 
 
-@lru_cache(maxsize=4)
-def reopen(kinds: tuple[str, ...]) -> ReturningUpdate[Any]:
+@lru_cache(maxsize=8)
+def reopen(kinds: tuple[str, ...], *, from_the_dead: bool = False) -> ReturningUpdate[Any]:
     """Take the hints back from threads of which a job of these kinds has become claimable by itself.
 
-    Its parameter is ``lease_seconds``, as the claim's.
+    Its parameters are ``new_lease_seconds``, as the claim's, and ``dead_processes`` for jobs of the dead as well.
     """
+    by_themselves = [
+        (_jobs.c.status == RUNNING, seconds_of(_jobs.c.started_at) <= seconds_ago("new_lease_seconds")),
+        (_jobs.c.status == RUNNING, _jobs.c.started_at.is_(None)),
+        (_jobs.c.status == FAILED, _jobs.c.retry_at.is_not(None), seconds_of(_jobs.c.retry_at) <= _now),
+    ]
+    if from_the_dead:
+        by_themselves.append((_jobs.c.status == RUNNING, owners.are_the_dead(_jobs.c.owner_process)))
     # One branch for each range of an index: by their scope there are too many.
     jobs = union_all(
         *(
             select(_jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key).where(*conditions)
-            for conditions in (
-                (_jobs.c.status == RUNNING, seconds_of(_jobs.c.started_at) <= seconds_ago("lease_seconds")),
-                (_jobs.c.status == RUNNING, _jobs.c.started_at.is_(None)),
-                (_jobs.c.status == FAILED, _jobs.c.retry_at.is_not(None), seconds_of(_jobs.c.retry_at) <= _now),
-            )
+            for conditions in by_themselves
         )
     ).subquery("claimable_jobs")
     hidden = (
@@ -117,17 +121,18 @@ def reopen(kinds: tuple[str, ...]) -> ReturningUpdate[Any]:
 
 
 @lru_cache(maxsize=64)
-def settle(search: Search, look_at: int) -> ReturningUpdate[Any]:
+def settle(search: Search, look_at: int, *, from_the_dead: bool = False) -> ReturningUpdate[Any]:
     """Give the hint to threads that are settled by now: claimed ones, and of the first ``look_at`` open ones.
 
-    Its parameters are the search's, ``lease_seconds`` as the claim's, and ``claimed`` by ``claimed_threads``. A row
-    comes back for each thread.
+    Its parameters are the search's, ``new_lease_seconds`` as the claim's, and ``claimed`` by ``claimed_threads``. A row
+    comes back for each thread. Jobs of the dead, if they are meant, are settled for nobody.
     """
     kinds = search.scope_kinds
+    settled = {kind: _is_settled(kind, from_the_dead=from_the_dead) for kind in kinds}
     return (
         update(_threads)
-        .where(_threads.c.id.in_(settled_threads(search, look_at)))
-        .values({_SETTLED_FOR[kind].key: _settled_for(kind, kinds) for kind in kinds})
+        .where(_threads.c.id.in_(settled_threads(search, look_at, from_the_dead=from_the_dead)))
+        .values({_SETTLED_FOR[kind].key: _settled_for(kind, settled) for kind in kinds})
         .returning(literal_column("1").label("marked"))
     )
 
@@ -137,7 +142,7 @@ def claimed_threads(ids: Iterable[UUID]) -> dict[str, str]:
     return {"claimed": json.dumps([[str(thread_id)] for thread_id in ids])}
 
 
-def settled_threads(search: Search, look_at: int) -> Select[tuple[UUID]]:
+def settled_threads(search: Search, look_at: int, *, from_the_dead: bool = False) -> Select[tuple[UUID]]:
     """The threads that ``settle`` gives the hint to, locked."""
     hints = [_SETTLED_FOR[kind] for kind in search.scope_kinds]
     open_ones = (
@@ -159,7 +164,12 @@ def settled_threads(search: Search, look_at: int) -> Select[tuple[UUID]]:
         select(_threads.c.id)
         .join(looked_at, looked_at.c.id == _threads.c.id)
         .where(
-            or_(*(and_(_is_open_for(kind), _is_settled(kind)) for kind in search.scope_kinds)),
+            or_(
+                *(
+                    and_(_is_open_for(kind), _is_settled(kind, from_the_dead=from_the_dead))
+                    for kind in search.scope_kinds
+                )
+            ),
             # PostgreSQL judges a thread that changes before it is locked here as it is by then, but its job as it was.
             # The claimed ones have been locked since they were claimed.
             or_(
@@ -177,20 +187,20 @@ def _is_open_for(kind: str) -> ColumnElement[bool]:
     return or_(settled_for.is_(None), settled_for != _threads.c.updated_at)
 
 
-def _settled_for(kind: str, kinds: tuple[str, ...]) -> ColumnElement[Any]:
-    if len(kinds) == 1:
+def _settled_for(kind: str, settled: Mapping[str, ColumnElement[bool]]) -> ColumnElement[Any]:
+    if len(settled) == 1:
         return _threads.c.updated_at
-    return case((_is_settled(kind), _threads.c.updated_at), else_=_SETTLED_FOR[kind])
+    return case((settled[kind], _threads.c.updated_at), else_=_SETTLED_FOR[kind])
 
 
-def _is_settled(kind: str) -> ColumnElement[bool]:
+def _is_settled(kind: str, *, from_the_dead: bool) -> ColumnElement[bool]:
     """Whether the thread's job, if it has such a scope at all, can only become claimable by its own row."""
     job = (
         select(literal_column("1"))
         .where(
             is_job_of(_threads.c.id, kind, key_of(kind, _threads.c.cwd)),
             or_(_jobs.c.status == FAILED, _jobs.c.source_updated_at >= _threads.c.updated_at),
-            ~is_claimable(_threads.c.updated_at),
+            ~is_claimable(_threads.c.updated_at, from_the_dead=from_the_dead),
         )
         .correlate(_threads)
         .exists()

@@ -37,9 +37,11 @@ from codex_state.models import (
     UnshownThreads,
 )
 from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, PathText, UuidText, text
-from codex_state.repositories import thread_listing, thread_references
+from codex_state.repositories import thread_listing, thread_names, thread_references
 from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
+from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.prepared import atomically
+from codex_state.repositories.rollout_files import UPSERT_FROM_ROLLOUTS
 from codex_state.repositories.thread_listing import Reads, statement_of
 
 _COUNTED_UNSHOWN = 1000
@@ -95,23 +97,6 @@ _UPSERT = _overwrite(
     ),
 )
 _INSERT_IF_ABSENT = _insert.on_conflict_do_nothing(index_elements=["id"]).returning(_threads.c.id)
-
-# A thread that was seen in two homes belongs to the one whose rollout was written last.
-_is_of_this_home = or_(_threads.c.home == _insert.excluded.home, _threads.c.updated_at <= _insert.excluded.updated_at)
-_UPSERT_FROM_ROLLOUT = _overwrite(
-    "name",
-    "name_at",
-    "memory_mode_chosen_at",
-    "pinned",
-    where=_is_of_this_home,
-    memory_mode=case(
-        (_threads.c.memory_mode_chosen_at.is_not(None), _threads.c.memory_mode), else_=_insert.excluded.memory_mode
-    ),
-    **{
-        field: func.coalesce(_threads.c[field], _insert.excluded[field])
-        for field in ("git_sha", "git_branch", "git_origin_url")
-    },
-)
 
 _PATH = select(_threads.c.rollout_path).where(_BY_ID)
 _ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(_IN_IDS, _HAS_ROLLOUT)
@@ -226,7 +211,8 @@ class ThreadRepository(Repository):
         Everything else is taken from the rollout. A row of another home stays as it is when its rollout was written
         later than this one: the thread has moved there.
         """
-        self._many(_UPSERT_FROM_ROLLOUT, [_row_of(thread) for thread in threads])
+        rows = (_row_of(thread) for thread in threads)
+        self._many(UPSERT_FROM_ROLLOUTS, [{**row, "memory_mode_said_at": None} for row in rows])
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""
@@ -435,6 +421,32 @@ class ThreadRepository(Repository):
             return []
         return [row.id for row in self._all(statement, {"thread_ids": list(thread_ids), "of_home": home})]
 
+    def take_names(self, names: Iterable[tuple[UUID, str, int]]) -> int:
+        """Take names that were given elsewhere, each with its thread and the epoch second when it was given.
+
+        A name that is older than the row's, or as old, changes nothing; a name whose thread has no row is left out.
+        For a few hundred threads at once.
+
+        Returns:
+            How many rows were changed.
+        """
+        return len(self._all(thread_names.TAKE_NAMES, _names_given(names)))
+
+    def take_original_names(self, names: Iterable[tuple[UUID, str, int]]) -> set[UUID]:
+        """Take what the original's database calls threads, each name with its thread and the thread's last change.
+
+        Only a name that differs from what that database said the last time is news. It replaces a name that came from
+        there, or one that is older than the thread's last change. For a few hundred threads at once.
+
+        Returns:
+            The threads that have another name now.
+        """
+        given = _names_given(names)
+        with atomically(self._connection):
+            taken = {row.id for row in self._all(thread_names.TAKE_NAMES_OF_THE_ORIGINAL, given)}
+            self._all(thread_names.NOTE_NAMES_OF_THE_ORIGINAL, given)
+        return taken
+
     def delete(self, thread_id: UUID) -> bool:
         """Delete the thread with its tools, memories and jobs. Tells whether it had a row."""
         return self._one(_DELETE, {"thread_id": thread_id}) is not None
@@ -473,3 +485,12 @@ def _row_of(thread: Thread) -> dict[str, Any]:
         "archived": thread.archived_at is not None,
         "name": thread.name or None,
     }
+
+
+def _names_given(names: Iterable[tuple[UUID, str, int]]) -> dict[str, str]:
+    """One name for each thread: a statement wouldn't say which of two it took."""
+    latest: dict[UUID, tuple[UUID, str, int]] = {}
+    for thread_id, name, at in names:
+        if thread_id not in latest or latest[thread_id][2] <= at:
+            latest[thread_id] = (thread_id, storable(name), at)
+    return parameters_of(latest.values())

@@ -6,20 +6,24 @@ from .archive import (
 )
 from .backfilling import backfill as backfill
 from .files import (
-    RolloutFile as RolloutFile,
+    FoundFile as FoundFile,
     find_rollouts as find_rollouts,
     parse_rollout_name as parse_rollout_name,
     walk_rollouts as walk_rollouts,
 )
 from .head import read_session_meta as read_session_meta
-from .indexing import index_rollout as index_rollout
-from .lines import (
+from .format import (
     Compacted as Compacted,
     GitInfo as GitInfo,
+    GoalUpdated as GoalUpdated,
+    HistoryBase as HistoryBase,
+    ItemCompleted as ItemCompleted,
+    NameUpdated as NameUpdated,
     OtherEvent as OtherEvent,
     ResponseItem as ResponseItem,
     RolloutItem as RolloutItem,
     SessionMeta as SessionMeta,
+    SettingsApplied as SettingsApplied,
     TokenCount as TokenCount,
     TokenUsage as TokenUsage,
     TokenUsageInfo as TokenUsageInfo,
@@ -29,23 +33,14 @@ from .lines import (
     decode_line as decode_line,
     encode_line as encode_line,
 )
+from .index import (
+    index_rollout as index_rollout,
+    normalize_cwd as normalize_cwd,
+)
 from .live import apply_rollout_items as apply_rollout_items
 from .lookup import (
     find_thread_path as find_thread_path,
     list_threads as list_threads,
-)
-from .metadata import (
-    ExtractionOutcome as ExtractionOutcome,
-    ThreadMetadataBuilder as ThreadMetadataBuilder,
-    apply_rollout_item as apply_rollout_item,
-    builder_from_items as builder_from_items,
-    builder_from_session_meta as builder_from_session_meta,
-    diff_fields as diff_fields,
-    extract_metadata as extract_metadata,
-    normalize_cwd as normalize_cwd,
-    prefer_existing_explicit_title as prefer_existing_explicit_title,
-    prefer_existing_git_info as prefer_existing_git_info,
-    rollout_item_affects_thread_metadata as rollout_item_affects_thread_metadata,
 )
 from .progress import (
     BackfillFailure as BackfillFailure,
@@ -53,4 +48,18 @@ from .progress import (
     BackfillProgress as BackfillProgress,
     BackfillReport as BackfillReport,
 )
-from .startup import open_state as open_state
+from .startup import (
+    freshen as freshen,
+    open_state as open_state,
+)
+from .threads import (
+    ExtractionOutcome as ExtractionOutcome,
+    ThreadMetadataBuilder as ThreadMetadataBuilder,
+    apply_rollout_item as apply_rollout_item,
+    builder_from_items as builder_from_items,
+    builder_from_session_meta as builder_from_session_meta,
+    diff_fields as diff_fields,
+    extract_metadata as extract_metadata,
+    prefer_existing_git_info as prefer_existing_git_info,
+    rollout_item_affects_thread_metadata as rollout_item_affects_thread_metadata,
+)

@@ -1,35 +1,32 @@
-"""Building the index from the rollouts: resumable, fenced, and fast.
+"""Building the index from the rollouts, and keeping it fresh: resumable, fenced, and fast.
 
-Rollouts are handled in the order of their watermarks, in batches. A batch's rows and its checkpoint are one
-transaction under the lease (law L5), so a crash repeats at most one batch, and a worker that was paused while another
-took over loses its whole batch instead of writing old rows over new ones. A rollout that can't be used is counted and
-named, and stops nothing.
+Files that are new, changed or gone are handled in the order of their paths, in batches. A batch's rows, its part of the
+inventory and its checkpoint are one transaction under the lease (law L5), so a crash repeats at most one batch, and a
+worker that was paused while another took over loses its whole batch instead of writing old rows over new ones. What is
+in the inventory as it is on disk isn't read again, so an interrupted run goes on where it stopped. A rollout that can't
+be used is counted and named, and stops nothing.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import timedelta
-from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
-from uuid import UUID
 
 from codex_state import telemetry
 from codex_state.errors import IntegrityViolationError, InvalidInputError, StateError, UnknownCommitOutcomeError
-from codex_state.models import BackfillLease, BackfillStatus, Claimed, DynamicTool, SkipReason, Thread
+from codex_state.models import BackfillLease, BackfillStatus, Claimed, SkipReason
 from codex_state.rollout.extractors import Extractor, InProcess, InWorkers, worker_count
-from codex_state.rollout.files import RolloutFile, WalkProblem, walk_rollouts
-from codex_state.rollout.fold import Extraction
-from codex_state.rollout.metadata import normalized_cwd_text, thread_of, tools_of
+from codex_state.rollout.files import WalkProblem
+from codex_state.rollout.index import Settled, Settling, store, store_singly
+from codex_state.rollout.inventory import Change, Comparison, old_root_of
+from codex_state.rollout.names import NameSources
 from codex_state.rollout.progress import BackfillOutcome, BackfillProgress, BackfillReport, OnProgress
-from codex_state.rollout.selection import Selection, every_rollout, those_that_changed, those_without_a_row
-from codex_state.rollout.worker import Extracted, Result
+from codex_state.rollout.worker import Result
 from codex_state.runtime import State, StateRuntime
 
 _log = logging.getLogger("codex_state")
@@ -65,10 +62,9 @@ def backfill(
     Args:
         runtime: an open state. Its settings give the home, the lease and the batch size.
         on_progress: called after each batch.
-        refresh: go through all rollouts and handle those whose row isn't up to date: written, added, moved or restored
-            by someone who left the index alone, or failed before.
-        again: handle every rollout again, also when the index is complete.
-        retry_failed: go through all rollouts again, but handle only those that have no row.
+        refresh: look at all files and handle what is new, changed, moved or gone since they were indexed.
+        again: read every rollout again, also when the index is complete and nothing has changed.
+        retry_failed: read those again that failed, though they haven't changed.
         workers: child processes that decode; 0 for none; ``None`` to decide by the amount of work and the cores.
 
     Raises:
@@ -76,25 +72,20 @@ def backfill(
         ConfigurationError: the default provider can't be read.
     """
     started = time.monotonic()
-    lease_time = runtime.settings.backfill_lease
     with runtime.autocommit() as state:
         found = state.backfill.get(runtime.home)
         claim = state.backfill.try_claim(
-            runtime.home, owner=_own_name(), lease=lease_time, again=again or retry_failed, refresh=refresh
+            runtime.home, lease=runtime.settings.backfill_lease, again=again, refresh=refresh or retry_failed
         )
     if not isinstance(claim, Claimed):
         complete = claim.reason is SkipReason.UP_TO_DATE
         outcome = BackfillOutcome.COMPLETE if complete else BackfillOutcome.RUNNING
         watermark = None if found is None else found.last_watermark
         return BackfillReport(outcome, watermark=watermark, seconds=time.monotonic() - started)
-    run = _Run(runtime, claim.lease, on_progress, retry_failed=retry_failed)
+    run = _Run(runtime, claim.lease, on_progress)
     try:
-        if retry_failed:
-            run.select = those_without_a_row(runtime)
-        elif refresh and not again:
-            run.after = None
-            complete = found is not None and found.status is BackfillStatus.COMPLETE
-            run.select = those_that_changed(runtime, first_time=not complete)
+        if again or retry_failed:
+            _run_fenced(runtime, lambda state: state.rollout_files.read_again(runtime.home, failed=not again))
         run.all_batches(workers)
     except _LeaseLostError:
         _log.warning("another worker took the backfill over; this one's last batch was refused")
@@ -108,6 +99,19 @@ def backfill(
     report.seconds = time.monotonic() - started
     _count(report)
     return report
+
+
+def is_fresh(runtime: StateRuntime) -> bool:
+    """Whether the index is complete and says what the home's files say. Looks at every file, and into none.
+
+    A file that couldn't be read before and looks the same is as fresh as it gets.
+    """
+    with runtime.read() as state:
+        if not state.backfill.is_complete(runtime.home):
+            return False
+    if old_root_of(runtime) is not None or NameSources(runtime).changed:
+        return False
+    return all(change.is_retry for change in Comparison(runtime))
 
 
 def _run_fenced(
@@ -125,10 +129,6 @@ def _run_fenced(
     return runtime.run(work, retry_for=retry_for)
 
 
-def _own_name() -> str:
-    return f"{socket.gethostname()} process {os.getpid()}"
-
-
 def _count(report: BackfillReport) -> None:
     telemetry.count(telemetry.DB_BACKFILL, report.upserted, status="upserted")
     telemetry.count(telemetry.DB_BACKFILL, report.failed, status="failed")
@@ -141,37 +141,36 @@ def _count(report: BackfillReport) -> None:
 class _Run:
     """One worker's run under one lease."""
 
-    def __init__(
-        self, runtime: StateRuntime, lease: BackfillLease, on_progress: OnProgress | None, *, retry_failed: bool
-    ) -> None:
+    def __init__(self, runtime: StateRuntime, lease: BackfillLease, on_progress: OnProgress | None) -> None:
         self._runtime = runtime
         self._lease = lease
         self._on_progress = on_progress
-        self._retry_failed = retry_failed
-        self.select: Selection = every_rollout()
-        """Which of the rollouts that are met are handled."""
-        self.after = lease.last_watermark
-        """Which rollouts aren't even looked at: those up to this watermark."""
+        self._settling = Settling(runtime)
         self._started = time.monotonic()
         self._renewed = self._started
         self._bytes_done = 0
-        # For this run only: links may change while a service lives.
-        self._normalized = lru_cache(maxsize=4096)(normalized_cwd_text)
         self.report = BackfillReport(BackfillOutcome.COMPLETE, watermark=lease.last_watermark)
 
     def all_batches(self, workers: int | None) -> None:
-        """Handle every rollout after the lease's watermark, then note that the index is complete."""
-        settings = self._runtime.settings
+        """Handle every change, take the names that users gave, and note that the index is complete."""
+        runtime = self._runtime
+        if (old_root := old_root_of(runtime)) is not None:
+            new_root = f"{runtime.codex_home}/"
+            moved = _run_fenced(runtime, lambda state: state.rollout_files.move_home(old_root, new_root, runtime.home))
+            _log.info("the home was moved from %s: %d rows say so now", old_root, moved)
+        names = NameSources(runtime)
         files_total, bytes_total = self._measure()
         if workers is None:
             workers = worker_count(bytes_total)
-        with closing(self._extractor(workers)) as extractor:
-            results = extractor.results(self._files(report=True), self._renew_in_time)
-            while batch := list(islice(results, settings.backfill_batch_size)):
-                self._commit(batch)
-                if self._on_progress is not None:
-                    self._on_progress(self._progress(files_total, bytes_total))
-        _run_fenced(self._runtime, self._complete)
+        if files_total:
+            with closing(self._extractor(workers)) as extractor:
+                results = extractor.results(Comparison(runtime), self._renew_in_time)
+                while batch := list(islice(results, runtime.settings.backfill_batch_size)):
+                    self._commit(batch)
+                    if self._on_progress is not None:
+                        self._on_progress(self._progress(files_total, bytes_total))
+        names.take(everything=bool(self.report.upserted))
+        _run_fenced(runtime, self._complete)
 
     def _complete(self, state: State) -> None:
         if state.backfill.complete(self._lease, self.report.watermark):
@@ -183,26 +182,28 @@ class _Run:
             raise _LeaseLostError
 
     def _extractor(self, workers: int) -> Extractor:
-        provider = self._runtime.default_provider
+        home, provider = str(self._runtime.codex_home), self._runtime.default_provider
         if workers == 0:
-            return InProcess(provider)
-        return InWorkers(provider, workers, poll_seconds=self._renewal_interval)
-
-    def _files(self, *, report: bool) -> Iterator[RolloutFile]:
-        problems = self._note_problem if report else None
-        return self.select(walk_rollouts(self._runtime.codex_home, after=self.after, on_problem=problems))
+            return InProcess(home, provider)
+        return InWorkers(home, provider, workers, poll_seconds=self._renewal_interval)
 
     def _measure(self) -> tuple[int, int]:
-        """How many files and bytes there are to do. A file that vanishes meanwhile counts as empty."""
+        """How many changes and bytes there are to do. What can't be looked into, and failed before, is noted."""
         files = size = 0
-        for file in self._files(report=False):
+        comparison = Comparison(self._runtime, self._note_problem)
+        for change in comparison:
             files += 1
-            size += _size_of(file)
+            size += 0 if change.found is None else change.found.size
+        for failure in comparison.failures:
+            self.report.add_failure(failure.path, failure.error)
         return files, size
 
     def _note_problem(self, problem: WalkProblem) -> None:
         _log.info("not looked into: %s: %s", problem.path, problem.error)
-        self.report.add_failure(problem.path, problem.error)
+        if problem.is_link:
+            self.report.add_skipped(problem.path, problem.error)
+        else:
+            self.report.add_failure(problem.path, problem.error)
 
     @property
     def _renewal_interval(self) -> float:
@@ -216,106 +217,51 @@ class _Run:
             raise _LeaseLostError
         self._renewed = time.monotonic()
 
-    def _commit(self, batch: list[tuple[RolloutFile, Result]]) -> None:
+    def _commit(self, batch: list[tuple[Change, Result | None]]) -> None:
         """Store a batch and its checkpoint in one transaction (law L5)."""
-        extracted = [(file, result.extraction) for file, result in batch if isinstance(result, Extracted)]
-        if self._retry_failed:
-            extracted = self._without_elsewhere(extracted)
+        settled = self._settling.settle(batch)
+        watermark = batch[-1][0].path
         try:
-            refused = _run_fenced(self._runtime, lambda state: self._store(state, extracted, batch[-1][0].watermark))
+            _run_fenced(self._runtime, lambda state: self._store(state, settled, watermark, store))
         except (InvalidInputError, IntegrityViolationError):
             # One row can't be stored. The rest of the batch is worth more than the speed of writing it at once.
-            refused = _run_fenced(
-                self._runtime, lambda state: self._store_singly(state, extracted, batch[-1][0].watermark)
-            )
+            _run_fenced(self._runtime, lambda state: self._store(state, settled, watermark, store_singly))
         self._renewed = time.monotonic()
-        self._account(batch, {file.path for file, _ in extracted}, refused)
+        self._account(batch, settled)
 
-    def _without_elsewhere(
-        self, extracted: list[tuple[RolloutFile, Extraction]]
-    ) -> list[tuple[RolloutFile, Extraction]]:
-        """Without the rollouts whose thread has its row from another file.
-
-        They didn't fail: a later rollout of the same thread replaced theirs, and they must not replace it now.
-        """
-        with self._runtime.read() as state:
-            rows = state.threads.rollouts_of({UUID(extraction.draft.id) for _, extraction in extracted})
-        here = {thread_id: path for thread_id, (path, _, home) in rows.items() if home == self._runtime.home}
-        return [
-            (file, extraction)
-            for file, extraction in extracted
-            if (elsewhere := here.get(UUID(extraction.draft.id))) is None or not elsewhere.is_file()
-        ]
-
-    def _store(self, state: State, extracted: list[tuple[RolloutFile, Extraction]], watermark: str) -> dict[str, str]:
-        state.threads.upsert_from_rollouts([self._thread_of(file, extraction) for file, extraction in extracted])
-        state.dynamic_tools.persist(_tools_of(state, (extraction for _, extraction in extracted), self._runtime.home))
-        self._checkpoint(state, watermark)
-        return {}
-
-    def _store_singly(
-        self, state: State, extracted: list[tuple[RolloutFile, Extraction]], watermark: str
-    ) -> dict[str, str]:
-        refused = {}
-        for file, extraction in extracted:
-            try:
-                with state.session.begin_nested():
-                    state.threads.upsert_from_rollouts([self._thread_of(file, extraction)])
-                    state.dynamic_tools.persist(_tools_of(state, [extraction], self._runtime.home))
-            except (InvalidInputError, IntegrityViolationError) as error:
-                refused[file.path] = str(error)
-        self._checkpoint(state, watermark)
-        return refused
-
-    def _thread_of(self, file: RolloutFile, extraction: Extraction) -> Thread:
-        draft = extraction.draft
-        draft.cwd = self._normalized(draft.cwd)
-        if file.archived and draft.archived_at is None:
-            draft.archived_at = draft.updated_at
-        return thread_of(draft, self._runtime.home)
-
-    def _checkpoint(self, state: State, watermark: str) -> None:
+    def _store(
+        self, state: State, settled: Settled, watermark: str, write: Callable[[State, Settled, str], None]
+    ) -> None:
+        write(state, settled, self._runtime.home)
         if not state.backfill.checkpoint(self._lease, watermark):
             raise _LeaseLostError
 
-    def _account(
-        self, batch: list[tuple[RolloutFile, Result]], wanted: Container[str], refused: dict[str, str]
-    ) -> None:
+    def _account(self, batch: list[tuple[Change, Result | None]], settled: Settled) -> None:
         report = self.report
-        for file, result in batch:
-            report.scanned += 1
-            self._bytes_done += _size_of(file)
-            error = refused.get(file.path) if isinstance(result, Extracted) else result.error
-            if error is not None:
-                _log.info("not indexed: %s", error)
-                report.add_failure(file.path, error)
-            elif isinstance(result, Extracted) and file.path in wanted:
+        for change, _ in batch:
+            if change.found is None:
+                report.gone += 1
+            else:
+                report.scanned += 1
+                self._bytes_done += change.found.size
+        failed = dict(settled.failures())
+        for path, error in failed.items():
+            _log.info("not indexed: %s", error)
+            report.add_failure(path, error)
+        for extraction in settled.threads:
+            if settled.file_of[extraction.draft.id] not in failed:
                 report.upserted += 1
-                report.parse_errors += result.extraction.parse_errors
-        report.watermark = max(report.watermark or "", batch[-1][0].watermark)
+                report.parse_errors += extraction.parse_errors
+                report.unknown_lines += extraction.unknown_lines
+        report.watermark = max(report.watermark or "", batch[-1][0].path)
 
     def _progress(self, files_total: int, bytes_total: int) -> BackfillProgress:
+        done = self.report.scanned + self.report.gone
         return BackfillProgress(
-            files_done=self.report.scanned,
-            files_total=max(files_total, self.report.scanned),
+            files_done=done,
+            files_total=max(files_total, done),
             bytes_done=self._bytes_done,
             bytes_total=max(bytes_total, self._bytes_done),
             failed=self.report.failed,
             seconds=time.monotonic() - self._started,
         )
-
-
-def _size_of(file: RolloutFile) -> int:
-    try:
-        return os.stat(file.path).st_size  # noqa: PTH116 - a Path for each of a hundred thousand files adds up
-    except OSError:
-        return 0
-
-
-def _tools_of(state: State, extractions: Iterable[Extraction], home: str) -> Iterator[DynamicTool]:
-    tools = [(UUID(extraction.tools_thread_id), extraction.tools) for extraction in extractions if extraction.tools]
-    rows = state.threads.rollouts_of({owner for owner, _ in tools})
-    for owner, drafts in tools:
-        # The head may be another thread's, which may have no row; and the thread may be another home's.
-        if owner in rows and rows[owner][2] == home:
-            yield from tools_of(owner, drafts)

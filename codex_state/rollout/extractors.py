@@ -16,8 +16,8 @@ from typing import Protocol
 
 import msgspec
 
-from codex_state.rollout.files import RolloutFile
-from codex_state.rollout.worker import Job, Result, receive, run_job, send
+from codex_state.rollout.inventory import Change
+from codex_state.rollout.worker import Job, Result, extract_one, receive, run_job, send
 
 _log = logging.getLogger("codex_state")
 
@@ -35,10 +35,11 @@ WhileWaiting = Callable[[], None]
 class Extractor(Protocol):
     """Extracts rollouts in order, holding only a few results at a time."""
 
-    def results(
-        self, files: Iterable[RolloutFile], while_waiting: WhileWaiting
-    ) -> Iterator[tuple[RolloutFile, Result]]:
-        """The result for each file, in order. ``while_waiting`` is called every now and then."""
+    def results(self, changes: Iterable[Change], while_waiting: WhileWaiting) -> Iterator[tuple[Change, Result | None]]:
+        """The result for each change, in order; none for a file that is gone.
+
+        ``while_waiting`` is called every now and then.
+        """
 
     def close(self) -> None:
         """Stop."""
@@ -53,17 +54,17 @@ def worker_count(total_bytes: int) -> int:
 class InProcess:
     """Extracts in this process, one rollout after the other."""
 
-    def __init__(self, default_provider: str) -> None:
+    def __init__(self, home: str, default_provider: str) -> None:
+        self._home = home
         self._default_provider = default_provider
 
-    def results(
-        self, files: Iterable[RolloutFile], while_waiting: WhileWaiting
-    ) -> Iterator[tuple[RolloutFile, Result]]:
-        """The result for each file, in order."""
-        for file in files:
-            (result,) = run_job(Job([file.path], self._default_provider))
+    def results(self, changes: Iterable[Change], while_waiting: WhileWaiting) -> Iterator[tuple[Change, Result | None]]:
+        """The result for each change, in order."""
+        for change in changes:
+            there = change.found is not None
+            result = extract_one(f"{self._home}/{change.path}", self._default_provider) if there else None
             while_waiting()
-            yield file, result
+            yield change, result
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -72,7 +73,8 @@ class InProcess:
 class InWorkers:
     """Extracts in child processes. A thread for each hands it jobs; a child that dies is replaced by this process."""
 
-    def __init__(self, default_provider: str, workers: int, poll_seconds: float) -> None:
+    def __init__(self, home: str, default_provider: str, workers: int, poll_seconds: float) -> None:
+        self._home = home
         self._default_provider = default_provider
         self._poll_seconds = poll_seconds
         # So much that the children go on while a batch is stored, and little beside what a batch holds.
@@ -89,27 +91,26 @@ class InWorkers:
             self._idle.put(child)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="codex-state-extract")
 
-    def results(
-        self, files: Iterable[RolloutFile], while_waiting: WhileWaiting
-    ) -> Iterator[tuple[RolloutFile, Result]]:
-        """The result for each file, in order."""
-        source = iter(files)
-        pending: deque[tuple[list[RolloutFile], Future[list[Result]]]] = deque()
+    def results(self, changes: Iterable[Change], while_waiting: WhileWaiting) -> Iterator[tuple[Change, Result | None]]:
+        """The result for each change, in order."""
+        source = iter(changes)
+        pending: deque[tuple[list[Change], Future[list[Result]]]] = deque()
         while True:
             while len(pending) < self._ahead and (batch := list(islice(source, JOB_SIZE))):
-                job = Job([file.path for file in batch], self._default_provider)
-                pending.append((batch, self._threads.submit(self._run, job)))
+                paths = [f"{self._home}/{change.path}" for change in batch if change.found is not None]
+                pending.append((batch, self._threads.submit(self._run, Job(paths, self._default_provider))))
             if not pending:
                 return
             batch, future = pending.popleft()
             while True:
                 try:
-                    results = future.result(timeout=self._poll_seconds)
+                    results = iter(future.result(timeout=self._poll_seconds))
                     break
                 except TimeoutError:
                     while_waiting()
             while_waiting()
-            yield from zip(batch, results, strict=True)
+            for change in batch:
+                yield change, None if change.found is None else next(results)
 
     def close(self) -> None:
         """End the children: they stop when their input ends, and at once when they are told to."""
@@ -145,8 +146,8 @@ class _Child:
             # Ctrl-C in a terminal is for the parent, which finishes its batch and ends its children.
             process_group=0 if os.name == "posix" else None,
         )
-        self._encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(list[Result]).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(list[Result]).decode
 
     def run(self, job: Job) -> list[Result] | None:
         """The results of a job; ``None`` when the child is dead."""

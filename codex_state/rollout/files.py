@@ -1,12 +1,8 @@
-"""Where rollouts lie, what they are called, and how to walk them in a fixed order.
+"""Where rollouts lie, what they are called, which of several is a thread's, and how to walk them in a fixed order.
 
 A home keeps rollouts under ``sessions/YYYY/MM/DD/`` and, once archived, under ``archived_sessions/``. Both are walked
-to any depth. Only regular files named ``rollout-*.jsonl`` count, or ``rollout-*.jsonl.zst`` when the plain file is
-gone; links to files or directories are not followed (the two roots themselves may be links).
-
-A file's *watermark* is its path relative to the home with ``/``, without ``.zst``: compressing a rollout doesn't change
-it. Files are walked in the order of their watermarks, so "everything up to this watermark is done" is a resumable
-position.
+to any depth. Only regular files named ``rollout-*.jsonl`` or ``rollout-*.jsonl.zst`` count; links to files or
+directories are not followed (the two roots themselves may be links).
 """
 
 from __future__ import annotations
@@ -16,11 +12,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from codex_state.rollout.policies import canonical_uuid
+from codex_state.rollout.format import canonical_uuid
 
 SESSIONS_DIRECTORY = "sessions"
 ARCHIVED_SESSIONS_DIRECTORY = "archived_sessions"
@@ -28,17 +26,32 @@ PREFIX = "rollout-"
 SUFFIX = ".jsonl"
 COMPRESSED_SUFFIX = ".jsonl.zst"
 
-_NAME_TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2})-([0-9]{2})-([0-9]{2})", re.ASCII)
+_NAME = re.compile(
+    r"rollout-([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2})-([0-9]{2})-([0-9]{2})-(?P<id>[^_]+?)(?:_(?P<segment>.+))?",
+    re.ASCII,
+)
+_COPY = re.compile(r"(rollout-[0-9T-]{19}-[0-9a-f-]{36}(?:_[0-9a-f-]{36})?)[^0-9a-f_-].*", re.ASCII | re.IGNORECASE)
+"""What file managers and synchronisers make of a name: ``… (1)``, ``… 2``, ``….sync-conflict-…``."""
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutFile:
+class FoundFile:
     """A rollout that was met on a walk."""
 
     path: str
-    watermark: str
-    archived: bool
-    """Whether it lies under ``archived_sessions``."""
+    """Relative to the home, with ``/``."""
+    size: int
+    mtime_ns: int
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def archived(self) -> bool:
+        """Whether it lies under ``archived_sessions``."""
+        return is_archived(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,8 @@ class WalkProblem:
 
     path: str
     error: str
+    is_link: bool = False
+    """Whether it is a symbolic link, which is no fault."""
 
 
 class RolloutName(NamedTuple):
@@ -55,6 +70,10 @@ class RolloutName(NamedTuple):
     created_at: datetime
     """The time in the name, taken as UTC. The original writes local time there: it may be off by the zone's offset."""
     thread_id: UUID
+    segment: UUID | None = None
+    """Which later part of the thread it is: a thread that was reverted goes on in another file."""
+    is_copy: bool = False
+    """Whether it is a copy that something else than the original made, by its name."""
 
 
 OnProblem = Callable[[WalkProblem], None]
@@ -65,31 +84,38 @@ def is_rollout_name(name: str) -> bool:
     return name.startswith(PREFIX) and name.endswith((SUFFIX, COMPRESSED_SUFFIX))
 
 
+@lru_cache(maxsize=4096)
 def parse_rollout_name(name: str) -> RolloutName | None:
-    """Read ``rollout-2026-01-02T03-04-05-<uuid>.jsonl`` (or ``.jsonl.zst``); ``None`` when the name isn't one."""
+    """Read ``rollout-2026-01-02T03-04-05-<uuid>[_<segment>].jsonl`` (or ``.jsonl.zst``).
+
+    ``None`` when the name isn't one, which the name of a copy isn't either: see ``parse_any_name``.
+    """
     plain = plain_name(name)
-    if not plain.startswith(PREFIX) or not plain.endswith(SUFFIX):
-        return None
-    core = plain[len(PREFIX) : -len(SUFFIX)]
-    position = core.rfind("-")
-    while position >= 0:
-        thread_id = canonical_uuid(core[position + 1 :])
-        if thread_id is not None:
-            created_at = _parse_name_time(core[:position])
-            return None if created_at is None else RolloutName(created_at, UUID(thread_id))
-        position = core.rfind("-", 0, position)
-    return None
+    return _parse(plain[: -len(SUFFIX)], is_copy=False) if plain.endswith(SUFFIX) else None
 
 
-def _parse_name_time(text: str) -> datetime | None:
-    match = _NAME_TIME.fullmatch(text)
+def parse_any_name(name: str) -> RolloutName | None:
+    """Read the name of a rollout or of a copy of one; ``None`` when it is neither."""
+    parsed = parse_rollout_name(name)
+    if parsed is None and (copy := _COPY.fullmatch(plain_name(name).removesuffix(SUFFIX))) is not None:
+        return _parse(copy[1], is_copy=True)
+    return parsed
+
+
+def _parse(core: str, *, is_copy: bool) -> RolloutName | None:
+    match = _NAME.fullmatch(core)
     if match is None:
         return None
-    year, month, day, hour, minute, second = map(int, match.groups())
+    thread_id = canonical_uuid(match["id"])
+    segment = None if match["segment"] is None else canonical_uuid(match["segment"])
+    if thread_id is None or (segment is None) != (match["segment"] is None):
+        return None
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
     try:
-        return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+        created_at = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except ValueError:
         return None
+    return RolloutName(created_at, UUID(thread_id), None if segment is None else UUID(segment), is_copy)
 
 
 def rollout_date_parts(name: str) -> tuple[str, str, str] | None:
@@ -105,15 +131,22 @@ def plain_name(name: str) -> str:
     return name.removesuffix(".zst") if name.endswith(COMPRESSED_SUFFIX) else name
 
 
-def watermark_of(home: Path, path: Path) -> str:
-    """The watermark of a rollout; of one outside the home its whole path."""
-    inside = path.relative_to(home) if path.is_relative_to(home) else path
-    return plain_name(inside.as_posix())
+def is_archived(path: str) -> bool:
+    """Whether a path relative to the home is that of an archived rollout."""
+    return path.startswith(f"{ARCHIVED_SESSIONS_DIRECTORY}/")
+
+
+def relative_to(home: Path, path: Path) -> str | None:
+    """A path inside the home, relative to it, with ``/``; ``None`` for one outside."""
+    for root in (home, Path(os.path.realpath(home))):
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return None
 
 
 def is_archived_path(home: Path, path: Path) -> bool:
     """Whether the rollout lies under the home's ``archived_sessions``."""
-    return path.is_relative_to(home / ARCHIVED_SESSIONS_DIRECTORY)
+    return is_archived(relative_to(home, path) or "")
 
 
 def modified_seconds(status: os.stat_result) -> int:
@@ -122,92 +155,104 @@ def modified_seconds(status: os.stat_result) -> int:
 
 
 def walk_rollouts(
-    home: Path,
-    *,
-    after: str | None = None,
-    archived: bool | None = None,
-    on_problem: OnProblem | None = None,
-) -> Iterator[RolloutFile]:
-    """The rollouts of a home in the order of their watermarks.
+    home: Path, *, archived: bool | None = None, on_problem: OnProblem | None = None
+) -> Iterator[FoundFile]:
+    """The rollouts of a home in the order of their paths.
 
     Memory holds the entries of the directories between the home and the current file, not the whole tree.
 
     Args:
         home: the Codex home. It may lack either root.
-        after: only rollouts whose watermark is greater; directories wholly before it are not opened.
         archived: only those under ``archived_sessions``, or only the others; ``None`` for both.
-        on_problem: called with every directory that can't be read and every name that isn't UTF-8; the walk goes on.
+        on_problem: called with every directory that can't be read, every name that isn't UTF-8 and every symbolic link
+            that is passed over; the walk goes on.
     """
     report = on_problem or _ignore
     for root in sorted((ARCHIVED_SESSIONS_DIRECTORY, SESSIONS_DIRECTORY)):
         in_archive = root == ARCHIVED_SESSIONS_DIRECTORY
         if archived in (None, in_archive) and (home / root).is_dir():
-            yield from _walk(str(home / root), f"{root}/", in_archive, after or "", report)
+            yield from _walk(str(home / root), f"{root}/", report)
 
 
 def find_rollouts(
     home: Path, thread_id: UUID, *, archived: bool | None = None, on_problem: OnProblem | None = None
 ) -> list[Path]:
-    """The rollouts whose names end with exactly this id, the last watermark first."""
+    """The rollouts whose names say exactly this id, the thread's newest first, copies last."""
     spelled = str(thread_id)
     found = []
     for file in walk_rollouts(home, archived=archived, on_problem=on_problem):
-        name = os.path.basename(file.path)  # noqa: PTH119 - a hundred thousand Path objects would cost more than the walk
+        name = file.name
         if spelled not in name.lower():
             continue
-        parsed = parse_rollout_name(name)
+        parsed = parse_any_name(name)
         if parsed is not None and parsed.thread_id == thread_id:
-            found.append(Path(file.path))
-    return found[::-1]
+            found.append(file.path)
+    return [home / path for path in sorted(found, key=lambda path: rank(path, thread_id), reverse=True)]
+
+
+def rank(path: str, thread_id: UUID) -> tuple[Any, ...]:
+    """The order of the files of one thread: the greatest is the one that counts.
+
+    Files that bear the thread's name come after copies and others, then the time in the name and the segment decide,
+    then a rollout in ``sessions`` comes after an archived one and a plain one after a compressed one. When a file was
+    last written doesn't matter: copying and restoring change that.
+
+    Args:
+        path: relative to the home.
+        thread_id: the thread.
+    """
+    name = path.rpartition("/")[2]
+    parsed = parse_any_name(name)
+    is_own = parsed is not None and parsed.thread_id == thread_id
+    return (
+        is_own and parsed is not None and not parsed.is_copy,
+        is_own,
+        _EARLIEST if parsed is None else parsed.created_at,
+        "" if parsed is None or parsed.segment is None else str(parsed.segment),
+        not is_archived(path),
+        not name.endswith(COMPRESSED_SUFFIX),
+        path,
+    )
+
+
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 
 def _ignore(_problem: WalkProblem) -> None:
     pass
 
 
-def _walk(
-    directory: str,
-    prefix: str,
-    archived: bool,  # noqa: FBT001
-    after: str,
-    report: OnProblem,
-) -> Iterator[RolloutFile]:
-    for key, name in _ordered_entries(directory, report):
-        if key.endswith("/"):
-            below = prefix + key
-            # Everything below starts with `below`, so it is all before `after` unless `after` lies below or earlier.
-            if below > after or after.startswith(below):
-                yield from _walk(f"{directory}/{name}", below, archived, after, report)
-        elif prefix + key > after:
-            yield RolloutFile(f"{directory}/{name}", prefix + key, archived)
+def _walk(directory: str, prefix: str, report: OnProblem) -> Iterator[FoundFile]:
+    for key, name, status in _ordered_entries(directory, report):
+        if status is None:
+            yield from _walk(f"{directory}/{name}", prefix + key, report)
+        else:
+            yield FoundFile(prefix + key, status.st_size, status.st_mtime_ns)
 
 
-def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str]]:
-    """The directories and rollouts in a directory, as (sort key, name).
+def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, os.stat_result | None]]:
+    """The directories and rollouts in a directory, as (sort key, name, status of a file).
 
     The key of a directory ends with ``/``. Sorting by keys at every level gives the order of the whole paths: after
     ``a-b`` comes ``a/…``, as the characters want it.
     """
-    directories: list[str] = []
-    plain: set[str] = set()
-    compressed: list[str] = []
+    found: list[tuple[str, str, os.stat_result | None]] = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 name = entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    directories.append(name)
+                    if _is_utf8(directory, name, report):
+                        found.append((f"{name}/", name, None))
                 elif is_rollout_name(name) and entry.is_file(follow_symlinks=False):
-                    if name.endswith(SUFFIX):
-                        plain.add(name)
-                    else:
-                        compressed.append(name)
+                    if _is_utf8(directory, name, report):
+                        found.append((name, name, entry.stat(follow_symlinks=False)))
+                elif entry.is_symlink() and (is_rollout_name(name) or entry.is_dir()):
+                    report(WalkProblem(f"{directory}/{name}", "a symbolic link, which isn't followed", is_link=True))
     except OSError as error:
         report(WalkProblem(directory, error.strerror or str(error)))
-    keyed = [(f"{name}/", name) for name in directories]
-    keyed += [(name, name) for name in plain]
-    keyed += [(plain_name(name), name) for name in compressed if plain_name(name) not in plain]
-    return sorted(entry for entry in keyed if _is_utf8(directory, entry[1], report))
+    found.sort(key=itemgetter(0))
+    return found
 
 
 def _is_utf8(directory: str, name: str, report: OnProblem) -> bool:

@@ -1,34 +1,47 @@
-"""What a rollout says about its thread: folding its items, in one pass over the file.
+"""What a rollout says about its thread: its lines are folded into a draft of the thread's row, in one pass.
 
-The fold works on a ``ThreadDraft``, the row in the making: plain values, as they are stored, which are cheap to change
-and to send from one process to another. ``metadata`` puts the entities in front of it.
+The fields of a ``ThreadDraft`` *are* the columns that rollouts decide, in the form in which they are stored, which is
+cheap to change and to send from one process to another.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
 
+from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import RolloutError
 from codex_state.rollout.files import modified_seconds, parse_rollout_name
-from codex_state.rollout.lines import (
+from codex_state.rollout.format import (
+    CompletedItem,
+    GoalUpdated,
+    ItemCompleted,
+    NameUpdated,
     ResponseItem,
     RolloutItem,
     SessionMeta,
+    SettingsApplied,
+    ThreadSettings,
     TokenCount,
+    TokenUsageInfo,
     TurnContext,
     UserMessage,
-    decode_unchecked,
-    is_blank,
+    approval_text,
+    canonical_uuid,
+    decode_strictly,
+    decode_tolerantly,
+    ordinal_of,
+    sandbox_text,
+    source_text,
     trim,
 )
-from codex_state.rollout.policies import DEFAULT_APPROVAL, DEFAULT_SOURCE, approval_text, sandbox_text, source_text
-from codex_state.rollout.reading import Lines, lines_of, open_rollout, unreadable
+from codex_state.rollout.reading import Lines, lines_of, open_rollout, unreadable, why_unusable
 from codex_state.rollout.times import parse_timestamp
-
-DEFAULT_SANDBOX = '{"type":"read-only"}'
-DEFAULT_MEMORY_MODE = "enabled"
 
 USER_MESSAGE_BEGIN = "## My request for Codex:"
 """In a message that an editor put context in front of: where the user's own words begin."""
@@ -36,113 +49,262 @@ USER_MESSAGE_BEGIN = "## My request for Codex:"
 IMAGE_ONLY = "[Image]"
 """The first user message of a thread that began with nothing but images."""
 
-
 _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999, which are all that Python's times can say."""
 
-
-class ThreadDraft(Struct):
-    """A thread's row in the making. Times are whole epoch seconds; ``cwd`` is empty while it isn't known."""
-
-    id: str
-    rollout_path: str
-    created_at: int
-    updated_at: int
-    source: str = DEFAULT_SOURCE
-    agent_nickname: str | None = None
-    agent_role: str | None = None
-    agent_path: str | None = None
-    model_provider: str = ""
-    model: str | None = None
-    reasoning_effort: str | None = None
-    cwd: str = ""
-    cli_version: str = ""
-    title: str = ""
-    sandbox_policy: str = DEFAULT_SANDBOX
-    approval_mode: str = DEFAULT_APPROVAL
-    tokens_used: int = 0
-    first_user_message: str | None = None
-    archived_at: int | None = None
-    git_sha: str | None = None
-    git_branch: str | None = None
-    git_origin_url: str | None = None
-    memory_mode: str = DEFAULT_MEMORY_MODE
+_RACY_NS = 2_000_000_000
+"""A file that was written in the last seconds may be written again without its time showing it: some file systems keep
+times in steps of two seconds."""
 
 
-class ToolDraft(Struct):
-    """A dynamic tool's row in the making."""
+class FileStamp(Struct, frozen=True):
+    """What a file looked like before it was read: whether it is the same now shows by this."""
 
-    name: str
-    description: str
-    input_schema: str
-    """JSON text."""
-    defer_loading: bool
-    namespace: str | None
+    size: int
+    mtime_ns: int | None
+    """``None`` when the time can't be trusted to show the next change."""
 
 
 class Extraction(Struct):
     """All that one rollout says."""
 
     draft: ThreadDraft
+    stamp: FileStamp
     memory_mode: str | None
     """The last one that any session_meta names, also a parent's; ``None`` when none does."""
+    memory_mode_at: int | None
+    """When that was said; ``None`` when it isn't known."""
     tools: list[ToolDraft]
     tools_thread_id: str
     """Whose tools they are: the thread of the file's first session_meta, which may not be the draft's."""
     parse_errors: int
+    """Lines of which something could not be read."""
+    unknown_lines: int
+    """Lines of a kind that isn't read."""
+    base_end: int | None
+    """The thread's history up to this ordinal is in earlier files of the same thread; ``None`` when it is all here."""
 
 
-_AFFECTING = frozenset({SessionMeta, TurnContext, TokenCount, UserMessage})
+def telling_time(mtime_ns: int) -> int | None:
+    """The time of a file's last write, unless it is so recent that the next write might bear it as well."""
+    return None if abs(time.time_ns() - mtime_ns) < _RACY_NS else mtime_ns
 
 
-def affects_thread(item: RolloutItem) -> bool:
-    """Whether an item can change its thread's row."""
-    return type(item) in _AFFECTING
+class Fold:
+    """Folds the items of one rollout as they come.
 
+    The first session_meta decides whose rollout it is, but it need not come first. When lines before it could not be
+    read, one of them may have been the thread's own, as in a fork, which goes on with its parent's: then the name of
+    the file counts.
+    """
 
-def apply_item(draft: ThreadDraft, item: RolloutItem, default_provider: str) -> None:
-    """Change the draft by what one item says."""
-    if isinstance(item, TokenCount):
-        if item.info is not None:
-            draft.tokens_used = max(0, item.info.total_token_usage.total_tokens)
-    elif isinstance(item, UserMessage):
-        _apply_user_message(draft, item)
-    elif isinstance(item, TurnContext):
+    def __init__(self, draft: ThreadDraft, default_provider: str) -> None:
+        """Go on from ``draft``. One without an id gets that of the first session_meta."""
+        self.draft = draft
+        self.memory_mode: str | None = None
+        self.memory_mode_at: int | None = None
+        self.first_meta: SessionMeta | None = None
+        self.damaged = False
+        """Whether something could not be read so far."""
+        self._default_provider = default_provider
+        self._response_came_first = False
+        self._usage: TokenUsageInfo | None = None
+        self._salvaging = False
+        self._salvaged = ThreadDraft("", "")
+        """What was asked by lines that aren't whole: it counts where no whole line says what was asked."""
+        self._apply: dict[type, Callable[[Any, str], None]] = {
+            SessionMeta: self._session_meta,
+            TurnContext: self._turn_context,
+            SettingsApplied: self._settings_applied,
+            TokenCount: self._token_count,
+            UserMessage: self._user_message,
+            ItemCompleted: self._item_completed,
+            GoalUpdated: self._goal_updated,
+            NameUpdated: self._name_updated,
+            ResponseItem: self._response_item,
+        }
+
+    def add(self, item: RolloutItem, timestamp: str = "") -> None:
+        """Change the draft by what one item says."""
+        apply = self._apply.get(type(item))
+        if apply is not None:
+            apply(item, timestamp)
+
+    def all_lines(self, lines: Lines) -> tuple[int, int, bool]:
+        """Fold every line. Nearly all the time of a backfill is spent here.
+
+        Returns:
+            How many lines have something that can't be read, how many are of a kind that isn't read, and whether any
+            could be used.
+        """
+        apply = self._apply
+        parse_errors = unknown_lines = 0
+        used = None
+        for line in lines:
+            try:
+                if not line.isascii():
+                    line.decode()  # msgspec doesn't check fields that it skips
+                record = decode_strictly(line)
+            except (ValueError, RecursionError):
+                salvaged = decode_tolerantly(line)
+                parse_errors += salvaged.broken
+                unknown_lines += salvaged.unknown
+                self._salvaging = True
+                for record in salvaged.lines:
+                    used = record
+                    self.add(record.payload, record.timestamp)
+                self._salvaging = False
+                self.damaged = self.damaged or salvaged.broken
+                continue
+            used = record
+            item = record.payload
+            kind = type(item)
+            if kind in apply:
+                apply[kind](item, record.timestamp)
+            elif item is None:
+                unknown_lines += 1
+        return parse_errors, unknown_lines, used is not None
+
+    def _response_item(self, _item: ResponseItem, _timestamp: str) -> None:
+        if self.first_meta is None:
+            self._response_came_first = True
+        else:
+            # It matters only before the first session_meta; nearly all lines are of this kind.
+            del self._apply[ResponseItem]
+
+    def _session_meta(self, meta: SessionMeta, timestamp: str) -> None:
+        if meta.memory_mode is not None:
+            self.memory_mode, self.memory_mode_at = meta.memory_mode, parse_timestamp(timestamp)
+        draft = self.draft
+        if self.first_meta is None and not draft.id:
+            self.first_meta = meta
+            self._begin(meta)
+        if meta.id != draft.id:
+            # A fork's rollout may hold its parent's session_meta, which says nothing about the fork.
+            return
+        draft.source = source_text(meta.source)
+        draft.agent_nickname = meta.agent_nickname
+        draft.agent_role = meta.agent_role
+        draft.agent_path = meta.agent_path
+        if meta.model_provider is not None:
+            draft.model_provider = meta.model_provider
+        draft.cli_version = meta.cli_version or draft.cli_version
+        draft.cwd = meta.cwd or draft.cwd
+        if meta.git is not None:
+            draft.git_sha = meta.git.commit_hash
+            draft.git_branch = meta.git.branch
+            draft.git_origin_url = meta.git.repository_url
+        draft.thread_source = meta.thread_source or draft.thread_source
+        draft.originator = meta.originator or draft.originator
+        draft.parent_thread_id = meta.parent or draft.parent_thread_id
+        if meta.forked_from_id is not None:
+            draft.forked_from_id = canonical_uuid(meta.forked_from_id) or draft.forked_from_id
+
+    def _begin(self, meta: SessionMeta) -> None:
+        draft = self.draft
+        created_at = parse_timestamp(meta.timestamp)
+        if created_at is None or self.damaged:
+            named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - a text, not a Path
+            is_strange = named is not None and str(named.thread_id) != meta.id
+            if created_at is None or is_strange:
+                if named is None:
+                    raise _ownerless(draft.rollout_path)
+                draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+                return
+        draft.id, draft.created_at = meta.id, created_at
+
+    def _turn_context(self, turn: TurnContext, _timestamp: str) -> None:
+        approval = turn.approval_policy
+        if type(approval) is dict and "reject" in approval:
+            # A form that only 0.102 to 0.118 wrote. Later originals refuse the whole turn, and their answer counts.
+            return
+        draft = self.draft
         # A turn may run elsewhere; the thread belongs to the directory that it was started in.
-        draft.cwd = draft.cwd or item.cwd
-        draft.sandbox_policy = sandbox_text(item.sandbox_policy)
-        draft.approval_mode = approval_text(item.approval_policy)
-        draft.model = item.model
-        draft.reasoning_effort = item.effort
-    elif isinstance(item, SessionMeta) and item.id == draft.id:
-        # Not of another id: a fork's rollout embeds its parent's session_meta, which says nothing about the fork.
-        _apply_session_meta(draft, item)
-    if not draft.model_provider:
-        draft.model_provider = default_provider
+        draft.cwd = draft.cwd or turn.cwd
+        self._settings(turn, turn.effort)
+
+    def _settings_applied(self, event: SettingsApplied, _timestamp: str) -> None:
+        settings = event.thread_settings
+        self.draft.cwd = settings.cwd or self.draft.cwd
+        self._settings(settings, settings.reasoning_effort)
+
+    def _settings(self, settings: TurnContext | ThreadSettings, effort: str | UnsetType | None) -> None:
+        draft = self.draft
+        approval = settings.approval_policy
+        if approval is not None:
+            draft.approval_mode = approval if type(approval) is str else approval_text(approval)
+        policy = settings.permission_profile
+        text = None if policy is UNSET else sandbox_text(bytes(policy))
+        if text is None:
+            policy = settings.sandbox_policy
+            text = None if policy is UNSET else sandbox_text(bytes(policy))
+        draft.sandbox_policy = text or draft.sandbox_policy
+        draft.model = settings.model or draft.model
+        if effort is not UNSET:
+            draft.reasoning_effort = effort
+
+    def _token_count(self, count: TokenCount, _timestamp: str) -> None:
+        if count.info is not None:
+            self._usage = count.info
+
+    def _user_message(self, message: UserMessage, _timestamp: str) -> None:
+        self._asked(message.message, has_image=bool(message.images or message.local_images))
+
+    def _item_completed(self, event: ItemCompleted, _timestamp: str) -> None:
+        if event.item.type == "UserMessage" and not (self.draft.title and self.draft.first_user_message):
+            text, has_image = _content_of(event.item)
+            self._asked(text, has_image=has_image)
+
+    def _asked(self, message: str, *, has_image: bool) -> None:
+        draft = self._salvaged if self._salvaging else self.draft
+        if draft.title and draft.first_user_message:
+            return
+        text = user_text(message)
+        draft.first_user_message = draft.first_user_message or text or (IMAGE_ONLY if has_image else "")
+        draft.title = draft.title or text
+
+    def _goal_updated(self, event: GoalUpdated, _timestamp: str) -> None:
+        self.draft.preview = self.draft.preview or trim(event.goal.objective) or None
+
+    def _name_updated(self, event: NameUpdated, timestamp: str) -> None:
+        name = trim(event.thread_name or "")
+        if name and canonical_uuid(event.thread_id or self.draft.id) == self.draft.id:
+            self.draft.name = name
+            self.draft.name_at = parse_timestamp(timestamp) or self.draft.created_at
+
+    def finish(self) -> ThreadDraft:
+        """The draft after all items.
+
+        Raises:
+            RolloutError: neither the items nor the file's name say whose rollout it is.
+        """
+        draft = self.draft
+        if not draft.id:
+            named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - as above
+            if named is None:
+                raise _ownerless(draft.rollout_path)
+            draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+        if self._usage is not None:
+            draft.tokens_used = max(0, self._usage.total_token_usage.total_tokens)
+        draft.first_user_message = draft.first_user_message or self._salvaged.first_user_message
+        draft.title = draft.title or self._salvaged.title
+        draft.model_provider = draft.model_provider or self._default_provider
+        draft.memory_mode = self.memory_mode or draft.memory_mode
+        return storable(draft)
+
+    @property
+    def tools(self) -> tuple[str, list[ToolDraft]]:
+        """The tools of the rollout's head, and whose they are. A head that starts with a response item has none."""
+        if self.first_meta is None:
+            return "", []
+        return self.first_meta.id, [] if self._response_came_first else tool_drafts(self.first_meta)
 
 
-def _apply_session_meta(draft: ThreadDraft, meta: SessionMeta) -> None:
-    draft.source = source_text(meta.source)
-    draft.agent_nickname = meta.agent_nickname
-    draft.agent_role = meta.agent_role
-    draft.agent_path = meta.agent_path
-    if meta.model_provider is not None:
-        draft.model_provider = meta.model_provider
-    draft.cli_version = meta.cli_version or draft.cli_version
-    draft.cwd = meta.cwd or draft.cwd
-    if meta.git is not None:
-        draft.git_sha = meta.git.commit_hash
-        draft.git_branch = meta.git.branch
-        draft.git_origin_url = meta.git.repository_url
-
-
-def _apply_user_message(draft: ThreadDraft, message: UserMessage) -> None:
-    if draft.title and draft.first_user_message is not None:
-        return
-    text = user_text(message.message)
-    if draft.first_user_message is None:
-        draft.first_user_message = text or (IMAGE_ONLY if message.images or message.local_images else None)
-    draft.title = draft.title or text
+def _ownerless(path: str) -> RolloutError:
+    return RolloutError(
+        f"the rollout {path} doesn't say whose it is: it has no session_meta with a readable timestamp, and its name "
+        "is not rollout-<time>-<id>.jsonl"
+    )
 
 
 def user_text(message: str) -> str:
@@ -151,24 +313,31 @@ def user_text(message: str) -> str:
     return trim(after if marker else message)
 
 
-def draft_from_session_meta(meta: SessionMeta, rollout_path: str, default_provider: str) -> ThreadDraft | None:
-    """The draft that a session_meta begins; ``None`` when its timestamp can't be read."""
-    created_at = parse_timestamp(meta.timestamp)
-    if created_at is None:
-        return None
-    draft = ThreadDraft(meta.id, rollout_path, created_at, created_at, model_provider=default_provider)
-    _apply_session_meta(draft, meta)
-    draft.model_provider = draft.model_provider or default_provider
-    return draft
+class _Part(Struct, gc=False):
+    type: str = ""
+    text: str | Raw = ""
 
 
-def draft_from_name(rollout_path: str, default_provider: str) -> ThreadDraft | None:
-    """The draft that a rollout's file name begins; ``None`` when the name doesn't say time and id."""
-    name = parse_rollout_name(os.path.basename(rollout_path))  # noqa: PTH119 - a plain text on the hot path
-    if name is None:
-        return None
-    created_at = int(name.created_at.timestamp())
-    return ThreadDraft(str(name.thread_id), rollout_path, created_at, created_at, model_provider=default_provider)
+_parts = msgspec.json.Decoder(list[Raw]).decode
+_part = msgspec.json.Decoder(_Part).decode
+
+
+def _content_of(item: CompletedItem) -> tuple[str, bool]:
+    """The text of a message, and whether it has an image. Parts that can't be read are passed over."""
+    texts, has_image = [], False
+    try:
+        parts = _parts(item.content) if isinstance(item.content, Raw) else []
+    except ValueError:
+        return "", False
+    for raw in parts:
+        try:
+            part = _part(raw)
+        except ValueError:
+            continue
+        if part.type == "text" and isinstance(part.text, str):
+            texts.append(part.text)
+        has_image = has_image or part.type in ("image", "local_image")
+    return "".join(texts), has_image
 
 
 def tool_drafts(meta: SessionMeta) -> list[ToolDraft]:
@@ -181,89 +350,8 @@ def tool_drafts(meta: SessionMeta) -> list[ToolDraft]:
             tool.is_deferred,
             tool.namespace and _without_nul(tool.namespace),
         )
-        for tool in meta.dynamic_tools or ()
+        for tool in meta.flat_tools
     ]
-
-
-class RolloutFold:
-    """Folds the items of one rollout as they come.
-
-    The first session_meta decides whose rollout it is, but it need not come first. What comes before it is folded into
-    a draft without an owner, and handed over.
-    """
-
-    def __init__(self, rollout_path: str, default_provider: str) -> None:
-        self.rollout_path = rollout_path
-        self.memory_mode: str | None = None
-        self._default_provider = default_provider
-        self._draft: ThreadDraft | None = None
-        self._first_meta: SessionMeta | None = None
-        self._response_came_first = False
-
-    def add(self, item: RolloutItem) -> None:
-        """Take the next item. One that doesn't affect a thread matters only before the first session_meta."""
-        if isinstance(item, SessionMeta):
-            self.memory_mode = item.memory_mode or self.memory_mode
-            if self._first_meta is None:
-                self._first_meta = item
-                self._draft = self._begin(item)
-                return
-        elif isinstance(item, ResponseItem):
-            self._response_came_first = self._response_came_first or self._first_meta is None
-            return
-        if self._draft is None:
-            self._draft = ThreadDraft("", self.rollout_path, 0, 0)
-        apply_item(self._draft, item, self._default_provider)
-
-    def finish(self) -> ThreadDraft:
-        """The draft after all items.
-
-        Raises:
-            RolloutError: neither the items nor the file's name say whose rollout it is.
-        """
-        draft = self._draft
-        if draft is None or self._first_meta is None:
-            draft = self._begin(None)
-        draft.memory_mode = self.memory_mode or DEFAULT_MEMORY_MODE
-        return draft
-
-    def _begin(self, meta: SessionMeta | None) -> ThreadDraft:
-        draft = None
-        if meta is not None:
-            draft = draft_from_session_meta(meta, self.rollout_path, self._default_provider)
-        if draft is None:
-            draft = draft_from_name(self.rollout_path, self._default_provider)
-            if draft is None:
-                raise RolloutError(
-                    f"the rollout {self.rollout_path} doesn't say whose it is: it has no session_meta with a readable "
-                    "timestamp, and its name is not rollout-<time>-<id>.jsonl"
-                )
-            if meta is not None:
-                apply_item(draft, meta, self._default_provider)
-        return draft if self._draft is None else _hand_over(self._draft, draft)
-
-    @property
-    def tools(self) -> tuple[str, list[ToolDraft]]:
-        """The tools of the rollout's head, and whose they are. A head that starts with a response item has none."""
-        if self._first_meta is None:
-            return "", []
-        return self._first_meta.id, [] if self._response_came_first else tool_drafts(self._first_meta)
-
-
-def _hand_over(early: ThreadDraft, draft: ThreadDraft) -> ThreadDraft:
-    """Put what the items before the first session_meta said into the draft that it began."""
-    draft.cwd = draft.cwd or early.cwd
-    for field in (
-        "model",
-        "reasoning_effort",
-        "title",
-        "sandbox_policy",
-        "approval_mode",
-        "tokens_used",
-        "first_user_message",
-    ):
-        setattr(draft, field, getattr(early, field))
-    return draft
 
 
 def extract(path: str, default_provider: str) -> Extraction:
@@ -276,75 +364,103 @@ def extract(path: str, default_provider: str) -> Extraction:
     Raises:
         RolloutError: the file can't be read, holds no usable line, or doesn't say whose it is.
     """
-    fold = RolloutFold(path, default_provider)
+    fold = Fold(ThreadDraft("", path), default_provider)
     # What is appended while reading makes the file newer than its row, never the row newer than it should be.
     file, status = open_rollout(path)
+    stamp = FileStamp(status.st_size, telling_time(status.st_mtime_ns))
     with file:
         try:
-            parse_errors = _fold_lines(lines_of(file, status), fold)
+            parse_errors, unknown_lines, used = fold.all_lines(lines_of(file, status))
         except OSError as error:
             raise unreadable(path, error) from error
+    if not used:
+        raise RolloutError(f"the rollout {path} {why_unusable(path, parse_errors, unknown_lines)}")
     draft = fold.finish()
     draft.updated_at = modified_seconds(status)
     if not _EARLIEST <= draft.updated_at <= _LATEST:
         raise RolloutError(f"the rollout {path} has a modification time out of range: {draft.updated_at} s")
     owner, tools = fold.tools
-    return Extraction(storable(draft), fold.memory_mode, tools, owner, parse_errors)
+    base = None if fold.first_meta is None else fold.first_meta.history_base
+    continues = base is not None and canonical_uuid(base.thread_id) == draft.id
+    return Extraction(
+        draft=draft,
+        stamp=stamp,
+        memory_mode=fold.memory_mode,
+        memory_mode_at=fold.memory_mode_at,
+        tools=tools,
+        tools_thread_id=owner,
+        parse_errors=parse_errors,
+        unknown_lines=unknown_lines,
+        base_end=base.end_ordinal_exclusive if base is not None and continues else None,
+    )
 
 
-def _fold_lines(lines: Lines, fold: RolloutFold) -> int:  # noqa: C901 - a call per line would cost a tenth of the speed
-    """Fold every line and count those that can't be one. Nearly all the time of a backfill is spent here."""
-    decode, add = decode_unchecked, fold.add
-    parse_errors = 0
-    headless = True
-    usage = place = context = item = None
-    for line in lines:
+def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider: str) -> None:
+    """Give a thread that goes on from earlier files what those say and its last one doesn't.
+
+    Its first message, its goal and its name are usually in the first file, and so is the count of its tokens until the
+    last one counts some. Earlier files count up to the ordinal at which the later one begins; one that begins at or
+    after it was rolled back wholly.
+
+    Args:
+        extraction: of the thread's last file.
+        earlier: the thread's other files, the newest first.
+        default_provider: the provider of a thread that names none.
+    """
+    draft, end = extraction.draft, extraction.base_end
+    for path in earlier:
+        if end is None:
+            return
+        fold = Fold(ThreadDraft("", path), default_provider)
         try:
-            if not line.isascii():
-                line.decode()  # msgspec doesn't check fields that it skips
-            item = decode(line).payload
-        except (ValueError, RecursionError):
-            if not is_blank(line):
-                parse_errors += 1
+            file, status = open_rollout(path)
+            with file:
+                begins_at = _fold_up_to(fold, lines_of(file, status), end)
+            found = fold.finish()
+        except (OSError, RolloutError):
             continue
-        kind = type(item)
-        # Of the many token counts and turn contexts only the last counts, whatever comes between; but where the thread
-        # is, if no session_meta says it, is said by the first.
-        if kind is TokenCount:
-            if item.info is not None:
-                usage = item
-        elif kind is TurnContext:
-            context = item
-            if place is None and item.cwd:
-                place = item
-        elif kind in _AFFECTING or headless:
-            add(item)
-            headless = headless and kind is not SessionMeta
-    if item is None:
-        raise RolloutError(f"the rollout {fold.rollout_path} holds no usable line ({parse_errors} can't be read)")
-    for last in (place, context, usage):
-        if last is not None:
-            add(last)
-    return parse_errors
+        if begins_at >= end or found.id != draft.id:
+            continue
+        draft.title, draft.first_user_message = (
+            found.title or draft.title,
+            (found.first_user_message or draft.first_user_message),
+        )
+        draft.preview = found.preview or draft.preview
+        draft.tokens_used = draft.tokens_used or found.tokens_used
+        draft.name, draft.name_at = (draft.name, draft.name_at) if draft.name else (found.name, found.name_at)
+        meta = fold.first_meta
+        base = None if meta is None else meta.history_base
+        end = None if base is None or base.end_ordinal_exclusive is None else min(end, base.end_ordinal_exclusive)
 
 
-_TEXT_FIELDS = (
-    "source",
-    "agent_nickname",
-    "agent_role",
-    "agent_path",
-    "model_provider",
-    "model",
-    "cwd",
-    "cli_version",
-    "title",
-    "sandbox_policy",
-    "approval_mode",
-    "first_user_message",
-    "git_sha",
-    "git_branch",
-    "git_origin_url",
-    "memory_mode",
+def _fold_up_to(fold: Fold, lines: Lines, end: int) -> int:
+    """Fold the lines before an ordinal. Lines that have none are counted. Returns where the file begins."""
+    begins_at: int | None = None
+    following = 0
+    for line in lines:
+        salvaged = decode_tolerantly(line)
+        if not salvaged.lines and not salvaged.unknown:
+            continue
+        ordinal = ordinal_of(line)
+        if ordinal is None:
+            ordinal = following
+            meta = next((each.payload for each in salvaged.lines if isinstance(each.payload, SessionMeta)), None)
+            if begins_at is None and meta is not None and meta.history_base is not None:
+                ordinal = meta.history_base.end_ordinal_exclusive or 0
+        if begins_at is None:
+            begins_at = ordinal
+        if ordinal >= end:
+            break
+        for each in salvaged.lines:
+            fold.add(each.payload, each.timestamp)
+        following = ordinal + 1
+    return 0 if begins_at is None else begins_at
+
+
+_TEXT_FIELDS = tuple(
+    field.name
+    for field in msgspec.structs.fields(ThreadDraft)
+    if field.type in (str, str | None) and field.name not in ("id", "rollout_path")
 )
 
 

@@ -9,19 +9,15 @@ from uuid import UUID
 
 from sqlmodel import select
 
+from codex_state import telemetry
+from codex_state.errors import StateError
 from codex_state.models import Thread
-from codex_state.models.columns import from_epoch_seconds
+from codex_state.models.columns import from_epoch_seconds, to_epoch_seconds
 from codex_state.rollout.files import is_archived_path, modified_seconds
-from codex_state.rollout.fold import DEFAULT_MEMORY_MODE, apply_item, storable, tool_drafts
-from codex_state.rollout.lines import RolloutItem, SessionMeta
-from codex_state.rollout.metadata import (
-    ThreadMetadataBuilder,
-    draft_of,
-    normalized_cwd_text,
-    prefer_existing_git_info,
-    thread_of,
-    tools_of,
-)
+from codex_state.rollout.fold import Fold, tool_drafts
+from codex_state.rollout.format import RolloutItem, SessionMeta
+from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
+from codex_state.rollout.threads import ThreadMetadataBuilder, draft_of
 from codex_state.runtime import State, StateRuntime
 
 
@@ -35,7 +31,7 @@ def apply_rollout_items(
 ) -> Thread | None:
     """Apply items that were just appended to a thread's rollout to its row, with its tools, in one transaction.
 
-    What the row knows stays: its git fields, its title, when it was archived. A thread without a row gets one. A row of
+    What the row knows stays: its git fields, its name, when it was archived. A thread without a row gets one. A row of
     another home becomes this home's, unless the rollout there was written later: then it stays as it is. As one process
     at a time writes a rollout, so one at a time applies its items.
 
@@ -52,7 +48,31 @@ def apply_rollout_items(
     if not items:
         return None
     moment = updated_at or _modified_at(builder.rollout_path)
-    return runtime.run(lambda state: _apply(runtime, state, builder, items, updated_at=moment, memory_mode=memory_mode))
+    metas = [item for item in items if isinstance(item, SessionMeta)]
+
+    def work(state: State) -> Thread:
+        with _counted("apply_rollout_items"):
+            thread, draft_id = _apply(runtime, state, builder, items, updated_at=moment, memory_mode=memory_mode)
+        if metas and metas[0].dynamic_tools and metas[0].id == draft_id:
+            with _counted("persist_dynamic_tools"):
+                state.dynamic_tools.persist(tools_of(thread.id, tool_drafts(metas[0])))
+        return thread
+
+    return runtime.run(work)
+
+
+class _counted:  # noqa: N801 - reads as the block that it begins
+    """Counts an error of the database in its block, by the stage that it happened in."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, StateError):
+            telemetry.count(telemetry.DB_ERROR, 1, stage=self._stage)
 
 
 def _apply(
@@ -63,31 +83,29 @@ def _apply(
     *,
     updated_at: datetime | None,
     memory_mode: str | None,
-) -> Thread:
+) -> tuple[Thread, str]:
     existing = _locked(state, builder.id)
     moved_here = existing is not None and existing.home != runtime.home
     if existing is not None and moved_here and (updated_at is None or updated_at < existing.updated_at):
-        return existing
-    draft = draft_of(existing or builder.build(runtime.default_provider))
+        return existing, ""
+    draft = draft_of(existing) if existing is not None else builder.draft(runtime.default_provider)
     if moved_here and not is_archived_path(runtime.codex_home, builder.rollout_path):
-        draft.archived_at = None  # it was archived where it is gone from
+        draft.archived, draft.archived_at = 0, None  # it was archived where it is gone from
+    if existing is None and memory_mode:
+        draft.memory_mode = memory_mode
+    fold = Fold(draft, runtime.default_provider)
     for item in items:
-        apply_item(draft, item, runtime.default_provider)
-    metas = [item for item in items if isinstance(item, SessionMeta)]
-    told = next((meta.memory_mode for meta in reversed(metas) if meta.memory_mode is not None), None)
-    draft.memory_mode = told or (draft.memory_mode if existing else memory_mode) or DEFAULT_MEMORY_MODE
+        fold.add(item)
+    draft = fold.finish()
     draft.rollout_path = str(builder.rollout_path)
     draft.cwd = normalized_cwd_text(draft.cwd)
-    thread = thread_of(storable(draft), runtime.home)
-    thread.updated_at = updated_at or thread.updated_at
-    if existing is not None:
-        prefer_existing_git_info(thread, existing)
-    state.threads.upsert(thread)
-    if told is not None:
-        state.threads.set_memory_mode(thread.id, told)
-    if metas and metas[0].dynamic_tools and metas[0].id == draft.id:
-        state.dynamic_tools.persist(tools_of(thread.id, tool_drafts(metas[0])))
-    return thread
+    if updated_at is not None:
+        draft.updated_at = to_epoch_seconds(updated_at)
+    said_at = draft.updated_at if fold.memory_mode is not None else None
+    state.rollout_files.upsert_threads([thread_row(draft, runtime.home, said_at)])
+    stored = state.threads.get(builder.id)
+    assert stored is not None
+    return stored, draft.id
 
 
 def _locked(state: State, thread_id: UUID) -> Thread | None:

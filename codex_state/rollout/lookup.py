@@ -8,29 +8,33 @@ files can't be seen from here.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
-from codex_state.errors import RolloutError
-from codex_state.models import Thread, ThreadQuery, ThreadsPage
+from codex_state.errors import DatabaseError, DatabaseReadOnlyError, RolloutError
+from codex_state.models import Thread, ThreadQuery, ThreadsPage, UnreadableRow
 from codex_state.rollout.files import (
     ARCHIVED_SESSIONS_DIRECTORY,
     SESSIONS_DIRECTORY,
     find_rollouts,
-    is_archived_path,
+    is_archived,
     plain_name,
+    relative_to,
     rollout_date_parts,
 )
-from codex_state.rollout.head import read_session_meta
-from codex_state.rollout.indexing import index_rollout, repair_row
+from codex_state.rollout.format import canonical_uuid
+from codex_state.rollout.head import owner_of
+from codex_state.rollout.index import index_rollout, take_in
+from codex_state.rollout.inventory import paths_of
 from codex_state.runtime import StateRuntime
 
 _log = logging.getLogger("codex_state")
 
 
 def find_thread_path(runtime: StateRuntime, thread_id: UUID, *, archived: bool | None = None) -> Path | None:
-    """Where the thread's rollout lies, or ``None``. Repairs the row when it was missing or wrong.
+    """Where the thread's rollout lies, or ``None``. Repairs the row when it was missing or wrong, if it can.
 
     Args:
         runtime: the open state.
@@ -38,40 +42,47 @@ def find_thread_path(runtime: StateRuntime, thread_id: UUID, *, archived: bool |
         archived: only an archived (or not archived) thread; ``None`` for either.
 
     Raises:
-        DatabaseError: the row can't be read or repaired.
+        DatabaseError: the row can't be read.
     """
     with runtime.read() as state:
         stored = state.threads.find_rollout_path(thread_id, archived=archived)
-    return _verified_or_searched(runtime, thread_id, stored, archived)
-
-
-def find_own_thread_path(runtime: StateRuntime, thread_id: UUID) -> Path | None:
-    """Where the thread's rollout lies in this home, or ``None``: another home's file isn't ours to move."""
-    with runtime.read() as state:
-        row = state.threads.rollouts_of({thread_id}).get(thread_id)
-    stored = row[0] if row is not None and row[2] == runtime.home else None
-    return _verified_or_searched(runtime, thread_id, stored, None)
-
-
-def _verified_or_searched(
-    runtime: StateRuntime,
-    thread_id: UUID,
-    stored: Path | None,
-    archived: bool | None,  # noqa: FBT001
-) -> Path | None:
+        rows = state.rollout_files.of_threads({thread_id}, runtime.home).get(thread_id, [])
     unverified = None
-    if stored is not None and (existing := existing_rollout(stored)) is not None:
-        owner = _owner_of(existing)
-        if owner == thread_id:
-            return existing
-        if owner is None:
-            unverified = existing
+    known = [runtime.codex_home / path for path in sorted(paths_of(rows)) if archived in (None, is_archived(path))]
+    for path in ([stored] if stored is not None else []) + known:
+        if (existing := existing_rollout(path)) is not None:
+            owner = owner_of(existing)
+            if owner == str(thread_id):
+                if path != stored:
+                    _repair(runtime, thread_id, existing)
+                return existing
+            if owner is None:
+                unverified = unverified or existing
     found = _search(runtime, thread_id, archived)
     if found is None:
         return unverified
     _log.info("the row of thread %s is repaired: its rollout is %s", thread_id, found)
-    repair_row(runtime, thread_id, found)
+    _repair(runtime, thread_id, found)
     return found
+
+
+def with_its_rollout(runtime: StateRuntime, thread: Thread) -> Thread | None:
+    """The thread with the place where its rollout lies now, for someone who is about to read it.
+
+    ``None`` when the rollout is gone from this home; then the thread isn't listed, nor extracted, until it is back. A
+    thread without a rollout, one of another home, and one whose rollout never lay in a home are as they are.
+    """
+    path = thread.rollout_path
+    if path is None or thread.home != runtime.home:
+        return thread
+    found = find_thread_path(runtime, thread.id)
+    if found is not None:
+        values = dict(thread.column_values()) | {"rollout_path": found}
+        return thread if found == path else Thread.snapshot([values[name] for name in Thread.column_names()])
+    if relative_to(runtime.codex_home, path) is None:
+        return thread
+    _look_again(runtime, thread.id, path)
+    return None
 
 
 def existing_rollout(path: Path) -> Path | None:
@@ -82,71 +93,128 @@ def existing_rollout(path: Path) -> Path | None:
     return None
 
 
+def files_of_thread(runtime: StateRuntime, thread_id: UUID) -> list[str]:
+    """All files of a thread in this home, relative to it: those that say so, and those that are only named so."""
+    home = runtime.codex_home
+    with runtime.read() as state:
+        rows = state.rollout_files.of_threads({thread_id}, runtime.home).get(thread_id, [])
+    named = [path.relative_to(home).as_posix() for path in find_rollouts(home, thread_id)]
+    paths = dict.fromkeys([*named, *(path for path in paths_of(rows) if (home / path).is_file())])
+    return [path for path in paths if owner_of(home / path) in (None, str(thread_id))]
+
+
 def list_threads(
     runtime: StateRuntime, query: ThreadQuery | None = None, *, page_size: int | None = None
 ) -> ThreadsPage:
-    """One page of threads whose rollouts exist, newest first.
+    """One page of threads whose rollouts exist.
 
-    A row whose rollout was archived or brought back behind our back is repaired. One whose rollout is gone is marked so
-    and dropped from the page; nothing is deleted. So a page may be shorter than asked for while more follow:
-    ``next_anchor`` alone tells whether it is the last.
+    A row whose rollout was archived, brought back or compressed behind our back is repaired. One whose rollout is gone
+    is left out from now on; its row stays (law L7). So a page may be shorter than asked for while more follow:
+    ``next_anchor`` alone tells whether it is the last. A row that can't be read is made anew from its rollout.
 
     Args:
         runtime: the open state.
-        query: which threads; by default those of every home that aren't archived.
-        page_size: in place of the query's limit.
+        query: which threads, and in which order; all of them by default.
+        page_size: how many at most, in place of the query's.
     """
-    query = query or ThreadQuery()
+    wanted = query or ThreadQuery()
     if page_size is not None:
-        query = replace(query, limit=page_size)
+        wanted = replace(wanted, limit=page_size)
     with runtime.read() as state:
-        page = state.threads.list(query)
-    items = [thread for thread in page.items if query.all or _is_still_there(runtime, thread)]
+        page = state.threads.list(wanted)
+    if page.unreadable and _made_anew(runtime, page.unreadable):
+        with runtime.read() as state:
+            page = state.threads.list(wanted)
+    items = [thread for each in page.items for thread in _still_there(runtime, each, wanted)]
     return replace(page, items=items)
 
 
-def _is_still_there(runtime: StateRuntime, thread: Thread) -> bool:
+def _still_there(runtime: StateRuntime, thread: Thread, wanted: ThreadQuery) -> Iterator[Thread]:
     path = thread.rollout_path
-    if path is None or thread.home != runtime.home or existing_rollout(path) is not None:
-        return True
-    moved = _moved_rollout(runtime.codex_home, path)
-    if moved is not None:
-        repair_row(runtime, thread.id, moved)
-        return is_archived_path(runtime.codex_home, moved) == thread.archived
-    if _is_reachable(runtime.codex_home, path):
-        with runtime.begin() as state:
-            state.threads.mark_gone([thread.id], thread.home)
-        _log.info("the rollout of thread %s is gone: %s", thread.id, path)
-    return False
-
-
-def _is_reachable(home: Path, path: Path) -> bool:
-    """Whether the tree that the file should be in is there: a file on a disk that isn't mounted isn't gone."""
-    root = ARCHIVED_SESSIONS_DIRECTORY if is_archived_path(home, path) else SESSIONS_DIRECTORY
-    return (home / root).is_dir() if path.is_relative_to(home) else path.parent.is_dir()
-
-
-def _moved_rollout(home: Path, path: Path) -> Path | None:
-    """The same file in the other place that archiving would have put it."""
-    if is_archived_path(home, path):
-        parts = rollout_date_parts(path.name)
-        return None if parts is None else existing_rollout(home.joinpath(SESSIONS_DIRECTORY, *parts, path.name))
-    return existing_rollout(home / ARCHIVED_SESSIONS_DIRECTORY / path.name)
-
-
-def _owner_of(path: Path) -> UUID | None:
+    if path is None or thread.home != runtime.home or thread.gone_at is not None or path.is_file():
+        yield thread
+        return
     try:
-        return UUID(read_session_meta(path).id)
-    except RolloutError:
-        return None
+        _look_again(runtime, thread.id, path)
+        with runtime.read() as state:
+            now = state.threads.get(thread.id)
+    except DatabaseReadOnlyError:
+        return
+    if now is None or now.archived != wanted.archived:
+        return
+    is_there = now.gone_at is None and (now.rollout_path is None or now.rollout_path.is_file())
+    if is_there or wanted.all:
+        yield now
+
+
+def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
+    """Take in what became of a thread's file, which isn't where its row says."""
+    inside = relative_to(runtime.codex_home, path)
+    if inside is not None:
+        with runtime.read() as state:
+            rows = state.rollout_files.of_threads({thread_id}, runtime.home).get(thread_id, [])
+        take_in(runtime, {inside, *paths_of(rows), *_other_places(inside)})
+        with runtime.read() as state:
+            known = state.rollout_files.get(inside, runtime.home)
+        if known is not None or _other_place_exists(runtime, inside):
+            return
+        if not (runtime.codex_home / inside.partition("/")[0]).is_dir():
+            return  # a file on a disk that isn't mounted isn't gone
+    elif not path.parent.is_dir():
+        return
+    with runtime.begin() as state:
+        state.threads.mark_gone({thread_id}, runtime.home)
+    _log.info("the rollout of thread %s is gone: %s; its row is kept", thread_id, path)
+
+
+def _other_place_exists(runtime: StateRuntime, inside: str) -> bool:
+    return any((runtime.codex_home / path).is_file() for path in _other_places(inside))
+
+
+def _other_places(path: str) -> list[str]:
+    """Where archiving, bringing back and compressing would have put a file."""
+    name = plain_name(path.rpartition("/")[2])
+    parts = rollout_date_parts(name)
+    directories = [path.rpartition("/")[0], ARCHIVED_SESSIONS_DIRECTORY]
+    if parts is not None:
+        directories.append("/".join((SESSIONS_DIRECTORY, *parts)))
+    return [each for directory in directories for each in (f"{directory}/{name}", f"{directory}/{name}.zst")]
+
+
+def _made_anew(runtime: StateRuntime, unreadable: Sequence[UnreadableRow]) -> bool:
+    """Read the rollouts of threads again whose rows can't be read. Tells whether any was."""
+    thread_ids = [UUID(spelled) for row in unreadable if (spelled := canonical_uuid(row.key)) is not None]
+    with runtime.read() as state:
+        rows = state.rollout_files.of_threads(thread_ids, runtime.home)
+    paths = [path for files in rows.values() for path in paths_of(files)]
+    try:
+        take_in(runtime, paths)
+    except DatabaseError as error:
+        _log.warning("%d rows can't be read, and can't be made anew: %s", len(thread_ids), error)
+        return False
+    return bool(paths)
+
+
+def _repair(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
+    """Make the thread's row agree with where its rollout lies. The path is right whether or not that succeeds."""
+    inside = relative_to(runtime.codex_home, path)
+    try:
+        if inside is None:
+            index_rollout(runtime, path)
+            return
+        with runtime.read() as state:
+            rows = state.rollout_files.of_threads({thread_id}, runtime.home).get(thread_id, [])
+        take_in(runtime, {inside, *paths_of(rows)})
+    except (DatabaseError, RolloutError) as error:
+        _log.warning("the row of thread %s can't be repaired: %s", thread_id, error)
 
 
 def _search(runtime: StateRuntime, thread_id: UUID, archived: bool | None) -> Path | None:  # noqa: FBT001
     """The thread's rollout among the files named after it: one that says so itself, else one that doesn't say."""
     silent = None
     for path in find_rollouts(runtime.codex_home, thread_id, archived=archived):
-        owner = _owner_of(path)
-        if owner == thread_id:
+        owner = owner_of(path)
+        if owner == str(thread_id):
             return path
         if owner is None and silent is None:
             silent = path

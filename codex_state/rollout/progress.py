@@ -63,14 +63,25 @@ class BackfillReport:
     scanned: int = 0
     upserted: int = 0
     failed: int = 0
+    gone: int = 0
+    """Files that aren't there any more."""
     parse_errors: int = 0
-    """Lines that could not be read, in rollouts that could."""
+    """Lines of which something could not be read, in rollouts that could."""
+    unknown_lines: int = 0
+    """Lines of a kind that isn't known, or isn't read, which is no fault of theirs."""
     watermark: str | None = None
     seconds: float = 0.0
     failures: list[BackfillFailure] = field(default_factory=list)
+    skipped: list[BackfillFailure] = field(default_factory=list)
+    """Symbolic links that were passed over."""
 
     def add_failure(self, path: str, error: str) -> None:
         """Count a failure, and name it while there is room."""
         self.failed += 1
         if len(self.failures) < MAX_NAMED_FAILURES:
             self.failures.append(BackfillFailure(path, error))
+
+    def add_skipped(self, path: str, why: str) -> None:
+        """Name something that was passed over, while there is room."""
+        if len(self.skipped) < MAX_NAMED_FAILURES:
+            self.skipped.append(BackfillFailure(path, why))

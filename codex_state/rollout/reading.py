@@ -12,6 +12,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from codex_state.errors import RolloutError
 from codex_state.rollout.files import COMPRESSED_SUFFIX
 
@@ -20,6 +22,8 @@ MAX_LINE_BYTES = 128 * 1024 * 1024
 # Small enough to stay in the processor's cache between reading and decoding, which is worth a quarter of the speed.
 _BUFFER_BYTES = 64 * 1024
 _MAX_WINDOW_BYTES = 128 * 1024 * 1024
+_COMPRESSED_BYTES = 64 * 1024
+_PIECE_BYTES = 512
 
 # Not blocking, because opening a named pipe would wait for its writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -67,6 +71,11 @@ def unreadable(path: str, error: Exception) -> RolloutError:
     return RolloutError(f"can't read the rollout {path}: {reason}")
 
 
+def may_pass(error: RolloutError) -> bool:
+    """Whether a rollout may be readable later though nothing of it changes: permissions, a disk that answers again."""
+    return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, _DamagedError)
+
+
 def lines_of(file: io.BufferedReader, status: os.stat_result) -> Lines:
     """The lines of an opened rollout.
 
@@ -94,8 +103,44 @@ def _skip_rest_of_line(file: io.BufferedReader) -> None:
         pass
 
 
+def why_unusable(path: str, parse_errors: int, unknown_lines: int) -> str:
+    """What is wrong with a rollout of which no line could be used, as the rest of a sentence about it."""
+    try:
+        file, _ = open_rollout(path)
+        with file:
+            head = file.read(4096)
+    except (OSError, RolloutError):
+        head = b""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or _is_mostly_nul(head[::2]) != _is_mostly_nul(head[1::2]):
+        return "is UTF-16 text, not UTF-8; save it as UTF-8 to have it indexed"
+    if _is_of_early_2025(head):
+        return "is in the format of early 2025, which has no session_meta; it can't be indexed"
+    if unknown_lines:
+        return f"holds no line of a kind that is known ({unknown_lines} of other kinds, {parse_errors} can't be read)"
+    if parse_errors:
+        return f"holds no usable line ({parse_errors} can't be read)"
+    return "is empty: it holds no session metadata"
+
+
+def _is_mostly_nul(part: bytes) -> bool:
+    """Every other byte of what UTF-16 makes of ASCII is NUL; of padding all are."""
+    return len(part) >= 8 and part.count(0) > len(part) * 3 // 4
+
+
+def _is_of_early_2025(head: bytes) -> bool:
+    try:
+        first = msgspec.json.decode(head.split(b"\n", 1)[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "payload" not in first and ("instructions" in first or "id" in first)
+
+
+class _DamagedError(OSError):
+    """What is in the file can't be decompressed, however often it is tried."""
+
+
 class _Decompressed(io.RawIOBase):
-    """The decompressed bytes of a Zstandard file. Damage is an ``OSError``, as of any other file."""
+    """The decompressed bytes of a Zstandard file. Damage, and an end before the end, are an ``OSError``."""
 
     def __init__(self, file: io.FileIO) -> None:
         import zstandard  # compressed rollouts are rare, and a decoding process should start quickly
@@ -103,21 +148,41 @@ class _Decompressed(io.RawIOBase):
         super().__init__()
         self._file = file
         self._error = zstandard.ZstdError
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-        self._frames = decompressor.stream_reader(file, read_across_frames=True, closefd=False)
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._input = b""
+        self._output = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._output:
+            if not self._input:
+                self._input = self._file.read(_COMPRESSED_BYTES) or b""
+            if not self._input:
+                if self._frame is not None:
+                    raise _DamagedError(errno.EIO, "the compressed file ends early: it was cut off")
+                return 0
+            self._decompress()
+        size = min(len(buffer), len(self._output))
+        buffer[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
+
+    def _decompress(self) -> None:
+        """Decompress a little: a few bytes may stand for 128 KiB each."""
+        frame = self._frame or self._decompressor.decompressobj()
+        piece, self._input = self._input[:_PIECE_BYTES], self._input[_PIECE_BYTES:]
         try:
-            return self._frames.readinto(buffer)
+            self._output = memoryview(frame.decompress(piece))
         except self._error as error:
-            raise OSError(errno.EIO, f"damaged compression: {error}") from error
+            raise _DamagedError(errno.EIO, f"damaged compression: {error}") from error
+        self._frame = frame
+        if frame.eof:
+            self._input = frame.unused_data + self._input
+            self._frame = None
 
     def close(self) -> None:
-        try:
-            self._frames.close()  # type: ignore[no-untyped-call]
-        finally:
-            self._file.close()
-            super().close()
+        self._file.close()
+        super().close()

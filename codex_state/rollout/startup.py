@@ -1,4 +1,4 @@
-"""Opening a state whose index is complete."""
+"""Opening a state whose index is complete and fresh."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from datetime import timedelta
 
 from codex_state.errors import BackfillTimeoutError
 from codex_state.models import BackfillState
-from codex_state.rollout.backfilling import backfill
-from codex_state.rollout.progress import OnProgress
+from codex_state.rollout.backfilling import backfill, is_fresh
+from codex_state.rollout.progress import BackfillOutcome, BackfillReport, OnProgress
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 
@@ -19,17 +19,18 @@ _POLL_SECONDS = 0.25
 
 
 def open_state(settings: StateSettings | None = None, *, on_progress: OnProgress | None = None) -> StateRuntime:
-    """Open the state, bring its index up to date, and return it.
+    """Open the state, bring its index up to date with the home's files, and return it.
 
-    The first process to come does the backfill. The others wait for it as long as ``settings.backfill_wait`` says,
-    take over when its lease runs out, and give up with an error that names it. ``StateRuntime.open`` never backfills.
+    The first process to come builds the index. The others wait for it as long as ``settings.backfill_wait`` says, take
+    over when its lease runs out, and give up with an error that names it. Once an index is there nobody waits: while
+    another process freshens it, it is used as it is. ``StateRuntime.open`` never looks at the files.
 
     Args:
         settings: where and how; read from the environment when not given.
-        on_progress: called as the backfill goes, when this process does it.
+        on_progress: called as the work goes, when this process does it.
 
     Raises:
-        BackfillTimeoutError: another worker's backfill didn't finish in time. It goes on.
+        BackfillTimeoutError: another worker's first backfill didn't finish in time. It goes on.
         StateError: see ``StateRuntime.open``.
     """
     runtime = StateRuntime.open(settings)
@@ -41,23 +42,32 @@ def open_state(settings: StateSettings | None = None, *, on_progress: OnProgress
     return runtime
 
 
+def freshen(runtime: StateRuntime, *, on_progress: OnProgress | None = None) -> BackfillReport | None:
+    """Take in what is new, changed or gone in the home.
+
+    Costs a look at every file's size and time when nothing is; then nothing is claimed or written.
+
+    Returns:
+        What was done; ``None`` when there was nothing to do. ``RUNNING`` when another process does it now.
+    """
+    return None if is_fresh(runtime) else backfill(runtime, refresh=True, on_progress=on_progress)
+
+
 def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) -> None:
     deadline = time.monotonic() + runtime.settings.backfill_wait.total_seconds()
     while True:
+        report = freshen(runtime, on_progress=on_progress)
+        if report is None or report.status is BackfillOutcome.COMPLETE:
+            if report is not None and report.failed:
+                _log.warning(
+                    "%d rollouts could not be indexed; `codex-state backfill` names them",
+                    report.failed,
+                )
+            return
         with runtime.read() as state:
-            if state.backfill.is_complete(runtime.home):
-                return
-        report = backfill(runtime, on_progress=on_progress)
-        if report.failed:
-            _log.warning(
-                "%d of %d rollouts could not be indexed; `codex-state backfill --retry-failed` names them",
-                report.failed,
-                report.scanned,
-            )
-        with runtime.read() as state:
-            if state.backfill.is_complete(runtime.home):
-                return
             holder = state.backfill.get(runtime.home)
+        if holder is not None and holder.last_success_at is not None:
+            return
         if time.monotonic() >= deadline:
             raise BackfillTimeoutError(_who_holds_it(holder, runtime.settings.backfill_wait))
         time.sleep(_POLL_SECONDS)
@@ -65,10 +75,10 @@ def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) ->
 
 def _who_holds_it(holder: BackfillState | None, waited: timedelta) -> str:
     waited_for = f"timed out waiting {waited.total_seconds():g} s for the backfill of the state database"
-    if holder is None or holder.owner is None:
+    if holder is None or holder.owner_name is None:
         return f"{waited_for}; run `codex-state backfill` to finish it"
     since = "" if holder.claimed_at is None else f" since {holder.claimed_at:%Y-%m-%d %H:%M:%S} UTC"
     return (
-        f"{waited_for}: {holder.owner} works on it{since}, last seen {holder.updated_at:%H:%M:%S} UTC; "
+        f"{waited_for}: {holder.owner_name} works on it{since}, last seen {holder.updated_at:%H:%M:%S} UTC; "
         "wait for it, or run `codex-state backfill` to see it through"
     )

@@ -14,6 +14,7 @@ import msgspec
 
 from codex_state.errors import RolloutError
 from codex_state.rollout.fold import Extraction, extract
+from codex_state.rollout.reading import may_pass
 
 _LENGTH = struct.Struct("<Q")
 
@@ -29,6 +30,8 @@ class Failed(msgspec.Struct, tag=True):
     """A rollout that could not be extracted."""
 
     error: str
+    may_pass: bool = False
+    """Whether it may be readable later though nothing of it changes."""
 
 
 class Extracted(msgspec.Struct, tag=True):
@@ -40,15 +43,17 @@ class Extracted(msgspec.Struct, tag=True):
 Result = Extracted | Failed
 
 
+def extract_one(path: str, default_provider: str) -> Result:
+    """Extract a rollout; one that can't be is a result as well."""
+    try:
+        return Extracted(extract(path, default_provider))
+    except RolloutError as error:
+        return Failed(str(error), may_pass(error))
+
+
 def run_job(job: Job) -> list[Result]:
-    """Extract each rollout of the job; one that fails doesn't stop the others."""
-    results: list[Result] = []
-    for path in job.paths:
-        try:
-            results.append(Extracted(extract(path, job.default_provider)))
-        except RolloutError as error:
-            results.append(Failed(str(error)))
-    return results
+    """Extract each rollout of the job."""
+    return [extract_one(path, job.default_provider) for path in job.paths]
 
 
 def send(stream: IO[bytes], message: bytes) -> None:
@@ -70,9 +75,8 @@ def receive(stream: IO[bytes]) -> bytes | None:
 
 def main() -> None:
     """Serve jobs until standard input ends."""
-    # JSON, not a binary form: a tool's schema travels as the undecoded JSON that it is in the rollout.
-    encode = msgspec.json.Encoder().encode
-    decode = msgspec.json.Decoder(Job).decode
+    encode = msgspec.msgpack.Encoder().encode
+    decode = msgspec.msgpack.Decoder(Job).decode
     while (message := receive(sys.stdin.buffer)) is not None:
         send(sys.stdout.buffer, encode(run_job(decode(message))))
 

@@ -1,8 +1,8 @@
 """A Hypothesis state machine that runs the rules of leases beside real stores.
 
-Several workers claim, steal, renew, finish, fail and write, also with leases they lost long ago, while the clock
-jumps. After every step each store must have given the answer of the model, and hold exactly its rows (laws L1, L2,
-L4, L9).
+Several workers claim, steal, renew, finish, fail and write, also with leases they lost long ago, while the clock jumps
+and processes die. After every step each store must have given the answer of the model, and hold exactly its rows
+(laws L1, L2, L4, L9).
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from hypothesis.stateful import (
 from codex_state.errors import ThreadNotFoundError
 from codex_state.models import MemoryScope, Phase1Key
 from codex_state.models.columns import to_epoch_seconds
+from codex_state.processes import Owner
 from codex_state.runtime import State
 from codex_state.testing import lease_model as model
 from codex_state.testing.lease_stores import Grant, Store, StoresBesideModel
+from codex_state.testing.processes import ELSEWHERE, HERE
 from codex_state.testing.samples import NOON, a_thread
 
 __all__ = ["LeaseMachine", "Store", "check_leases", "lease_machine"]
@@ -48,6 +50,8 @@ leases = st.sampled_from([-5, 0, 1, 10, 3600])
 sources = st.integers(0, 3)
 texts = st.sampled_from(["one", "two", "naïve → 数据"])
 watermarks = st.sampled_from(["archived_sessions/a", "sessions/b", "sessions/c", "sessions/é", "sessions/\U0001d537"])
+processes = st.integers(1, 3)
+hosts = st.sampled_from([HERE, HERE, ELSEWHERE, None])
 jumps = st.sampled_from([-3600, -1, 1, 9, 10, 11, 3599, 3600, 3601])
 
 
@@ -98,6 +102,29 @@ class LeaseMachine(StoresBesideModel):
         )
         self.rows.threads.add(thread)
 
+    # Processes
+
+    @rule(number=processes, host=hosts)
+    def go_on_as(self, number: int, host: str | None) -> None:
+        """Go on as another living process, of this host or another, or as one that can't be judged."""
+        self.process = self.processes.become(number, host)
+        while self.process.process in self.dead:
+            number += 3
+            self.process = self.processes.become(number, host)
+
+    @rule(number=processes, host=hosts)
+    def die(self, number: int, host: str | None) -> None:
+        """Have the process at work die. Its leases may be renewed all the same: it may have passed them on."""
+        self.processes.kill(self.process)
+        if self.process.process is not None:
+            self.dead.add(self.process.process)
+        self.go_on_as(number, host)
+
+    @property
+    def known_dead(self) -> set[str]:
+        """The dead on the host of the process at work."""
+        return {process for process in self.dead if self.processes.is_dead(process)}
+
     # Extraction jobs
 
     @rule(target=job_grants, key=keys, owner=owners, source=sources, lease=leases)
@@ -113,6 +140,8 @@ class LeaseMachine(StoresBesideModel):
             source=to_epoch_seconds(_moment(source)),
             lease=lease,
             now=self.now,
+            by=self.process,
+            dead=self.known_dead,
         )
         grant = self.claim(
             key,
@@ -138,7 +167,7 @@ class LeaseMachine(StoresBesideModel):
     @rule(grant=job_grants)
     def renew_job(self, grant: Grant) -> None:
         """Renew a lease, held or lost."""
-        job, outcome = model.renew_job(self.rows.jobs.get(grant.key), grant.token, self.now)
+        job, outcome = model.renew_job(self.rows.jobs.get(grant.key), grant.token, self.now, self.process)
         self.agree(bool(outcome), lambda state, n: state.phase1_jobs.renew(grant.leases[n]) is not None)
         self.keep(self.rows.jobs, grant.key, job)
 
@@ -251,7 +280,13 @@ class LeaseMachine(StoresBesideModel):
         """Take a lock, again, or from another."""
         token = self.new_token()
         lock, expected = model.acquire_lock(
-            self.rows.locks.get(root), owner=str(owner), token=token, lease=lease, now=self.now
+            self.rows.locks.get(root),
+            owner=str(owner),
+            token=token,
+            lease=lease,
+            now=self.now,
+            by=self.process,
+            dead=self.known_dead,
         )
         grant = self.claim(
             root,
@@ -265,7 +300,7 @@ class LeaseMachine(StoresBesideModel):
     @rule(grant=lock_grants)
     def renew_lock(self, grant: Grant) -> None:
         """Renew a lock, held or lost."""
-        lock, outcome = model.renew_lock(self.rows.locks.get(grant.key), grant.token, self.now)
+        lock, outcome = model.renew_lock(self.rows.locks.get(grant.key), grant.token, self.now, self.process)
         self.agree(bool(outcome), lambda state, n: state.consolidation_locks.renew(grant.leases[n]) is not None)
         self.keep(self.rows.locks, grant.key, lock)
 
@@ -283,7 +318,13 @@ class LeaseMachine(StoresBesideModel):
         """Claim the backfill, or steal it."""
         token = self.new_token()
         row, expected = model.claim_backfill(
-            self.rows.backfill, owner=owner, token=token, lease=lease, now=self.now, again=again
+            self.rows.backfill,
+            token=token,
+            lease=lease,
+            now=self.now,
+            again=again,
+            by=self._known_as(owner),
+            dead=self.known_dead,
         )
         grant = self.claim(
             None,
@@ -294,32 +335,45 @@ class LeaseMachine(StoresBesideModel):
         self.rows.backfill = row
         return grant
 
-    @rule(target=backfill_grants, owner=st.sampled_from(["one", "two"]), from_the_start=st.booleans())
-    def take_over_backfill(self, owner: str, from_the_start: bool) -> Any:
+    @rule(target=backfill_grants, owner=st.sampled_from(["", "two"]), lease=leases, from_the_start=st.booleans())
+    def take_over_backfill(self, owner: str, lease: int, from_the_start: bool) -> Any:
         """Take the backfill over by force."""
         token = self.new_token()
         self.rows.backfill = model.take_over_backfill(
-            self.rows.backfill, owner=owner, token=token, now=self.now, from_the_start=from_the_start
+            self.rows.backfill,
+            token=token,
+            lease=lease,
+            now=self.now,
+            from_the_start=from_the_start,
+            by=self._known_as(owner),
         )
         return self.claim(
             None,
             model.GRANTED,
             token,
             lambda state, _: state.backfill.mark_running(
-                owner=owner, lease=timedelta(hours=1), from_the_start=from_the_start
+                owner=owner, lease=timedelta(seconds=lease), from_the_start=from_the_start
             ),
         )
+
+    def _known_as(self, what: str) -> Owner:
+        return Owner(self.process.known_as(what), self.process.process)
+
+    def _of(self, grant: Grant) -> Owner:
+        return self._known_as(grant.leases[0].owner)
 
     @rule(grant=backfill_grants)
     def renew_backfill(self, grant: Grant) -> None:
         """Renew the backfill's lease, held or lost."""
-        self.rows.backfill, outcome = model.change_held_backfill(self.rows.backfill, grant.token, self.now)
+        self.rows.backfill, outcome = model.renew_backfill(self.rows.backfill, grant.token, self.now, self._of(grant))
         self.agree(outcome, lambda state, n: state.backfill.renew(grant.leases[n]))
 
     @rule(grant=backfill_grants, watermark=watermarks)
     def checkpoint_backfill(self, grant: Grant, watermark: str) -> None:
         """Note progress, possibly behind what is noted already."""
-        self.rows.backfill, outcome = model.checkpoint_backfill(self.rows.backfill, grant.token, watermark, self.now)
+        self.rows.backfill, outcome = model.checkpoint_backfill(
+            self.rows.backfill, grant.token, watermark, self.now, self._of(grant)
+        )
         self.agree(outcome, lambda state, n: state.backfill.checkpoint(grant.leases[n], watermark))
 
     @rule(grant=backfill_grants, watermark=st.none() | watermarks)

@@ -7,14 +7,22 @@ that looks for a legal order of a recorded history.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from codex_state.models import HolderWrite, Requeue, SkipReason
+from codex_state.processes import Owner
 
 GRANTED = "granted"
 """What a claim answers when it is granted; otherwise it answers a ``SkipReason``."""
 
 ClaimOutcome = SkipReason | str
+
+ANYBODY = Owner("", None)
+"""A process that nobody can judge."""
+
+NOBODY: AbstractSet[str] = frozenset()
+"""No process."""
 
 RUNNING, SUCCEEDED, FAILED = "running", "succeeded", "failed"
 PENDING, COMPLETE = "pending", "complete"
@@ -36,31 +44,51 @@ class Job:
     raw_memory_path: str | None = None
     summary_hash: str | None = None
     retry_at: int | None = None
+    by: Owner = ANYBODY
+    """The process that claimed it or last renewed it."""
+    lease_seconds: int | None = None
 
 
-def refusal_of(job: Job, source: int, lease: int, now: int) -> SkipReason | None:
-    """Why a claim of an existing job is refused; ``None`` when it isn't."""
+def _is_held(by: Owner, since: int, lease: int, now: int, dead: AbstractSet[str]) -> bool:
+    """Whether a lease isn't over, and its holder isn't one of the dead."""
+    return by.process not in dead and since > now - max(lease, 0)
+
+
+def refusal_of(job: Job, source: int, lease: int, now: int, dead: AbstractSet[str] = NOBODY) -> SkipReason | None:
+    """Why a claim of an existing job is refused; ``None`` when it isn't.
+
+    ``dead`` are the processes of the claimer's host that it finds dead.
+    """
     if job.status == FAILED:
         if job.retry_at is None:
             return SkipReason.TERMINAL_FAILURE
         return SkipReason.RETRY_LATER if job.retry_at > now else None
     if job.status == SUCCEEDED:
         return SkipReason.UP_TO_DATE if job.source >= source else None
-    return SkipReason.RUNNING if job.started_at > now - max(lease, 0) else None
+    return SkipReason.RUNNING if _is_held(job.by, job.started_at, lease, now, dead) else None
 
 
 def claim_job(
-    job: Job | None, *, owner: str, token: str, source: int, lease: int, now: int
+    job: Job | None,
+    *,
+    owner: str,
+    token: str,
+    source: int,
+    lease: int,
+    now: int,
+    by: Owner = ANYBODY,
+    dead: AbstractSet[str] = NOBODY,
 ) -> tuple[Job | None, ClaimOutcome]:
     """A claim: a new row, a take-over, or a refusal that changes nothing."""
+    granted = Job(RUNNING, owner, token, now, source, by=by, lease_seconds=max(lease, 0))
     if job is None:
-        return Job(RUNNING, owner, token, now, source), GRANTED
-    refusal = refusal_of(job, source, lease, now)
+        return granted, GRANTED
+    refusal = refusal_of(job, source, lease, now, dead)
     if refusal is not None:
         return job, refusal
     # What failed was an older version of the thread.
     failures = 0 if job.source < source else job.failures
-    return Job(RUNNING, owner, token, now, source, job.attempt + 1, failures), GRANTED
+    return replace(granted, attempt=job.attempt + 1, failures=failures), GRANTED
 
 
 def _holds(job: Job | None, token: str) -> bool:
@@ -74,9 +102,9 @@ def change_held_job(job: Job | None, token: str, **changes: object) -> tuple[Job
     return replace(job, **changes), HolderWrite.APPLIED  # type: ignore[arg-type]
 
 
-def renew_job(job: Job | None, token: str, now: int) -> tuple[Job | None, HolderWrite]:
+def renew_job(job: Job | None, token: str, now: int, by: Owner = ANYBODY) -> tuple[Job | None, HolderWrite]:
     """Prolong the lease."""
-    return change_held_job(job, token, started_at=now)
+    return change_held_job(job, token, started_at=now, by=by)
 
 
 def succeed_job(job: Job | None, token: str, path: str, summary: str, now: int) -> tuple[Job | None, HolderWrite]:
@@ -184,20 +212,31 @@ class Lock:
     owner: str
     token: str
     updated_at: int
+    by: Owner = ANYBODY
+    lease_seconds: int | None = None
 
 
-def acquire_lock(lock: Lock | None, *, owner: str, token: str, lease: int, now: int) -> tuple[Lock, ClaimOutcome]:
-    """Take a lock that is free, stale, or the owner's own."""
-    if lock is not None and lock.owner != owner and lock.updated_at > now - max(lease, 0):
+def acquire_lock(
+    lock: Lock | None,
+    *,
+    owner: str,
+    token: str,
+    lease: int,
+    now: int,
+    by: Owner = ANYBODY,
+    dead: AbstractSet[str] = NOBODY,
+) -> tuple[Lock, ClaimOutcome]:
+    """Take a lock that is free, stale, the owner's own, or that of a dead process."""
+    if lock is not None and lock.owner != owner and _is_held(lock.by, lock.updated_at, lease, now, dead):
         return lock, SkipReason.RUNNING
-    return Lock(owner, token, now), GRANTED
+    return Lock(owner, token, now, by, max(lease, 0)), GRANTED
 
 
-def renew_lock(lock: Lock | None, token: str, now: int) -> tuple[Lock | None, HolderWrite]:
+def renew_lock(lock: Lock | None, token: str, now: int, by: Owner = ANYBODY) -> tuple[Lock | None, HolderWrite]:
     """Prolong the lease."""
     if lock is None or lock.token != token:
         return lock, HolderWrite.LEASE_LOST
-    return replace(lock, updated_at=now), HolderWrite.APPLIED
+    return replace(lock, updated_at=now, by=by), HolderWrite.APPLIED
 
 
 def release_lock(lock: Lock | None, token: str) -> tuple[Lock | None, HolderWrite]:
@@ -214,38 +253,47 @@ class Backfill:
     status: str
     updated_at: int
     token: str | None
-    owner: str | None
     claimed_at: int | None
     watermark: str | None = None
     last_success_at: int | None = None
+    by: Owner = ANYBODY
+    lease_seconds: int | None = None
 
 
 def claim_backfill(
-    row: Backfill | None, *, owner: str, token: str, lease: int, now: int, again: bool = False
+    row: Backfill | None,
+    *,
+    token: str,
+    lease: int,
+    now: int,
+    again: bool = False,
+    by: Owner = ANYBODY,
+    dead: AbstractSet[str] = NOBODY,
 ) -> tuple[Backfill | None, ClaimOutcome]:
     """Claim a backfill that isn't complete (or ``again``) and that nobody works on."""
     if row is not None and row.status == COMPLETE and not again:
         return row, SkipReason.UP_TO_DATE
-    if row is not None and row.status == RUNNING and row.updated_at > now - max(lease, 0):
+    if row is not None and row.status == RUNNING and _is_held(row.by, row.updated_at, lease, now, dead):
         return row, SkipReason.RUNNING
-    return take_over_backfill(row, owner=owner, token=token, now=now, from_the_start=again), GRANTED
+    return take_over_backfill(row, token=token, lease=lease, now=now, from_the_start=again, by=by), GRANTED
 
 
 def take_over_backfill(
-    row: Backfill | None, *, owner: str, token: str, now: int, from_the_start: bool = False
+    row: Backfill | None, *, token: str, lease: int, now: int, from_the_start: bool = False, by: Owner = ANYBODY
 ) -> Backfill:
     """Take a backfill over by force."""
+    granted = Backfill(RUNNING, now, token, now, by=by, lease_seconds=max(lease, 0))
     if row is None:
-        return Backfill(RUNNING, now, token, owner, now)
-    return replace(
-        row,
-        status=RUNNING,
-        updated_at=now,
-        token=token,
-        owner=owner,
-        claimed_at=now,
-        watermark=None if from_the_start else row.watermark,
-    )
+        return granted
+    watermark = None if from_the_start else row.watermark
+    return replace(granted, watermark=watermark, last_success_at=row.last_success_at)
+
+
+def renew_backfill(
+    row: Backfill | None, token: str, now: int, by: Owner = ANYBODY
+) -> tuple[Backfill | None, HolderWrite]:
+    """Prolong the lease."""
+    return change_held_backfill(row, token, now, by=by)
 
 
 def change_held_backfill(
@@ -258,11 +306,11 @@ def change_held_backfill(
 
 
 def checkpoint_backfill(
-    row: Backfill | None, token: str, watermark: str, now: int
+    row: Backfill | None, token: str, watermark: str, now: int, by: Owner = ANYBODY
 ) -> tuple[Backfill | None, HolderWrite]:
-    """Note progress; the watermark never goes back."""
+    """Note progress and prolong the lease; the watermark never goes back."""
     stored = None if row is None else row.watermark
-    return change_held_backfill(row, token, now, watermark=_later(stored, watermark))
+    return change_held_backfill(row, token, now, watermark=_later(stored, watermark), by=by)
 
 
 def complete_backfill(

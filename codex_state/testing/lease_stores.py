@@ -17,6 +17,7 @@ from codex_state.runtime import State
 from codex_state.testing import lease_model as model
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.emptying import empty
+from codex_state.testing.processes import ManualProcesses
 from codex_state.testing.samples import NOON
 from codex_state.testing.stored_rows import StoredRows, read_rows
 
@@ -50,6 +51,10 @@ class StoresBesideModel(RuleBasedStateMachine):
         self.now = to_epoch_seconds(NOON)
         self.grants = 0
         self.rows = StoredRows()
+        self.processes = ManualProcesses()
+        self.process = self.processes.this()
+        """The process at work."""
+        self.dead: set[str] = set()
         self.open = ExitStack()
         self.sessions: list[Session] = []
 
@@ -59,6 +64,7 @@ class StoresBesideModel(RuleBasedStateMachine):
 
     def start_afresh(self) -> None:
         """Empty the tables, and make it noon."""
+        self.open.enter_context(self.processes.installed(*(store.database for store in self.stores)))
         for store in self.stores:
             store.tokens.clear()
             store.clock.set(NOON)

@@ -25,6 +25,7 @@ from codex_state.models import (
     ThreadMemory,
 )
 from codex_state.models.columns import path_to_text, to_epoch_seconds
+from codex_state.processes import Owner
 from codex_state.repositories.base import EntityT, select_entity
 from codex_state.repositories.prepared import execute
 from codex_state.testing.lease_model import Backfill, Job, Lock, Mark, Memory
@@ -68,7 +69,11 @@ def read_rows(session: Session, tokens: Mapping[str, str]) -> StoredRows:
         rows.marks[MemoryScope(mark.scope_kind, mark.scope_key)] = Mark(mark.dirty, to_epoch_seconds(mark.updated_at))
     for lock in all_of(ConsolidationLock):
         rows.locks[lock.cwd] = Lock(
-            str(lock.working_thread_id), tokens[lock.ownership_token], to_epoch_seconds(lock.updated_at)
+            str(lock.working_thread_id),
+            tokens[lock.ownership_token],
+            to_epoch_seconds(lock.updated_at),
+            _owner_of(lock),
+            lock.lease_seconds,
         )
     for state in all_of(BackfillState):
         if state.status is not BackfillStatus.PENDING or state.claimed_at is not None:
@@ -78,6 +83,11 @@ def read_rows(session: Session, tokens: Mapping[str, str]) -> StoredRows:
 
 def _key_of(row: Any) -> Phase1Key:
     return Phase1Key(row.thread_id, MemoryScope(row.scope_kind, row.scope_key))
+
+
+def _owner_of(row: Phase1Job | ConsolidationLock | BackfillState) -> Owner:
+    assert row.owner_name is not None
+    return Owner(row.owner_name, row.owner_process)
 
 
 def _seconds(moment: datetime | None) -> int | None:
@@ -100,6 +110,8 @@ def _job_of(job: Phase1Job, tokens: Mapping[str, str]) -> Job:
         raw_memory_path=None if job.raw_memory_path is None else path_to_text(job.raw_memory_path),
         summary_hash=job.summary_hash,
         retry_at=_seconds(job.retry_at),
+        by=_owner_of(job),
+        lease_seconds=job.lease_seconds,
     )
 
 
@@ -120,8 +132,9 @@ def _backfill_of(state: BackfillState, tokens: Mapping[str, str]) -> Backfill:
         status=state.status.value,
         updated_at=to_epoch_seconds(state.updated_at),
         token=None if state.ownership_token is None else tokens[state.ownership_token],
-        owner=state.owner,
         claimed_at=_seconds(state.claimed_at),
         watermark=state.last_watermark,
         last_success_at=_seconds(state.last_success_at),
+        by=_owner_of(state),
+        lease_seconds=state.lease_seconds,
     )

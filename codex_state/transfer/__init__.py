@@ -1,6 +1,13 @@
-"""Moving a state from one database to another."""
+"""Moving a state from one database to another, and taking over what the original's databases know."""
 
+from codex_state.repositories.imports import ImportOutcome
 from codex_state.transfer.copying import copy_state
+from codex_state.transfer.importing import (
+    ImportedDatabase,
+    ImportKind,
+    ImportReport,
+    import_original,
+)
 from codex_state.transfer.reports import (
     CopyProgress,
     CopyReport,
@@ -15,9 +22,14 @@ __all__ = [
     "CopyProgress",
     "CopyReport",
     "CopyStage",
+    "ImportKind",
+    "ImportOutcome",
+    "ImportReport",
+    "ImportedDatabase",
     "NamedRow",
     "OnCopyProgress",
     "RowOutcome",
     "TableCopy",
     "copy_state",
+    "import_original",
 ]

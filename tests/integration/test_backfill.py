@@ -30,6 +30,7 @@ from rollout_files import (
 from codex_state import (
     BackfillStatus,
     Claimed,
+    DatabaseUnavailableError,
     IntegrityViolationError,
     MemoryScope,
     Skipped,
@@ -251,6 +252,31 @@ class TestResuming:
         report = backfill(small)
         assert (report.status, report.scanned) == (BackfillOutcome.COMPLETE, 3)
         assert len(rows(runtime)) == 7
+
+    def test_a_backfill_that_the_database_stops_says_so_and_goes_on_later(
+        self, runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """L8: an index that is known to be incomplete never looks complete."""
+        for number in range(1, 8):
+            write_rollout(runtime.codex_home, number, time=f"2026-01-0{number}T00-00-00")
+        small = with_settings(runtime, backfill_batch_size=2)
+        stored = ThreadRepository.upsert_from_rollouts
+
+        def full(repository: ThreadRepository, threads: Any) -> None:
+            chosen = list(threads)
+            if any(each.id == thread_id(5) for each in chosen):
+                raise DatabaseUnavailableError("the disk is full")
+            stored(repository, chosen)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadRepository, "upsert_from_rollouts", full)
+            with pytest.raises(DatabaseUnavailableError, match="the disk is full"):
+                backfill(small, workers=0)
+        assert len(rows(runtime)) == 4
+        with runtime.read() as state:
+            assert not state.backfill.is_complete(runtime.home)
+        report = backfill(small)
+        assert (report.status, report.scanned) == (BackfillOutcome.COMPLETE, 3)
 
     def test_what_only_the_row_knows_survives_a_rebuild(self, runtime: StateRuntime) -> None:
         """L7."""

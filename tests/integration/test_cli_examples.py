@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 from cli_process import Cli, InProcess
-from example_home import EXAMPLES, LISTED, copy_of_the_example_home, make_home
+from example_home import ARCHIVED, EXAMPLES, FILES, INDEXED, LISTED, THREADS, copy_of_the_example_home, make_home
 
 HOME = make_home.HOME
 
@@ -54,7 +54,7 @@ def test_a_home_made_elsewhere_is_ready_for_the_command_line(tmp_path: Path) -> 
     report = InProcess(tmp_path / "home").ok("backfill", "--json").json
     assert (report["status"], report["failed"]) == ("complete", 1)
     for item in InProcess(tmp_path / "home").ok("threads", "list", "--json").json["items"]:
-        assert item["created_at"] <= item["updated_at"] < "2026-05"
+        assert item["created_at"] <= item["updated_at"] < "2026-12"
     with pytest.raises(SystemExit, match="already there"):
         make_home.main([str(tmp_path / "home")])
 
@@ -62,10 +62,10 @@ def test_a_home_made_elsewhere_is_ready_for_the_command_line(tmp_path: Path) -> 
 def test_the_home_is_small_and_holds_the_cases_that_real_homes_hold() -> None:
     files = contents(HOME)
     rollouts = [name for name in files if "rollout-" in name]
-    assert 20 <= len(rollouts) <= 40
+    assert len(rollouts) == FILES
     assert sum(map(len, files.values())) < 1_500_000
-    assert sum(name.startswith("archived_sessions/") for name in rollouts) == 4
-    assert sum(name.endswith(".zst") for name in rollouts) == 1
+    assert sum(name.startswith("archived_sessions/") for name in rollouts) == ARCHIVED
+    assert sum(name.endswith(".zst") for name in rollouts) == 2
     sources = {json.dumps(meta["source"]) for meta in metas()}
     assert {'"cli"', '"vscode"', '"exec"', '"mcp"', '{"subagent": "review"}'} <= sources
     assert any("thread_spawn" in source for source in sources)
@@ -75,20 +75,53 @@ def test_the_home_is_small_and_holds_the_cases_that_real_homes_hold() -> None:
     assert any("git" not in meta for meta in metas())
 
 
+def test_the_home_holds_what_the_newest_versions_write() -> None:
+    newest = [meta for meta in metas() if meta.get("history_mode") == "paginated"]
+    assert len(newest) == 15
+    assert {meta["cli_version"] for meta in newest} == {"0.171.0"}
+    (child,) = [meta for meta in newest if "parent_thread_id" in meta]
+    assert child["parent_thread_id"] == child["source"]["subagent"]["thread_spawn"]["parent_thread_id"]
+    fork, segment = sorted((meta for meta in newest if "history_base" in meta), key=lambda meta: meta["timestamp"])
+    assert fork["history_base"]["thread_id"] == fork["forked_from_id"] != fork["id"]
+    assert segment["history_base"]["thread_id"] == segment["id"]
+    assert len(list(HOME.rglob(f"rollout-*-{segment['id']}_*.jsonl"))) == 1
+    assert any(tool.get("type") == "namespace" for meta in newest for tool in meta.get("dynamic_tools", ()))
+    events = {record["payload"]["type"] for record in records() if record["type"] == "event_msg"}
+    assert {"item_completed", "thread_goal_updated", "thread_settings_applied"} <= events
+    assert {"token_usage_record", "world_state"} <= {record["type"] for record in records()}
+    names = [json.loads(line)["thread_name"] for line in (HOME / "session_index.jsonl").read_text("utf-8").splitlines()]
+    assert names[-1] == "Importer: all or nothing"
+
+
+def test_numbered_lines_go_on_where_the_history_that_they_refer_to_ends() -> None:
+    for path in HOME.rglob("rollout-2026-11-*"):
+        lines = list(make_home.records_of(path))
+        base = lines[0]["payload"].get("history_base")
+        start = base["end_ordinal_exclusive"] if base else 0
+        assert [line["ordinal"] for line in lines] == list(range(start, start + len(lines)))
+        if base:
+            (earlier,) = (path for path in HOME.rglob(f"rollout-*-{base['thread_id']}.jsonl"))
+            kept = earlier.read_bytes()[: base["end_byte_offset"]]
+            assert kept.endswith(b"\n")
+            assert kept.count(b"\n") == base["end_ordinal_exclusive"]
+
+
 def metas() -> Iterator[dict[str, Any]]:
+    yield from (record["payload"] for record in records() if record["type"] == "session_meta")
+
+
+def records() -> Iterator[dict[str, Any]]:
     for path in HOME.rglob("rollout-*"):
-        for record in make_home.records_of(path):
-            if record["type"] == "session_meta":
-                yield record["payload"]
+        yield from make_home.records_of(path)
 
 
 def test_the_story_runs_on_a_copy_of_the_example(tmp_path: Path) -> None:
     before = {path: hashlib.sha256(data).digest() for path, data in contents(HOME).items()}
     done = run_example("run.py", tmp_path, CODEX_SQLITE_HOME=str(tmp_path / "not-used"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "complete: 33 files" in done.stdout
+    assert f"complete: {FILES} files" in done.stdout
     assert f"{LISTED} in all" in done.stdout
-    assert "remembered: The report query takes 40 seconds" in done.stdout
+    assert "remembered: The stock importer leaves half of a file" in done.stdout
     assert "lease_lost, and nothing was changed" in done.stdout
     assert {path: hashlib.sha256(data).digest() for path, data in contents(HOME).items()} == before
     assert list(tmp_path.iterdir()) == []
@@ -104,14 +137,14 @@ def test_the_story_indexes_the_users_home_and_makes_up_nothing_in_it(tmp_path: P
             table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             for table in ("threads", "thread_memory", "memory_phase1_jobs", "memory_scope_dirty")
         }
-    assert counts == {"threads": 32, "thread_memory": 0, "memory_phase1_jobs": 0, "memory_scope_dirty": 0}
+    assert counts == {"threads": THREADS, "thread_memory": 0, "memory_phase1_jobs": 0, "memory_scope_dirty": 0}
 
 
 def test_the_story_leaves_a_postgresql_database_without_made_up_memories(tmp_path: Path, postgres_url: str) -> None:
     home = copy_of_the_example_home(tmp_path / "home")
     done = run_example("run.py", tmp_path, CODEX_HOME=str(home), CODEX_STATE_DATABASE_URL=postgres_url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "32 threads indexed" in done.stdout
+    assert f"{INDEXED} threads indexed" in done.stdout
     assert "Left out: it would write made-up memories" in done.stdout
 
 

@@ -153,7 +153,7 @@ def test_sources_and_providers_are_alternatives_of_their_kind_and_both_must_hold
 
 
 def test_a_source_may_be_spelled_with_spaces_and_in_any_order(indexed: Cli) -> None:
-    (spawned,) = [item for item in items(indexed) if "thread_spawn" in item["source"]]
+    (spawned,) = [item for item in items(indexed) if item["agent_nickname"] == "Heron"]
     fields = json.loads(spawned["source"])["subagent"]["thread_spawn"]
     spelled = json.dumps({"subagent": {"thread_spawn": dict(reversed(fields.items()))}}, indent=1)
     assert [item["id"] for item in items(indexed, "--source", spelled)] == [spawned["id"]]

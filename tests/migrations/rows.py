@@ -33,6 +33,7 @@ _THREAD = {
     "home": "local",
     "name": "hello",
     "name_at": 1770000050,
+    "original_name": "hello there",
     "preview": "make all tests pass",
     "thread_source": "user",
     "originator": "codex_cli",
@@ -50,6 +51,9 @@ _JOB = {
     "started_at": 1770000100,
     "source_updated_at": 1770000060,
     "ownership_token": "f00d",
+    "owner_name": "otter process 7",
+    "owner_process": "boot:4026531836:7:100",
+    "lease_seconds": 3600,
     # Of later revisions:
     "attempt": 3,
     "retry_at": 1770009999,
@@ -127,7 +131,15 @@ SAMPLES: Rows = {
     ],
     "memory_scope_dirty": [{"scope_kind": "cwd", "scope_key": "/code/größer", "dirty": 1, "updated_at": 1770000200}],
     "memory_consolidation_locks": [
-        {"cwd": "/code/a", "working_thread_id": SESSION, "updated_at": 1770000400, "ownership_token": "cafe"},
+        {
+            "cwd": "/code/a",
+            "working_thread_id": SESSION,
+            "updated_at": 1770000400,
+            "ownership_token": "cafe",
+            "owner_name": "otter process 7",
+            "owner_process": "boot:4026531836:7:100",
+            "lease_seconds": 600,
+        },
         {"cwd": "/code/b", "working_thread_id": SESSION, "updated_at": 1770000500, "ownership_token": "beef"},
     ],
 }

@@ -388,3 +388,16 @@ def test_a_title_that_a_user_gave_becomes_a_name_and_back(database: Database) ->
     assert (other["name"], other["name_at"], other["title"]) == (None, None, "hello")
     migrations.downgrade(database.engine, "0014_listing_orders")
     assert row_of(database, "threads", id=FIRST)["title"] == "Mine"
+
+
+def test_0016_keeps_who_works_on_a_backfill_and_leaves_what_nobody_knows_open(database: Database) -> None:
+    at(database, "0015_rollout_inventory")
+    changed(database, "UPDATE backfill_state SET owner = 'otter process 7'")
+    migrations.upgrade(database.engine, "0016_lease_owners")
+    row = row_of(database, "backfill_state", id=1)
+    assert (row["owner_name"], row["owner_process"], row["lease_seconds"]) == ("otter process 7", None, None)
+    for table in ("memory_phase1_jobs", "memory_consolidation_locks"):
+        owners = {(row["owner_name"], row["owner_process"], row["lease_seconds"]) for row in contents(database)[table]}
+        assert owners == {(None, None, None)}
+    migrations.downgrade(database.engine, "0015_rollout_inventory")
+    assert row_of(database, "backfill_state", id=1)["owner"] == "otter process 7"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from codex_state.models import HolderWrite, SkipReason
+from codex_state.processes import Owner
 from codex_state.testing import lease_model
 from codex_state.testing.lease_machine import Store, check_leases, lease_machine
 
@@ -47,14 +48,24 @@ def test_model_sqlite_and_postgresql_agree_in_lockstep(both: list[Store]) -> Non
     check_leases(*both, examples=40)
 
 
-def _refuses_at_the_very_end(job: lease_model.Job, source: int, lease: int, now: int) -> SkipReason | None:
-    refusal = ORIGINAL_REFUSAL(job, source, lease, now)
+def _refuses_at_the_very_end(
+    job: lease_model.Job, source: int, lease: int, now: int, dead: Set[str]
+) -> SkipReason | None:
+    refusal = ORIGINAL_REFUSAL(job, source, lease, now, dead)
     at_the_end = job.status == lease_model.RUNNING and job.started_at == now - max(lease, 0)
     return SkipReason.RUNNING if at_the_end else refusal
 
 
-def _renews_for_anybody(job: lease_model.Job | None, token: str, now: int) -> Any:
-    return (None, HolderWrite.LEASE_LOST) if job is None else (replace(job, started_at=now), HolderWrite.APPLIED)
+def _never_takes_over_from_the_dead(
+    job: lease_model.Job, source: int, lease: int, now: int, dead: Set[str]
+) -> SkipReason | None:
+    return ORIGINAL_REFUSAL(job, source, lease, now)
+
+
+def _renews_for_anybody(job: lease_model.Job | None, token: str, now: int, by: Owner) -> Any:
+    if job is None:
+        return None, HolderWrite.LEASE_LOST
+    return replace(job, started_at=now, by=by), HolderWrite.APPLIED
 
 
 def _repeats_a_mark(mark: lease_model.Mark | None, now: int) -> lease_model.Mark:
@@ -68,6 +79,7 @@ ORIGINAL_REFUSAL = lease_model.refusal_of
     ("name", "wrong"),
     [
         ("refusal_of", _refuses_at_the_very_end),
+        ("refusal_of", _never_takes_over_from_the_dead),
         ("renew_job", _renews_for_anybody),
         ("mark_dirty", _repeats_a_mark),
     ],

@@ -22,8 +22,9 @@ from codex_state.testing.conformance.at_once import TestLeasesAtOnce
 from codex_state.testing.conformance.backfills import TestBackfills
 from codex_state.testing.conformance.candidates import TestCandidates
 from codex_state.testing.conformance.claims import TestClaims
+from codex_state.testing.conformance.dead_owners import TestDeadOwners, TestDeadOwnersOfBatches, held
 from codex_state.testing.conformance.dynamic_tools import TestDynamicTools
-from codex_state.testing.conformance.fixtures import clock, front, state
+from codex_state.testing.conformance.fixtures import clock, front, processes, state
 from codex_state.testing.conformance.holder_writes import TestHolderWrites
 from codex_state.testing.conformance.jobs import TestJobs
 from codex_state.testing.conformance.lease_rules import TestLeaseRules
@@ -40,6 +41,8 @@ __all__ = [
     "TestCandidates",
     "TestClaims",
     "TestConsolidationLocks",
+    "TestDeadOwners",
+    "TestDeadOwnersOfBatches",
     "TestDynamicTools",
     "TestHolderWrites",
     "TestJobs",
@@ -53,5 +56,7 @@ __all__ = [
     "TestTransactionModes",
     "clock",
     "front",
+    "held",
+    "processes",
     "state",
 ]

@@ -18,6 +18,7 @@ from codex_state.models import (
 )
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.processes import owner_columns
 from codex_state.testing.samples import NOON
 
 _LEASE = timedelta(seconds=900)
@@ -38,8 +39,8 @@ def _row(lease: BackfillLease, owner: str = "me", updated_at: datetime = NOON, *
         "last_watermark": lease.last_watermark,
         "updated_at": updated_at,
         "ownership_token": lease.ownership_token,
-        "owner": owner,
         "claimed_at": lease.claimed_at,
+        **owner_columns(lease.duration, owner),
     }
     return BackfillState(**(row | values))
 
@@ -61,7 +62,7 @@ class TestBackfills:
 
     def test_progress_and_completion_persist(self, state: State, clock: ManualClock) -> None:
         lease = _claim(state)
-        assert lease == BackfillLease("local", lease.ownership_token, None, NOON, _LEASE)
+        assert lease == BackfillLease("local", lease.ownership_token, None, NOON, _LEASE, "me")
         assert state.backfill.get() == _row(lease)
         clock.advance(_SECOND)
         assert state.backfill.checkpoint(lease, "sessions/a") is HolderWrite.APPLIED

@@ -24,6 +24,7 @@ from codex_state.models import (
 )
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.processes import owner_columns
 from codex_state.testing.samples import NOON, a_thread
 
 _SECOND = timedelta(seconds=1)
@@ -246,4 +247,5 @@ def _running(lease: Phase1Lease, attempt: int) -> Phase1Job:
         source_updated_at=NOON,
         ownership_token=lease.ownership_token,
         attempt=attempt,
+        **owner_columns(lease.duration),
     )

@@ -11,6 +11,7 @@ from codex_state.database import Database
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.conformance.fronts import Front, state_through
+from codex_state.testing.processes import ManualProcesses
 from codex_state.testing.samples import NOON
 
 
@@ -20,6 +21,14 @@ def clock(database: Database, tmp_path: Path) -> Iterator[ManualClock]:
     with ManualClock(tmp_path / "clock", NOON) as clock:
         clock.install(database)
         yield clock
+
+
+@pytest.fixture
+def processes(database: Database) -> Iterator[ManualProcesses]:
+    """The processes that claim: a test says which one is at work, and which are dead."""
+    processes = ManualProcesses()
+    with processes.installed(database):
+        yield processes
 
 
 @pytest.fixture

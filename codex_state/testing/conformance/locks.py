@@ -11,6 +11,7 @@ import pytest
 from codex_state.models import Claimed, ConsolidationLock, HolderWrite, LockLease, Skipped, SkipReason
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
+from codex_state.testing.processes import owner_columns
 from codex_state.testing.samples import NOON
 
 _ROOT = Path("/home/memories/user/memory")
@@ -32,6 +33,7 @@ def _row(lease: LockLease) -> ConsolidationLock:
         working_thread_id=lease.owner,
         updated_at=lease.updated_at,
         ownership_token=lease.ownership_token,
+        **owner_columns(lease.duration),
     )
 
 

@@ -24,6 +24,7 @@ What is assumed:
 - All processes run on one machine, whose monotonic clock they share.
 - A recorded call contains all of its work: its transaction is opened and committed inside.
 - The rows were changed by recorded calls only, and no thread was deleted.
+- Each worker of the record is a process. One that died may be taken over at once: say so with ``Recorder.death``.
 - The database's clock runs as fast as the machine's (up to 500 ppm) and isn't corrected meanwhile; say so with
   ``steps`` if it was. A clock that is moved by hand is recorded with ``Recorder.set_clock``, its first time included.
 
@@ -36,6 +37,7 @@ Under these a run that is legal is never reported. A run that is not legal can p
 - A database's times may lag behind the order in which its calls took effect while they overlap, as they do when
   PostgreSQL waits for a row. So what overlaps is not ordered by them.
 - Nothing is said of what was never asked: end a run with ``get`` of every key to have the rows themselves checked.
+- A claim need not have found a dead holder dead. It is only allowed to, from the moment when it was being killed.
 - Scopes' dirty marks are not part of it, and ``claim_candidates`` is checked for what it granted, not for what it left.
 """
 

@@ -40,6 +40,8 @@ class Kind(StrEnum):
     """A home's backfill. Verbs: ``claim(owner, lease, again)``, ``take_over(owner, from_the_start)``,
     ``renew(token)``, ``checkpoint(token, watermark)``, ``complete(token, watermark)``, ``release(token)``,
     ``read()``."""
+    WORKER = "worker"
+    """A worker of the record. Verb: ``die()``, after which its process is dead and others may have its leases."""
     CLOCK = "clock"
     """The database's clock. Verbs: ``read()``, and ``set(seconds)`` of one that is moved by hand."""
 

@@ -90,10 +90,12 @@ def find_violation(
     """
     calls = sorted(calls, key=lambda call: call.start)
     clock = Clock(calls, steps)
+    deaths = [call for call in calls if call.kind is Kind.WORKER]
     if (pair := clock.contradiction()) is not None:
         return Violation(_NOT_ONE_CLOCK, pair, (Window(0, -1),) * 2, (), len(calls))
     for (kind, key), of_key in _by_key(calls).items():
-        violation = _History(of_key, clock, EMPTY if from_empty else ANYTHING, limit).violation(f"{kind} {key}")
+        history = _History(of_key, clock, deaths, EMPTY if from_empty else ANYTHING, limit)
+        violation = history.violation(f"{kind} {key}")
         if violation is not None:
             return violation
     return None
@@ -101,11 +103,10 @@ def find_violation(
 
 def _by_key(calls: Sequence[Call]) -> dict[tuple[Kind, str], list[Call]]:
     """The calls on each key, together with those of which nobody knows what they changed."""
-    keys = dict.fromkeys((call.kind, call.key) for call in calls if call.kind is not Kind.CLOCK and call.key != ANY_KEY)
+    calls = [call for call in calls if call.kind not in {Kind.CLOCK, Kind.WORKER}]
+    keys = dict.fromkeys((call.kind, call.key) for call in calls if call.key != ANY_KEY)
     found: dict[tuple[Kind, str], list[Call]] = {key: [] for key in keys}
     for call in calls:
-        if call.kind is Kind.CLOCK:
-            continue
         if call.key != ANY_KEY:
             found[call.kind, call.key].append(call)
         elif call.answer is None:
@@ -125,16 +126,18 @@ class _Recorded:
     changes: bool
 
     @classmethod
-    def of(cls, call: Call, clock: Clock, grants: Mapping[str | None, Call]) -> _Recorded:
+    def of(cls, call: Call, clock: Clock, deaths: Sequence[Call], grants: Mapping[str | None, Call]) -> _Recorded:
         window = clock.window_of(call)
         end = float("inf") if call.end is None else call.end
         token = call.arguments.get("token")
         held = row_while_held(grants.get(token), clock.always)
-        alike = likeness(call) if call.answer is None else None
+        # Whoever was dying may have been found dead.
+        dead = frozenset(death.key for death in deaths if death.start < end)
+        alike = likeness(call, dead) if call.answer is None else None
 
         @cache
         def effects_within(window: Window) -> list[Effect]:
-            return effects_of(call, window, held)
+            return effects_of(call, window, held, dead)
 
         def before(moment: float, number: int) -> Effect:
             return effects_within(clock.window_of(replace(call, end=int(moment))))[number]
@@ -162,9 +165,11 @@ class _Recorded:
 class _History:
     """The calls on one key."""
 
-    def __init__(self, calls: Sequence[Call], clock: Clock, initially: State, limit: int) -> None:
+    def __init__(
+        self, calls: Sequence[Call], clock: Clock, deaths: Sequence[Call], initially: State, limit: int
+    ) -> None:
         self._grants = _by_token(calls)
-        self._all = [_Recorded.of(call, clock, self._grants) for call in calls]
+        self._all = [_Recorded.of(call, clock, deaths, self._grants) for call in calls]
         self._initially = initially
         self._limit = limit
 

@@ -339,7 +339,6 @@ def _found_backfill(state: BackfillState) -> dict[str, Any] | None:
     return {
         "status": state.status.value,
         "token": state.ownership_token,
-        "owner": state.owner,
         "watermark": state.last_watermark,
         "updated_at": to_epoch_seconds(state.updated_at),
     }

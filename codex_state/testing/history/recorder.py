@@ -106,6 +106,13 @@ class Recorder:
             yield
             pending.answered(Answer(APPLIED))
 
+    @contextmanager
+    def death(self, worker: str) -> Iterator[None]:
+        """Record that the process of a worker of this host dies in the block, as by a kill."""
+        with self.call(Kind.WORKER, worker, "die") as pending:
+            yield
+            pending.answered(Answer(APPLIED))
+
     def _begin(self, kind: Kind, key: str, verb: str, arguments: dict[str, Any], start: int) -> str:
         identity = f"{self._name}-{next(self._numbers)}"
         about = {"worker": self._worker, "kind": kind, "key": key, "verb": verb, "arguments": arguments}

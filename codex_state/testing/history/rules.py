@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,14 @@ from codex_state.models import HolderWrite, Requeue, SkipReason
 from codex_state.testing import lease_model as model
 from codex_state.testing.history.calls import ANY_KEY, APPLIED, LEASE_TIMES, LOST, Answer, Call, Kind
 from codex_state.testing.history.seconds import Window
-from codex_state.testing.history.verbs import ClaimRule, WriteRule, claim_rule, is_nameless, write_rule
+from codex_state.testing.history.verbs import (
+    ClaimRule,
+    WriteRule,
+    claim_rule,
+    is_nameless,
+    process_of,
+    write_rule,
+)
 
 Row = model.Job | model.Memory | model.Lock | model.Backfill | None
 
@@ -48,7 +56,7 @@ _TIMES = LEASE_TIMES | {"finished_at", "claimed_at", "last_success_at"}
 """Of these only the one that decides over a lease is kept track of, and compared with what a read finds."""
 
 
-def effects_of(call: Call, window: Window, held: Loose) -> list[Effect]:
+def effects_of(call: Call, window: Window, held: Loose, dead: AbstractSet[str] = model.NOBODY) -> list[Effect]:
     """What a call does, in one or two steps of which each is atomic.
 
     A claim or requeue that is refused asks a second time, for the reason; meanwhile the row may have changed.
@@ -57,6 +65,7 @@ def effects_of(call: Call, window: Window, held: Loose) -> list[Effect]:
         call: the call.
         window: what the database's clock may have shown during it.
         held: the row that its being made tells of, if it needs a lease: see ``row_while_held``.
+        dead: the workers that may have been found dead by a claim. It need not have looked.
     """
     if call.key == ANY_KEY:
         return [lambda state: (UNKNOWN, state[1])]
@@ -66,7 +75,7 @@ def effects_of(call: Call, window: Window, held: Loose) -> list[Effect]:
         case "write_memory" | "write_memory_if_owner":
             return [partial(_write_memory, call=call, window=window, held=held)]
         case "claim" | "take_over":
-            return _claim(call, window)
+            return _claim(call, window, dead)
     return _write(call, window, held)
 
 
@@ -99,13 +108,13 @@ def token_of(state: State) -> str | None:
 # Claims
 
 
-def _claim(call: Call, window: Window) -> list[Effect]:
-    claim, answer = claim_rule(call), call.answer
+def _claim(call: Call, window: Window, dead: AbstractSet[str]) -> list[Effect]:
+    claim, answer = claim_rule(call, dead), call.answer
     if answer is None:
         return [_on_lease(partial(_granted_unheard, claim=claim, window=window))]
     if not call.granted:
         return [
-            _on_lease(partial(_refused, claim=claim, window=window)),
+            _on_lease(partial(_refused, claim=claim_rule(call), window=window)),
             _on_lease(partial(_shows, seen=_reason_seen, expected=answer.outcome)),
         ]
     on_known = _on_lease(partial(_granted, claim=claim, window=window, answer=answer))
@@ -135,16 +144,15 @@ def _granted_unheard(lease: Loose, *, claim: ClaimRule, window: Window) -> Loose
 def _row_of_grant(call: Call) -> Loose:
     answer, given = call.answer, call.arguments
     assert answer is not None
-    token, seconds, owner = answer.token or "", answer.seconds or 0, given["owner"]
+    token, seconds, owner, by = answer.token or "", answer.seconds or 0, given["owner"], process_of(call)
     match call.kind:
         case Kind.JOB:
             failures = answer.failures or 0
-            return Loose(
-                model.Job(model.RUNNING, owner, token, seconds, given["source"], answer.attempt or 0, failures)
-            )
+            attempt = answer.attempt or 0
+            return Loose(model.Job(model.RUNNING, owner, token, seconds, given["source"], attempt, failures, by=by))
         case Kind.LOCK:
-            return Loose(model.Lock(owner, token, seconds))
-    return Loose(model.Backfill(model.RUNNING, seconds, token, owner, None, answer.watermark))
+            return Loose(model.Lock(owner, token, seconds, by))
+    return Loose(model.Backfill(model.RUNNING, seconds, token, None, answer.watermark, by=by))
 
 
 def _refused(lease: Loose, *, claim: ClaimRule, window: Window) -> Loose | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from codex_state.errors import InvalidInputError
 from codex_state.models import HolderWrite, Requeue
+from codex_state.processes import Owner
 from codex_state.testing import lease_model as model
 from codex_state.testing.history.calls import Call, Kind
 
@@ -25,11 +27,11 @@ _CLAIMS: Mapping[tuple[Kind, str], Callable[..., tuple[Any, model.ClaimOutcome]]
     (Kind.JOB, "claim"): model.claim_job,
     (Kind.LOCK, "claim"): model.acquire_lock,
     (Kind.BACKFILL, "claim"): model.claim_backfill,
-    (Kind.BACKFILL, "take_over"): lambda row, **given: (model.take_over_backfill(row, **given), model.GRANTED),
+    (Kind.BACKFILL, "take_over"): lambda row, **given: (model.take_over_backfill(row, lease=0, **given), model.GRANTED),
 }
 
 _WRITES: Mapping[tuple[Kind, str], Callable[[Any, _Given, int], tuple[Any, HolderWrite]]] = {
-    (Kind.JOB, "renew"): lambda row, given, now: model.renew_job(row, given["token"], now),
+    (Kind.JOB, "renew"): lambda row, given, now: model.renew_job(row, given["token"], now, given["by"]),
     (Kind.JOB, "succeed"): lambda row, given, now: model.succeed_job(
         row, given["token"], given["path"], given["summary"], now
     ),
@@ -38,11 +40,11 @@ _WRITES: Mapping[tuple[Kind, str], Callable[[Any, _Given, int], tuple[Any, Holde
     ),
     (Kind.JOB, "release"): lambda row, given, now: model.release_job(row, given["token"], given["reason"], now),
     (Kind.JOB, "requeue"): lambda row, _given, now: _requeue(row, now),
-    (Kind.LOCK, "renew"): lambda row, given, now: model.renew_lock(row, given["token"], now),
+    (Kind.LOCK, "renew"): lambda row, given, now: model.renew_lock(row, given["token"], now, given["by"]),
     (Kind.LOCK, "release"): lambda row, given, _now: model.release_lock(row, given["token"]),
-    (Kind.BACKFILL, "renew"): lambda row, given, now: model.change_held_backfill(row, given["token"], now),
+    (Kind.BACKFILL, "renew"): lambda row, given, now: model.renew_backfill(row, given["token"], now, given["by"]),
     (Kind.BACKFILL, "checkpoint"): lambda row, given, now: model.checkpoint_backfill(
-        row, given["token"], given["watermark"], now
+        row, given["token"], given["watermark"], now, given["by"]
     ),
     (Kind.BACKFILL, "complete"): lambda row, given, now: model.complete_backfill(
         row, given["token"], given["watermark"], now
@@ -51,8 +53,8 @@ _WRITES: Mapping[tuple[Kind, str], Callable[[Any, _Given, int], tuple[Any, Holde
 }
 
 
-def claim_rule(call: Call) -> ClaimRule:
-    """The rule of a claim, with the token that it got."""
+def claim_rule(call: Call, dead: AbstractSet[str] = model.NOBODY) -> ClaimRule:
+    """The rule of a claim that finds these workers dead, with the token that it got."""
     rule, given = _rule_of(call, _CLAIMS), dict(call.arguments)
     if call.answer is not None:
         given["token"] = call.answer.token or ""
@@ -61,13 +63,25 @@ def claim_rule(call: Call) -> ClaimRule:
         if call.kind is not Kind.LOCK:
             given["owner"] = _NO_OWNER
         given["token"] = _NAMELESS + str(sorted(given.items()))
+    # Of whom nobody heard, it matters only who died.
+    given["by"] = model.ANYBODY if call.answer is None and call.worker not in dead else process_of(call)
+    if call.kind is Kind.BACKFILL:
+        del given["owner"]  # a name for people
+    if call.verb == "claim":
+        given["dead"] = dead
     return lambda row, now: rule(row, **given, now=now)
 
 
 def write_rule(call: Call) -> WriteRule:
     """The rule of any other write of a lease's row."""
     rule = _rule_of(call, _WRITES)
-    return lambda row, now: rule(row, call.arguments, now)
+    given = {**call.arguments, "by": process_of(call)}
+    return lambda row, now: rule(row, given, now)
+
+
+def process_of(call: Call) -> Owner:
+    """The process that made a call. In a record a worker is one."""
+    return Owner("", call.worker)
 
 
 def is_nameless(row: Any) -> bool:
@@ -76,10 +90,10 @@ def is_nameless(row: Any) -> bool:
     return token is not None and token.startswith(_NAMELESS)
 
 
-def likeness(call: Call) -> tuple[Any, ...]:
-    """Equal for calls of which one can stand for the other when neither has an answer."""
+def likeness(call: Call, dead: AbstractSet[str]) -> tuple[Any, ...]:
+    """Equal for calls of which one can stand for the other when neither has an answer, and these workers died."""
     matters = {name: value for name, value in call.arguments.items() if name != "owner" or call.kind is Kind.LOCK}
-    return (call.key, call.verb, *sorted(matters.items()))
+    return (call.worker if call.worker in dead else None, call.key, call.verb, *sorted(matters.items()))
 
 
 def _requeue(row: Any, now: int) -> tuple[Any, HolderWrite]:

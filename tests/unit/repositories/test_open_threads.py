@@ -174,7 +174,7 @@ def test_a_thread_whose_job_is_taken_over_for_an_older_version_meanwhile_is_not_
 
     search, parameters = search_of(scope_kinds=["user"], max_age_seconds=3600, sources=["cli"], home=None)
     statement = phase1_open_threads.settled_threads(search, 9).params(
-        parameters | {"lease_seconds": 3600} | phase1_open_threads.claimed_threads([])
+        parameters | {"new_lease_seconds": 3600} | phase1_open_threads.claimed_threads([])
     )
     for _ in range(times):
         take_over(thread.updated_at)
@@ -199,7 +199,7 @@ def test_jobs_of_a_former_directory_do_not_bring_their_thread_back_again_and_aga
     assert claim(state) == 2, "the user's scope and the new directory's"
     reopened = phase1_open_threads.reopen(("cwd", "user"))
     assert claim(state) == 0
-    assert state.session.connection().execute(reopened, {"lease_seconds": 3600}).all() == []
+    assert state.session.connection().execute(reopened, {"new_lease_seconds": 3600}).all() == []
     assert open_ones(state) == 0
 
 

@@ -14,6 +14,7 @@ import pytest
 from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, Product, SortKey, ThreadQuery
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
+from codex_state.testing.processes import ManualProcesses
 from codex_state.testing.samples import NOON, a_log_line, a_thread
 
 _OLD = timedelta(days=10_000)
@@ -23,7 +24,7 @@ _KEY = Phase1Key(uuid4(), MemoryScope.user())
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateRuntime]:
     """A store as the migrations make it, with some rows and, like a store in use, without statistics."""
     with StateRuntime.open(StateSettings(codex_home=tmp_path_factory.mktemp("home"))) as runtime:
         with runtime.begin() as state:
@@ -40,8 +41,13 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
             state.logs.insert_many([a_log_line(str(number)) for number in range(50)])
             for thread in threads[:50]:
                 state.thread_memories.upsert(thread.id, "raw", "summary")
-        with runtime.autocommit() as state:
-            yield state
+        yield runtime
+
+
+@pytest.fixture
+def state(runtime: StateRuntime) -> Iterator[State]:
+    with runtime.autocommit() as state:
+        yield state
 
 
 def _plan_of(state: State, work: Callable[[State], Any]) -> list[str]:
@@ -204,10 +210,15 @@ def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
     state: State, scope_kinds: tuple[str, ...], index: str, max_running: int | None
 ) -> None:
     """L10: what is finished isn't in the index that it walks."""
-    begin, reopen, claim, *settle, commit = _plans_of(
+    begin, reopen, claim, *settle, holders, commit = _plans_of(
         state,
         lambda state: state.phase1_jobs.claim_candidates(
-            owner=uuid4(), lease=_HOUR, max_age=_OLD, max_running=max_running, scope_kinds=scope_kinds
+            owner=uuid4(),
+            lease=_HOUR,
+            limit=500,
+            max_age=_OLD,
+            max_running=max_running,
+            scope_kinds=scope_kinds,
         ),
     )
     assert (begin, commit) == ([], [])
@@ -230,8 +241,34 @@ def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
         live = "idx_memory_phase1_jobs_status_started_at (status=? AND started_at>?)"
         expected.add(f"SEARCH memory_phase1_jobs USING INDEX {live}")
     assert _reads(claim) == expected
+    # Then, as there was less than was wanted, the processes that hold jobs: the first one, and the next after each.
+    of_process = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_owner_process"
+    assert _reads(holders) == {f"{of_process} (status=? AND owner_process>? AND owner_process<?)"}
     # Only the leases that the statement returns are sorted: two branches in one merge, or four at once.
     assert claim.count("USE TEMP B-TREE FOR ORDER BY") == (2 if len(scope_kinds) == 1 else 1)
+
+
+def test_a_take_over_from_the_dead_reads_their_jobs_alone(runtime: StateRuntime, state: State) -> None:
+    """L10."""
+    processes = ManualProcesses()
+    with processes.installed(runtime.database):
+        state.phase1_jobs.claim_candidates(owner=uuid4(), lease=timedelta(0), max_age=_OLD, limit=10)
+        processes.kill(processes.this())
+        processes.become(2)
+        plans = _plans_of(
+            state,
+            lambda state: state.phase1_jobs.claim_candidates(owner=uuid4(), lease=_HOUR, max_age=_OLD, limit=200),
+        )
+        single = _plans_of(
+            state,
+            lambda state: state.phase1_jobs.try_claim(_KEY, owner=uuid4(), source_updated_at=NOON, lease=_HOUR),
+        )
+    of_process = (
+        "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_owner_process (status=? AND owner_process=?)"
+    )
+    assert [number for number, steps in enumerate(plans) if of_process in steps] == [len(plans) - 4]
+    steps = {step for steps in (*plans, *single) for step in _reads(steps)}
+    assert [step for step in steps if not step.startswith("SEARCH")] == []
 
 
 def _reads(steps: list[str]) -> set[str]:

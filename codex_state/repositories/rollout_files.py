@@ -1,0 +1,221 @@
+"""The inventory of rollout files, and the rows of threads that come from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from msgspec.structs import fields
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.types import TypeEngine
+
+from codex_state.drafts import ThreadDraft
+from codex_state.models import LOCAL_HOME, RolloutFile, RolloutFileState, Thread
+from codex_state.models.columns import UuidText, big_integer, stored_type, text
+from codex_state.repositories.base import Repository, table_of
+
+_threads = table_of(Thread)
+_files = table_of(RolloutFile)
+
+ROLLOUT_COLUMNS = tuple(field.name for field in fields(ThreadDraft))
+"""The columns of ``threads`` that rollouts decide. An upsert from rollouts touches no other that a caller can set."""
+
+
+def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Insert:
+    """Insert a thread, or replace of its row what its rollout decides."""
+    written = (*ROLLOUT_COLUMNS, "home")
+    statement = insert(_threads).values(
+        {name: bindparam(name, type_=type_of(_threads.c[name].type)) for name in written}
+    )
+    row, new = _threads.c, statement.excluded
+    said_at = bindparam("memory_mode_said_at", type_=big_integer)
+    is_chosen = and_(
+        row.memory_mode_chosen_at.is_not(None), or_(said_at.is_(None), said_at <= row.memory_mode_chosen_at)
+    )
+    has_newer_name = or_(new.name_at.is_(None), row.name_at > new.name_at)
+    rules: dict[str, ColumnElement[Any]] = {
+        # A rollout tells where its repository stood at first; a row may know better.
+        **{name: func.coalesce(row[name], new[name]) for name in ("git_sha", "git_branch", "git_origin_url")},
+        # Of two names the newer one stays, wherever it was given.
+        "name": case((has_newer_name, row.name), else_=new.name),
+        "name_at": case((has_newer_name, row.name_at), else_=new.name_at),
+        # What somebody chose here stays until the rollout says something later.
+        "memory_mode": case((is_chosen, row.memory_mode), else_=new.memory_mode),
+        "memory_mode_chosen_at": case((is_chosen, row.memory_mode_chosen_at), else_=null()),
+        "archived_at": case(
+            (new.archived == literal_column("0"), null()), else_=func.coalesce(row.archived_at, new.archived_at)
+        ),
+        # Another directory is another scope, which nobody has settled.
+        "cwd_settled_for": case((row.cwd == new.cwd, row.cwd_settled_for), else_=null()),
+        "gone_at": null(),
+    }
+    return statement.on_conflict_do_update(
+        index_elements=["id"],
+        set_={name: new[name] for name in written if name != "id"} | rules,
+        # A thread that was seen in two homes belongs to the one whose rollout was written last, and is there.
+        where=or_(row.home == new.home, row.updated_at <= new.updated_at, row.gone_at.is_not(None)),
+    )
+
+
+_UPSERT_DRAFTS = _from_rollouts(stored_type)
+UPSERT_FROM_ROLLOUTS = _from_rollouts(lambda kind: kind)
+"""The same for threads as entities hold them."""
+
+
+class FileRow(NamedTuple):
+    """What the inventory knows of one file, as it is stored."""
+
+    path: str
+    size: int
+    mtime_ns: int | None
+    state: str
+    thread_id: str | None
+    error: str | None
+
+
+def _stored(column: Any) -> ColumnElement[Any]:
+    return type_coerce(column, stored_type(column.type)).label(column.key)
+
+
+_OF_HOME = _files.c.home == bindparam("of_home", type_=text)
+_rows = select(*(_stored(_files.c[name]) for name in FileRow._fields))
+_PAGE = (
+    _rows.where(_OF_HOME, _files.c.path > bindparam("after", type_=text))
+    .order_by(_files.c.path)
+    .limit(bindparam("row_limit", type_=big_integer))
+)
+_OF_THREADS = _rows.where(_OF_HOME, _files.c.thread_id.in_(bindparam("thread_ids", expanding=True, type_=UuidText())))
+_AT = _rows.where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
+_insert_file = insert(_files).values(
+    {column.key: bindparam(column.key, type_=stored_type(column.type)) for column in _files.columns}
+)
+_PUT = _insert_file.on_conflict_do_update(
+    index_elements=["home", "path"],
+    set_={
+        column.key: _insert_file.excluded[column.key] for column in _files.columns if column.key not in ("home", "path")
+    },
+)
+_DROP = delete(_files).where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
+_FORGET = update(_files).where(_OF_HOME).values(mtime_ns=null()).returning(_files.c.path)
+_FORGET_FAILED = _FORGET.where(_files.c.state == literal_column(f"'{RolloutFileState.FAILED.value}'", text))
+_FORGET_THREADS = _FORGET.where(_files.c.thread_id.in_(bindparam("thread_ids", expanding=True, type_=UuidText())))
+_is_indexed = _files.c.state == literal_column(f"'{RolloutFileState.INDEXED.value}'", text)
+# The row was lost, or its home lost the file that this home has as well.
+_WITHOUT_THREADS = (
+    select(_files.c.path)
+    .select_from(_files.outerjoin(_threads, _threads.c.id == _files.c.thread_id))
+    .where(
+        _OF_HOME,
+        _is_indexed,
+        _files.c.thread_id.is_not(None),
+        or_(_threads.c.id.is_(None), and_(_threads.c.home != _files.c.home, _threads.c.gone_at.is_not(None))),
+    )
+)
+_SAMPLE = (
+    select(_files.c.path, _stored(_threads.c.rollout_path))
+    .join(_threads, _threads.c.id == _files.c.thread_id)
+    .where(_OF_HOME, _is_indexed, _threads.c.home == _files.c.home)
+    .order_by(_files.c.path)
+    .limit(literal_column("1"))
+)
+_old_root = bindparam("old_root", type_=text)
+_stored_path = type_coerce(_threads.c.rollout_path, text)
+_MOVE_HOME = (
+    update(_threads)
+    .where(
+        _threads.c.home == bindparam("of_home", type_=text),
+        func.substr(_stored_path, literal_column("1"), func.length(_old_root)) == _old_root,
+    )
+    .values(
+        rollout_path=type_coerce(
+            bindparam("new_root", type_=text).concat(func.substr(_stored_path, func.length(_old_root) + 1)),
+            _threads.c.rollout_path.type,
+        )
+    )
+    .returning(_threads.c.id)
+)
+_HOMES = select(_threads.c.id, _threads.c.home).where(
+    _threads.c.id.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))
+)
+
+
+class RolloutFileRepository(Repository):
+    """The inventory of a home's files (``rollout_files``), and what it makes of the ``threads`` table."""
+
+    def page(self, home: str = LOCAL_HOME, *, after: str = "", limit: int = 5000) -> list[FileRow]:
+        """The next files of a home in the order of their paths."""
+        rows = self._all(_PAGE, {"of_home": home, "after": after, "row_limit": limit})
+        return [FileRow(*row) for row in rows]
+
+    def get(self, path: str, home: str = LOCAL_HOME) -> FileRow | None:
+        """What is known of one file."""
+        row = self._one(_AT, {"of_home": home, "of_path": path})
+        return None if row is None else FileRow(*row)
+
+    def of_threads(self, thread_ids: Collection[UUID], home: str = LOCAL_HOME) -> dict[UUID, list[FileRow]]:
+        """The files of each of these threads, for a few hundred at once."""
+        found: dict[UUID, list[FileRow]] = {}
+        if thread_ids:
+            for row in self._all(_OF_THREADS, {"of_home": home, "thread_ids": list(thread_ids)}):
+                found.setdefault(UUID(row.thread_id), []).append(FileRow(*row))
+        return found
+
+    def put(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what is known of files, by all columns of the table in their stored form."""
+        self._many(_PUT, rows)
+
+    def drop(self, paths: Collection[str], home: str = LOCAL_HOME) -> None:
+        """Forget files that aren't there any more and whose threads have others."""
+        self._many(_DROP, [{"of_home": home, "of_path": path} for path in paths])
+
+    def read_again(
+        self, home: str = LOCAL_HOME, *, failed: bool = False, thread_ids: Collection[UUID] | None = None
+    ) -> int:
+        """Have the next refresh read files though they look unchanged: all, those that failed, or those of threads.
+
+        Returns:
+            How many.
+        """
+        if thread_ids is not None:
+            return len(self._all(_FORGET_THREADS, {"of_home": home, "thread_ids": list(thread_ids)}))
+        return len(self._all(_FORGET_FAILED if failed else _FORGET, {"of_home": home}))
+
+    def without_threads(self, home: str = LOCAL_HOME) -> Sequence[str]:
+        """Indexed files whose thread has no row, or one of another home that has lost its file."""
+        return [row.path for row in self._all(_WITHOUT_THREADS, {"of_home": home})]
+
+    def sample(self, home: str = LOCAL_HOME) -> tuple[str, str] | None:
+        """One indexed file, and where its thread's row says that it lies."""
+        row = self._one(_SAMPLE, {"of_home": home})
+        return None if row is None else (row.path, row.rollout_path)
+
+    def move_home(self, old_root: str, new_root: str, home: str = LOCAL_HOME) -> int:
+        """Have the rows of a home that was moved or copied say where their files lie now. Returns how many changed."""
+        return len(self._all(_MOVE_HOME, {"of_home": home, "old_root": old_root, "new_root": new_root}))
+
+    def upsert_threads(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what rollouts say of threads, keeping everything else that their rows hold: all or none.
+
+        A row has the fields of ``ThreadDraft``, ``home``, and ``memory_mode_said_at``: when the rollout said so. A row
+        of another home stays as it is when its rollout was written later than this one: the thread has moved there.
+        """
+        self._many(_UPSERT_DRAFTS, rows)
+
+    def homes_of(self, thread_ids: Collection[UUID]) -> dict[UUID, str]:
+        """Which home the row of each of these threads belongs to."""
+        return {row.id: row.home for row in self._all(_HOMES, {"thread_ids": list(thread_ids)})} if thread_ids else {}

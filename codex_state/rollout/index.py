@@ -1,0 +1,329 @@
+"""From the files of a thread to its rows: which one counts, what it says, and what the inventory notes of each.
+
+What a backfill does for many files, everything else does for one: there is no other way into the index.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from codex_state import telemetry
+from codex_state.drafts import ThreadDraft, ToolDraft
+from codex_state.errors import IntegrityViolationError, InvalidInputError, RolloutError
+from codex_state.models import DynamicTool, RolloutFileState, Thread
+from codex_state.models.columns import path_to_text
+from codex_state.repositories.rollout_files import FileRow
+from codex_state.rollout.files import FoundFile, is_archived, parse_any_name, rank, relative_to
+from codex_state.rollout.fold import Extraction, go_on_from, telling_time
+from codex_state.rollout.head import git_of
+from codex_state.rollout.inventory import Change, paths_of
+from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
+from codex_state.runtime import State, StateRuntime
+
+_WSL_DRIVE = re.compile(r"/mnt/[A-Za-z](/|$)")
+
+
+@dataclass(slots=True)
+class Settled:
+    """What a batch of changes comes to: rows to be written in one transaction."""
+
+    threads: list[Extraction] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    """Files that are gone, of threads that have others."""
+    gone: set[UUID] = field(default_factory=set)
+    """Threads whose last file is gone."""
+    file_of: dict[str, str] = field(default_factory=dict)
+    """The file of each thread among ``threads``."""
+
+    def failures(self) -> Iterable[tuple[str, str]]:
+        """Path and reason of each file that couldn't be used."""
+        return ((path, row["error"]) for path, row in self.files.items() if row["state"] == RolloutFileState.FAILED)
+
+
+class Settling:
+    """Decides for batches of changed files; reads again only where a thread has several."""
+
+    def __init__(self, runtime: StateRuntime) -> None:
+        """Decide for the runtime's home."""
+        self._runtime = runtime
+        self._home = str(runtime.codex_home)
+        self._provider = runtime.default_provider
+        # For this run only: links may change while a service lives.
+        self._normalized = cache(normalized_cwd_text)
+
+    def settle(self, batch: Sequence[tuple[Change, Result | None]]) -> Settled:
+        """What these changes come to. Nothing is written yet.
+
+        Args:
+            batch: each change with what its file says; ``None`` for a file that is gone.
+        """
+        settled = Settled()
+        results = {change.path: result for change, result in batch if result is not None}
+        found = {change.path: change.found for change, _ in batch if change.found is not None}
+        threads: dict[UUID, set[str]] = {}
+        for change, result in batch:
+            owner, concerned = _owners(change, result)
+            for thread_id in concerned:
+                paths = threads.setdefault(thread_id, set())
+                if thread_id == owner:
+                    paths.add(change.path)
+            if change.found is None:
+                settled.dropped.add(change.path)
+            elif owner is None and isinstance(result, Failed):
+                settled.files[change.path] = self._failed(change.path, change.found, result, None)
+        with self._runtime.read() as state:
+            known = state.rollout_files.of_threads(threads.keys(), self._runtime.home)
+        for thread_id, paths in threads.items():
+            rows = {row.path: row for row in known.get(thread_id, ())}
+            unchanged = {path for path in paths_of([*rows.values()]) if path not in found} - settled.dropped
+            present = sorted(paths | unchanged, key=lambda path: rank(path, thread_id), reverse=True)
+            if present:
+                settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
+                settled.dropped -= set(present)
+                self._choose(settled, thread_id, {path: found.get(path) or rows[path] for path in present}, results)
+            elif rows:
+                settled.gone.add(thread_id)
+                for path in rows.keys() & settled.dropped:
+                    settled.dropped.remove(path)
+                    settled.files[path] = self._row(path, rows[path], RolloutFileState.GONE, thread_id)
+        return settled
+
+    def _choose(
+        self, settled: Settled, thread_id: UUID, files: dict[str, FoundFile | FileRow], results: dict[str, Result]
+    ) -> None:
+        """The newest of a thread's files that can be read makes its row. ``files`` has the newest first."""
+        winner = None
+        for position, (path, looked) in enumerate(files.items()):
+            if winner is not None:
+                # Not read: a newer file of the thread is there. Whether this one could be doesn't matter now.
+                settled.files[path] = self._row(path, looked, RolloutFileState.SUPERSEDED, thread_id)
+                continue
+            result = results.get(path) or extract_one(f"{self._home}/{path}", self._provider)
+            if isinstance(result, Failed):
+                settled.files[path] = self._failed(path, looked, result, thread_id)
+            elif UUID(result.extraction.draft.id) == thread_id:
+                winner = path
+                self._win(settled, path, result.extraction, [*files][position + 1 :])
+
+    def _win(self, settled: Settled, path: str, extraction: Extraction, earlier: Sequence[str]) -> None:
+        draft = msgspec.structs.replace(extraction.draft)
+        extraction = msgspec.structs.replace(extraction, draft=draft)
+        if extraction.base_end is not None:
+            go_on_from(extraction, [f"{self._home}/{each}" for each in earlier], self._provider)
+        for each in reversed(earlier):
+            # Where the repository stood at first: in the oldest file that says so.
+            if (git := git_of(Path(self._home, each), draft.id)) is not None:
+                draft.git_sha = git.commit_hash or draft.git_sha
+                draft.git_branch = git.branch or draft.git_branch
+                draft.git_origin_url = git.repository_url or draft.git_origin_url
+                break
+        draft.rollout_path = f"{self._home}/{path}"
+        draft.cwd = self._normalized(draft.cwd)
+        draft.archived = int(is_archived(path))
+        draft.archived_at = draft.updated_at if draft.archived else None
+        settled.threads.append(extraction)
+        settled.file_of[draft.id] = path
+        settled.files[path] = {
+            "home": self._runtime.home,
+            "path": path,
+            "thread_id": draft.id,
+            "size": extraction.stamp.size,
+            "mtime_ns": extraction.stamp.mtime_ns,
+            "state": RolloutFileState.INDEXED.value,
+            "error": None,
+            "parse_errors": extraction.parse_errors,
+            "unknown_lines": extraction.unknown_lines,
+        }
+
+    def _row(
+        self,
+        path: str,
+        looked: FoundFile | FileRow | None,
+        state: RolloutFileState,
+        thread_id: UUID | None,
+        error: str | None = None,
+    ) -> dict[str, Any]:
+        return {
+            "home": self._runtime.home,
+            "path": path,
+            "thread_id": None if thread_id is None else str(thread_id),
+            "size": 0 if looked is None else looked.size,
+            "mtime_ns": None if looked is None or looked.mtime_ns is None else telling_time(looked.mtime_ns),
+            "state": state.value,
+            "error": error,
+            "parse_errors": None,
+            "unknown_lines": None,
+        }
+
+    def _failed(
+        self, path: str, looked: FoundFile | FileRow | None, failed: Failed, thread_id: UUID | None
+    ) -> dict[str, Any]:
+        row = self._row(path, looked, RolloutFileState.FAILED, thread_id, failed.error)
+        # What the file holds stays as it is. What kept it from being read may be over at any time.
+        return row | {"mtime_ns": None} if failed.may_pass else row
+
+
+def _owners(change: Change, result: Result | None) -> tuple[UUID | None, set[UUID]]:
+    """Whose file it is now, and all threads for which something may have changed.
+
+    Its content says whose it is; its name does where it can't be read.
+    """
+    concerned = change.thread_ids
+    if isinstance(result, Extracted):
+        owner = UUID(result.extraction.draft.id)
+        return owner, ({owner} | concerned if change.known is not None else {owner})
+    named = parse_any_name(change.path.rpartition("/")[2])
+    return (None if result is None or named is None else named.thread_id), concerned
+
+
+def store(state: State, settled: Settled, home: str) -> None:
+    """Write what a batch came to, in the caller's transaction (law L5)."""
+    state.rollout_files.upsert_threads([thread_row(each.draft, home, each.memory_mode_at) for each in settled.threads])
+    owners = {UUID(extraction.tools_thread_id) for extraction in settled.threads if extraction.tools}
+    homes = state.rollout_files.homes_of(owners)
+    for extraction in settled.threads:
+        # The head may be another thread's, which may have no row; and the thread may be another home's.
+        if extraction.tools and homes.get(UUID(extraction.tools_thread_id)) == home:
+            state.dynamic_tools.persist(tools_of(UUID(extraction.tools_thread_id), extraction.tools))
+    state.phase1_jobs.reopen_found([UUID(extraction.draft.id) for extraction in settled.threads])
+    state.rollout_files.put([*settled.files.values()])
+    state.rollout_files.drop(settled.dropped, home)
+    state.threads.mark_gone(settled.gone, home)
+
+
+def store_singly(state: State, settled: Settled, home: str) -> None:
+    """``store``, with each thread by itself: one that can't be stored is noted as failed and stops no other."""
+    for extraction in settled.threads:
+        path = settled.file_of[extraction.draft.id]
+        one = Settled([extraction], {path: settled.files[path]})
+        try:
+            with state.session.begin_nested():
+                store(state, one, home)
+        except (InvalidInputError, IntegrityViolationError) as error:
+            row = settled.files[path]
+            settled.files[path] = row | {"state": RolloutFileState.FAILED.value, "error": str(error)}
+    store(state, Settled([], settled.files, settled.dropped, settled.gone), home)
+
+
+def thread_row(draft: ThreadDraft, home: str, memory_mode_said_at: int | None) -> dict[str, Any]:
+    """The parameters that write a draft: see ``RolloutFileRepository.upsert_threads``."""
+    return msgspec.structs.asdict(draft) | {"home": home, "memory_mode_said_at": memory_mode_said_at}
+
+
+def take_in(runtime: StateRuntime, paths: Iterable[str]) -> None:
+    """Bring the rows of a few files up to date, whatever became of them.
+
+    Args:
+        runtime: the open state.
+        paths: relative to the home, with ``/``. A file that is gone while its tree is there counts as gone.
+    """
+    batch: list[tuple[Change, Result | None]] = []
+    with runtime.read() as state:
+        known = {path: state.rollout_files.get(path, runtime.home) for path in dict.fromkeys(paths)}
+    for path, row in known.items():
+        found = look_at(runtime, path)
+        if found is not None:
+            result = extract_one(f"{runtime.codex_home}/{path}", runtime.default_provider)
+            batch.append((Change(path, found, row), result))
+        elif (runtime.codex_home / path.partition("/")[0]).is_dir():
+            batch.append((Change(path, None, row), None))
+    settled = Settling(runtime).settle(batch)
+    runtime.run(lambda state: store(state, settled, runtime.home))
+
+
+def look_at(runtime: StateRuntime, path: str) -> FoundFile | None:
+    """A file of the home as a walk finds it; ``None`` when it isn't there."""
+    try:
+        status = os.lstat(runtime.codex_home / path)
+    except OSError:
+        return None
+    return FoundFile(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def index_rollout(runtime: StateRuntime, path: Path) -> Thread:
+    """Read a rollout and write its thread, memory mode and tools, all or none. What only the row knows is kept.
+
+    It need not be the file that counts: when its thread has a newer one, the thread's row says what that one says. A
+    file outside the home is taken for the thread's.
+
+    Raises:
+        RolloutError: the file can't be read, holds no usable line, or doesn't say whose it is.
+    """
+    result = extract_one(str(path), runtime.default_provider)
+    if isinstance(result, Failed):
+        raise RolloutError(result.error)
+    extraction = result.extraction
+    if extraction.parse_errors:
+        telemetry.count(telemetry.DB_ERROR, extraction.parse_errors, stage="reconcile_rollout")
+    inside = relative_to(runtime.codex_home, path)
+    found = None if inside is None else look_at(runtime, inside)
+    if inside is None or found is None:
+        extraction.draft.cwd = normalized_cwd_text(extraction.draft.cwd)
+        settled = Settled([extraction])
+    else:
+        settled = Settling(runtime).settle([(Change(inside, found, None), result)])
+    runtime.run(lambda state: store(state, settled, runtime.home))
+    with runtime.read() as state:
+        thread = state.threads.get(UUID(extraction.draft.id))
+    assert thread is not None
+    return thread
+
+
+def tools_of(thread_id: UUID, drafts: Iterable[ToolDraft]) -> list[DynamicTool]:
+    """The entities of a thread's tools, in their order."""
+    return [
+        DynamicTool(
+            thread_id=thread_id,
+            position=position,
+            name=draft.name,
+            description=draft.description,
+            input_schema=json.loads(draft.input_schema),
+            defer_loading=draft.defer_loading,
+            namespace=draft.namespace,
+        )
+        for position, draft in enumerate(drafts)
+    ]
+
+
+def normalize_cwd(cwd: Path) -> Path:
+    """The directory without links and ``..``, so that its threads are found whatever way it was spelled.
+
+    A directory that doesn't exist (any more) stays as it is, and so does the empty path. On WSL, ``/mnt/<drive>`` paths
+    are made lower case, because there case doesn't matter.
+    """
+    return Path(normalized_cwd_text(path_to_text(cwd)))
+
+
+def normalized_cwd_text(cwd: str) -> str:
+    """``normalize_cwd`` for the text of a path."""
+    if not cwd:
+        return cwd
+    try:
+        real = os.path.realpath(cwd, strict=True)
+    except (OSError, ValueError):
+        real = cwd
+    else:
+        if cwd.startswith("//") and not cwd.startswith("///"):
+            # POSIX leaves the meaning of exactly two slashes to the system, so they are kept.
+            real = f"/{real}"
+    if _is_wsl() and _WSL_DRIVE.match(real):
+        return "".join(character.lower() if character.isascii() else character for character in real)
+    return real
+
+
+@cache
+def _is_wsl() -> bool:
+    return "microsoft" in platform.release().lower()

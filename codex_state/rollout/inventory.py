@@ -1,0 +1,152 @@
+"""What has changed in a home since its files were last read, and which file of a thread counts.
+
+The tree is walked and held against the inventory, both in the order of their paths, so that neither need be in memory.
+A file is the same while its size and its time in nanoseconds are; one that was read within seconds of its last write is
+read again, because its next change might not show.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+from codex_state.models import RolloutFileState
+from codex_state.repositories.rollout_files import FileRow
+from codex_state.rollout.files import (
+    ARCHIVED_SESSIONS_DIRECTORY,
+    SESSIONS_DIRECTORY,
+    FoundFile,
+    OnProblem,
+    WalkProblem,
+    parse_any_name,
+    walk_rollouts,
+)
+from codex_state.runtime import StateRuntime
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A file that isn't as the inventory knows it."""
+
+    path: str
+    """Relative to the home, with ``/``."""
+    found: FoundFile | None
+    """What is there now; ``None`` when it is gone."""
+    known: FileRow | None
+    """What the inventory says; ``None`` when it is new."""
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether the file looks unchanged, and only the reason why it couldn't be read may be over."""
+        return self.found is not None and self.known is not None and self.known.state == RolloutFileState.FAILED
+
+    @property
+    def thread_ids(self) -> set[UUID]:
+        """Whose file it may be, by its name and by what is known."""
+        ids = set()
+        named = parse_any_name(self.path.rpartition("/")[2])
+        if named is not None:
+            ids.add(named.thread_id)
+        if self.known is not None and self.known.thread_id is not None:
+            ids.add(UUID(self.known.thread_id))
+        return ids
+
+
+class KnownFailure(NamedTuple):
+    """A file that couldn't be read, and hasn't changed since."""
+
+    path: str
+    error: str
+
+
+class Comparison:
+    """One walk through the home's tree and the inventory. Iterate over it once: it gives the changes."""
+
+    def __init__(self, runtime: StateRuntime, on_problem: OnProblem | None = None) -> None:
+        """Compare the runtime's home with what its database knows of it."""
+        self.failures: list[KnownFailure] = []
+        """Files that failed before and look the same; filled as the comparison goes."""
+        self._runtime = runtime
+        self._on_problem = on_problem
+        self._unseen: list[str] = []
+        """Where the tree couldn't be looked into: what was there may still be."""
+
+    def __iter__(self) -> Iterator[Change]:
+        home = self._runtime.codex_home
+        self._unseen = [
+            f"{root}/" for root in (SESSIONS_DIRECTORY, ARCHIVED_SESSIONS_DIRECTORY) if not (home / root).is_dir()
+        ]
+        with self._runtime.read() as state:
+            orphans = frozenset(state.rollout_files.without_threads(self._runtime.home))
+        known = self._known()
+        row = next(known, None)
+        for file in walk_rollouts(home, on_problem=self._note):
+            while row is not None and row.path < file.path:
+                yield from self._gone(row)
+                row = next(known, None)
+            if row is None or row.path != file.path:
+                yield Change(file.path, file, None)
+                continue
+            is_same = (row.size, row.mtime_ns) == (file.size, file.mtime_ns) and row.state != RolloutFileState.GONE
+            if not is_same or row.path in orphans:
+                yield Change(file.path, file, row)
+            elif row.state == RolloutFileState.FAILED:
+                self.failures.append(KnownFailure(row.path, row.error or "unknown"))
+            row = next(known, None)
+        while row is not None:
+            yield from self._gone(row)
+            row = next(known, None)
+
+    def _known(self) -> Iterator[FileRow]:
+        """All rows in their order, each page from a snapshot of its own: a reader that stays keeps the WAL growing."""
+        after = ""
+        while True:
+            with self._runtime.read() as state:
+                rows = state.rollout_files.page(self._runtime.home, after=after)
+            if not rows:
+                return
+            yield from rows
+            after = rows[-1].path
+
+    def _gone(self, row: FileRow) -> Iterator[Change]:
+        judged = row.state != RolloutFileState.GONE and not row.path.startswith(tuple(self._unseen))
+        if judged and "/" in row.path:  # names of threads come from files that lie in the home itself
+            yield Change(row.path, None, row)
+
+    def _note(self, problem: WalkProblem) -> None:
+        if not problem.is_link:
+            inside = os.path.relpath(problem.path, self._runtime.codex_home)
+            self._unseen.append(Path(inside).as_posix() + ("/" if Path(problem.path).is_dir() else ""))
+        if self._on_problem is not None:
+            self._on_problem(problem)
+
+
+def old_root_of(runtime: StateRuntime) -> str | None:
+    """Where the home lay when its rows were written, if that was elsewhere; it ends with ``/``.
+
+    Files are known relative to the home. Rows say whole paths, which callers want, so those of a home that was moved or
+    copied have to be written once more.
+    """
+    with runtime.read() as state:
+        sample = state.rollout_files.sample(runtime.home)
+    if sample is None:
+        return None
+    path, stored = sample
+    if not stored.endswith(f"/{path}") or stored == f"{runtime.codex_home}/{path}":
+        return None
+    root = stored.removesuffix(path)
+    try:
+        if os.path.samefile(root, runtime.codex_home):  # noqa: PTH121 - another spelling of the same directory
+            return None
+    except OSError:
+        pass
+    return root
+
+
+def paths_of(rows: Sequence[FileRow]) -> list[str]:
+    """The paths of files that were there when they were last looked for."""
+    return [row.path for row in rows if row.state != RolloutFileState.GONE]

@@ -1,0 +1,129 @@
+"""The names that users gave to threads in Codex, from where each version keeps them.
+
+Older versions append them to ``session_index.jsonl``, 0.120 also to the rollouts, and later ones keep them only in the
+original's database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from codex_state.models import RolloutFileState
+from codex_state.original import OriginalName, original_database_stamp, original_names
+from codex_state.rollout.fold import telling_time
+from codex_state.rollout.format import canonical_uuid, trim
+from codex_state.rollout.times import parse_timestamp
+from codex_state.runtime import State, StateRuntime
+
+SESSION_INDEX = "session_index.jsonl"
+ORIGINAL_DATABASES = "state.sqlite"
+"""What the inventory calls the original's databases, whichever there are: a path that no rollout has."""
+
+_AT_ONCE = 500
+
+
+class _Entry(msgspec.Struct, gc=False):
+    id: str
+    thread_name: str | None = None
+    updated_at: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Entry).decode
+
+
+def session_index_names(path: Path) -> Iterator[tuple[UUID, str, int]]:
+    """The last name of each thread in a ``session_index.jsonl``, with the epoch second when it was given.
+
+    Lines that can't be read, and blank names, are passed over. Raises ``OSError``.
+    """
+    latest: dict[str, tuple[str, int]] = {}
+    written = int(path.stat().st_mtime)
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                entry = _decode(line.strip(b"\0\xef\xbb\xbf \r\n"))
+            except (ValueError, RecursionError):
+                continue
+            thread_id, name = canonical_uuid(entry.id), trim(entry.thread_name or "").replace("\0", "\ufffd")
+            if thread_id is not None and name:
+                at = parse_timestamp(entry.updated_at or "")
+                latest[thread_id] = (name, written if at is None else at)
+    for thread_id, (name, at) in latest.items():
+        yield UUID(thread_id), name, at
+
+
+class NameSources:
+    """Where the names of a home's threads are kept, and whether any may have changed since they were last read."""
+
+    def __init__(self, runtime: StateRuntime) -> None:
+        """Look at the files, not into them."""
+        self._runtime = runtime
+        self._home = runtime.codex_home
+        settings = runtime.settings
+        self._sqlite_home = settings.sqlite_home
+        self._own = runtime.database.path
+        self._stamps: dict[str, tuple[int, int]] = {}
+        try:
+            status = (self._home / SESSION_INDEX).stat()
+            self._stamps[SESSION_INDEX] = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            pass
+        stamp = original_database_stamp(self._home, self._sqlite_home, own=self._own)
+        if stamp is not None:
+            self._stamps[ORIGINAL_DATABASES] = stamp
+        with runtime.read() as state:
+            known = {path: state.rollout_files.get(path, runtime.home) for path in self._stamps}
+        self.changed = {
+            path
+            for path, stamp in self._stamps.items()
+            if (row := known[path]) is None or (row.size, row.mtime_ns) != stamp
+        }
+
+    def take(self, *, everything: bool) -> None:
+        """Take what changed, or everything when threads were added, whose names may have been there before them."""
+        wanted = set(self._stamps) if everything else self.changed
+        if SESSION_INDEX in wanted:
+            try:
+                names = session_index_names(self._home / SESSION_INDEX)
+                for batch in iter(lambda: list(islice(names, _AT_ONCE)), []):
+                    self._runtime.run(partial(_take_names, batch))
+            except OSError:
+                wanted.discard(SESSION_INDEX)
+        if ORIGINAL_DATABASES in wanted:
+            originals = original_names(self._home, self._sqlite_home, own=self._own)
+            for found in iter(lambda: list(islice(originals, _AT_ONCE)), []):
+                self._runtime.run(partial(_take_original_names, found))
+        if wanted:
+            self._runtime.run(lambda state: self._note(state, wanted))
+
+    def _note(self, state: State, paths: set[str]) -> None:
+        state.rollout_files.put(
+            [
+                {
+                    "home": self._runtime.home,
+                    "path": path,
+                    "thread_id": None,
+                    "size": self._stamps[path][0],
+                    "mtime_ns": telling_time(self._stamps[path][1]),
+                    "state": RolloutFileState.INDEXED.value,
+                    "error": None,
+                    "parse_errors": None,
+                    "unknown_lines": None,
+                }
+                for path in paths
+            ]
+        )
+
+
+def _take_names(names: Sequence[tuple[UUID, str, int]], state: State) -> None:
+    state.threads.take_names(names)
+
+
+def _take_original_names(names: Sequence[OriginalName], state: State) -> None:
+    state.threads.take_original_names(names)

@@ -1,0 +1,242 @@
+"""Threads from rollouts: the entities and values in front of the fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from msgspec.structs import asdict, fields
+from sqlalchemy.dialects import sqlite
+
+from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX, DEFAULT_SOURCE, ThreadDraft
+from codex_state.models import LOCAL_HOME, DynamicTool, Thread
+from codex_state.models.columns import from_epoch_seconds, path_to_text, to_epoch_seconds
+from codex_state.rollout.files import parse_rollout_name
+from codex_state.rollout.fold import Fold, extract
+from codex_state.rollout.format import (
+    GoalUpdated,
+    ItemCompleted,
+    NameUpdated,
+    RolloutItem,
+    SessionMeta,
+    SettingsApplied,
+    TokenCount,
+    TurnContext,
+    UserMessage,
+    approval_text,
+    compact_json,
+    source_text,
+    spawned_agent_path,
+)
+from codex_state.rollout.index import tools_of
+from codex_state.rollout.times import parse_timestamp
+
+DRAFT_FIELDS = tuple(field.name for field in fields(ThreadDraft))
+
+COMPARED_FIELDS = tuple(name for name in DRAFT_FIELDS if name not in ("archived", "memory_mode", "name", "name_at"))
+"""What ``diff_fields`` compares, in its order: what a rollout tells of its thread."""
+
+_GIT_FIELDS = ("git_sha", "git_branch", "git_origin_url")
+_AFFECTING = frozenset(
+    {SessionMeta, TurnContext, SettingsApplied, TokenCount, UserMessage, ItemCompleted, GoalUpdated, NameUpdated}
+)
+
+
+@dataclass(slots=True)
+class ThreadMetadataBuilder:
+    """What is known of a thread when it starts; ``build`` makes the thread of it.
+
+    Four values are needed, the others have the defaults of a new thread.
+    """
+
+    id: UUID
+    rollout_path: Path
+    created_at: datetime
+    source: str | dict[str, Any] = DEFAULT_SOURCE
+    """A word such as ``cli``, or what a sub-agent's rollout says: ``{"subagent": …}``."""
+    updated_at: datetime | None = None
+    """``None`` means ``created_at``."""
+    agent_nickname: str | None = None
+    agent_role: str | None = None
+    agent_path: str | None = None
+    """``None`` means the one in ``source``, if that is a spawned thread's."""
+    model_provider: str | None = None
+    cwd: Path = field(default_factory=Path)
+    cli_version: str | None = None
+    sandbox_policy: str | dict[str, Any] = DEFAULT_SANDBOX
+    """JSON, as text or decoded."""
+    approval_mode: str | dict[str, Any] = DEFAULT_APPROVAL
+    archived_at: datetime | None = None
+    git_sha: str | None = None
+    git_branch: str | None = None
+    git_origin_url: str | None = None
+
+    def build(self, default_provider: str) -> Thread:
+        """The thread. Its times are cut to whole seconds.
+
+        Args:
+            default_provider: the provider when the builder names none.
+        """
+        return thread_of(self.draft(default_provider))
+
+    def draft(self, default_provider: str) -> ThreadDraft:
+        """The same as ``build`` gives, in the form in which it is stored."""
+        policy = self.sandbox_policy
+        return ThreadDraft(
+            id=str(self.id),
+            rollout_path=str(self.rollout_path),
+            created_at=to_epoch_seconds(self.created_at),
+            updated_at=to_epoch_seconds(self.updated_at or self.created_at),
+            source=source_text(self.source),
+            agent_nickname=self.agent_nickname,
+            agent_role=self.agent_role,
+            agent_path=self.agent_path or spawned_agent_path(self.source),
+            model_provider=self.model_provider or default_provider,
+            cwd=path_to_text(self.cwd),
+            cli_version=self.cli_version or "",
+            sandbox_policy=policy if isinstance(policy, str) else compact_json(policy),
+            approval_mode=approval_text(self.approval_mode),
+            archived=int(self.archived_at is not None),
+            archived_at=None if self.archived_at is None else to_epoch_seconds(self.archived_at),
+            git_sha=self.git_sha,
+            git_branch=self.git_branch,
+            git_origin_url=self.git_origin_url,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionOutcome:
+    """All that one rollout says about its thread."""
+
+    thread: Thread
+    memory_mode: str | None
+    """The last one that the rollout names; ``None`` when it names none, and then the thread's is ``enabled``."""
+    dynamic_tools: list[DynamicTool]
+    """The tools that the rollout's head defines, usually for this thread: see each tool's ``thread_id``."""
+    parse_errors: int
+    """Lines of which something could not be read. What could was used."""
+    unknown_lines: int
+    """Lines of a kind that isn't known, or isn't read, which is no fault of theirs."""
+
+
+def extract_metadata(path: Path, default_provider: str) -> ExtractionOutcome:
+    """Read a rollout once and fold it into its thread.
+
+    ``updated_at`` is the file's modification time. ``archived_at`` isn't known from the file; ``cwd`` is as the rollout
+    spells it: see ``normalize_cwd``.
+
+    Args:
+        path: the rollout, plain or compressed.
+        default_provider: the provider of a thread that names none.
+
+    Raises:
+        RolloutError: the file can't be read, holds no usable line, or doesn't say whose it is.
+    """
+    extraction = extract(str(path), default_provider)
+    return ExtractionOutcome(
+        thread=thread_of(extraction.draft),
+        memory_mode=extraction.memory_mode,
+        dynamic_tools=tools_of(UUID(extraction.tools_thread_id), extraction.tools) if extraction.tools else [],
+        parse_errors=extraction.parse_errors,
+        unknown_lines=extraction.unknown_lines,
+    )
+
+
+def builder_from_session_meta(meta: SessionMeta, rollout_path: Path) -> ThreadMetadataBuilder | None:
+    """The builder that a session_meta gives; ``None`` when its timestamp can't be read."""
+    created_at = parse_timestamp(meta.timestamp)
+    if created_at is None:
+        return None
+    git = meta.git
+    return ThreadMetadataBuilder(
+        id=UUID(meta.id),
+        rollout_path=rollout_path,
+        created_at=from_epoch_seconds(created_at),
+        source=meta.source or DEFAULT_SOURCE,
+        agent_nickname=meta.agent_nickname,
+        agent_role=meta.agent_role,
+        agent_path=meta.agent_path,
+        model_provider=meta.model_provider,
+        cwd=Path(meta.cwd),
+        cli_version=meta.cli_version,
+        git_sha=None if git is None else git.commit_hash,
+        git_branch=None if git is None else git.branch,
+        git_origin_url=None if git is None else git.repository_url,
+    )
+
+
+def builder_from_items(items: Iterable[RolloutItem], rollout_path: Path) -> ThreadMetadataBuilder | None:
+    """The builder of a rollout: from its first session_meta, else its name; ``None`` when neither will do."""
+    first = next((item for item in items if isinstance(item, SessionMeta)), None)
+    if first is not None and (builder := builder_from_session_meta(first, rollout_path)) is not None:
+        return builder
+    named = parse_rollout_name(rollout_path.name)
+    return None if named is None else ThreadMetadataBuilder(named.thread_id, rollout_path, named.created_at)
+
+
+def apply_rollout_item(thread: Thread, item: RolloutItem, default_provider: str) -> None:
+    """Change the thread by what one item of its rollout says."""
+    before = draft_of(thread)
+    fold = Fold(draft_of(thread), default_provider)
+    fold.add(item)
+    after = thread_of(fold.finish(), thread.home)
+    for name in DRAFT_FIELDS:
+        if getattr(before, name) != getattr(fold.draft, name):
+            setattr(thread, name, getattr(after, name))
+
+
+def rollout_item_affects_thread_metadata(item: RolloutItem) -> bool:
+    """Whether an item of this kind can change its thread's row."""
+    return type(item) in _AFFECTING
+
+
+def diff_fields(thread: Thread, other: Thread) -> list[str]:
+    """The names of the fields in which two threads differ, in the order of ``COMPARED_FIELDS``."""
+    return [name for name in COMPARED_FIELDS if getattr(thread, name) != getattr(other, name)]
+
+
+def prefer_existing_git_info(thread: Thread, existing: Thread) -> None:
+    """Replace each git field of ``thread`` that ``existing`` knows: a rollout only tells where it stood at first."""
+    for name in _GIT_FIELDS:
+        known = getattr(existing, name)
+        if known is not None:
+            setattr(thread, name, known)
+
+
+def thread_of(draft: ThreadDraft, home: str = LOCAL_HOME) -> Thread:
+    """The entity of a draft."""
+    stored = {**_other_defaults(), **asdict(draft), "home": home}
+    return Thread.snapshot([read(stored[name]) for name, (_, read) in _conversions().items()])
+
+
+def draft_of(thread: Thread) -> ThreadDraft:
+    """The draft of an entity."""
+    conversions = _conversions()
+    return ThreadDraft(**{name: conversions[name][0](getattr(thread, name)) for name in DRAFT_FIELDS})
+
+
+@cache
+def _conversions() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]:
+    """How the value of each column is stored, and how it is read: the columns' own types say so."""
+    columns = Thread.__table__.columns  # type: ignore[attr-defined]
+    dialect = sqlite.dialect()
+    kinds = {name: columns[name].type for name in Thread.column_names()}
+    return {
+        name: (kind.bind_processor(dialect) or _as_it_is, kind.result_processor(dialect, None) or _as_it_is)
+        for name, kind in kinds.items()
+    }
+
+
+@cache
+def _other_defaults() -> dict[str, Any]:
+    """The columns that rollouts don't decide, as a new row has them."""
+    return {name: Thread.model_fields[name].default for name in Thread.column_names() if name not in DRAFT_FIELDS}
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

@@ -1,0 +1,286 @@
+"""Take-overs from dead processes: at once, and from nobody else (laws L1 and L2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from codex_state.database import Database
+from codex_state.models import Claimed, MemoryScope, Phase1Key, Skipped, SkipReason
+from codex_state.runtime import State
+from codex_state.testing.clock import ManualClock
+from codex_state.testing.processes import ELSEWHERE, HERE, ManualProcesses, a_process
+from codex_state.testing.samples import NOON, a_thread
+
+_LEASE = timedelta(seconds=90)
+_SECOND = timedelta(seconds=1)
+_THREAD = UUID(int=7)
+_KEY = Phase1Key(_THREAD, MemoryScope.user())
+_ROOT = Path("/memories")
+_RUNNING = Skipped(SkipReason.RUNNING)
+_EVERY_KIND = pytest.mark.parametrize("kind", ["job", "lock", "backfill"])
+
+
+def _try_claim(state: State, kind: str, *, owner: int = 1, lease: timedelta = _LEASE) -> Any:
+    match kind:
+        case "job":
+            return state.phase1_jobs.try_claim(_KEY, owner=UUID(int=owner), source_updated_at=NOON, lease=lease)
+        case "lock":
+            return state.consolidation_locks.try_acquire(_ROOT, owner=UUID(int=owner), lease=lease)
+    return state.backfill.try_claim(lease=lease)
+
+
+def _claim(state: State, kind: str, **options: Any) -> Any:
+    claim = _try_claim(state, kind, **options)
+    assert isinstance(claim, Claimed)
+    return claim.lease
+
+
+def _row(state: State, kind: str) -> Any:
+    match kind:
+        case "job":
+            row: Any = state.phase1_jobs.get(_KEY)
+        case "lock":
+            row = state.consolidation_locks.get(_ROOT)
+        case _:
+            row = state.backfill.get()
+    assert row is not None
+    return row
+
+
+def _renew(state: State, kind: str, lease: Any) -> bool:
+    repository: Any = {"job": "phase1_jobs", "lock": "consolidation_locks", "backfill": "backfill"}[kind]
+    return bool(getattr(state, repository).renew(lease))
+
+
+def _owner_of(row: Any) -> tuple[str, str | None, int]:
+    return row.owner_name, row.owner_process, row.lease_seconds
+
+
+@pytest.fixture
+def held(state: State, processes: ManualProcesses) -> Callable[[str], Any]:
+    """Work of each kind that process 1 holds, while process 2 is at work."""
+    state.threads.upsert(a_thread(id=_THREAD))
+
+    def hold(kind: str) -> Any:
+        processes.become(1)
+        lease = _claim(state, kind, owner=1)
+        processes.become(2)
+        return lease
+
+    return hold
+
+
+class TestDeadOwners:
+    """The claims of jobs, locks and backfills, whose holders die."""
+
+    @_EVERY_KIND
+    def test_who_holds_it_is_in_the_row(self, state: State, held: Callable[[str], Any], kind: str) -> None:
+        held(kind)
+        assert _owner_of(_row(state, kind)) == ("here process 1", f"{HERE}:1:0", 90)
+
+    @_EVERY_KIND
+    def test_who_renews_it_is_in_the_row(self, state: State, held: Callable[[str], Any], kind: str) -> None:
+        assert _renew(state, kind, held(kind))
+        assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 90)
+
+    @_EVERY_KIND
+    def test_what_a_dead_process_of_this_host_held_is_taken_over_at_once(
+        self, state: State, processes: ManualProcesses, held: Callable[[str], Any], kind: str
+    ) -> None:
+        """L2: and its lease is void."""
+        stale = held(kind)
+        processes.kill(a_process(1))
+        _claim(state, kind, owner=2)
+        assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 90)
+        assert not _renew(state, kind, stale)
+
+    @_EVERY_KIND
+    def test_what_a_living_process_holds_is_not(
+        self, state: State, processes: ManualProcesses, clock: ManualClock, held: Callable[[str], Any], kind: str
+    ) -> None:
+        held(kind)
+        processes.kill(a_process(3))
+        clock.advance(_LEASE - _SECOND)
+        before = _row(state, kind)
+        assert _try_claim(state, kind, owner=2) == _RUNNING
+        assert _row(state, kind) == before
+
+    @_EVERY_KIND
+    def test_who_is_on_another_host_cannot_be_judged(
+        self, state: State, processes: ManualProcesses, clock: ManualClock, held: Callable[[str], Any], kind: str
+    ) -> None:
+        """The lease decides, as it does for who doesn't know where it is."""
+        held(kind)
+        processes.kill(a_process(1))
+        clock.advance(_LEASE - _SECOND)
+        for host in (ELSEWHERE, None):
+            processes.become(2, host)
+            assert _try_claim(state, kind, owner=2) == _RUNNING
+        clock.advance(_SECOND)
+        _claim(state, kind, owner=2)
+
+    @_EVERY_KIND
+    def test_who_has_no_identity_cannot_be_judged(
+        self, state: State, processes: ManualProcesses, clock: ManualClock, kind: str
+    ) -> None:
+        state.threads.upsert(a_thread(id=_THREAD))
+        processes.become(1, None)
+        _claim(state, kind)
+        assert _owner_of(_row(state, kind)) == ("nowhere process 1", None, 90)
+        processes.kill(a_process(1))
+        processes.become(2)
+        assert _try_claim(state, kind, owner=2) == _RUNNING
+        clock.advance(_LEASE)
+        _claim(state, kind, owner=2)
+
+    @_EVERY_KIND
+    def test_a_lease_that_was_renewed_in_another_process_outlives_the_first(
+        self, state: State, processes: ManualProcesses, held: Callable[[str], Any], kind: str
+    ) -> None:
+        assert _renew(state, kind, held(kind))
+        processes.kill(a_process(1))
+        processes.become(3)
+        assert _try_claim(state, kind, owner=3) == _RUNNING
+
+    @_EVERY_KIND
+    def test_of_two_that_find_the_holder_dead_one_takes_over(
+        self, database: Database, processes: ManualProcesses, kind: str
+    ) -> None:
+        """L1: the other comes while the first has judged and not yet claimed, and then it is the other's."""
+        with database.autocommit() as session:
+            state = State(session)
+            state.threads.upsert(a_thread(id=_THREAD))
+            processes.become(1)
+            _claim(state, kind, owner=1)
+            processes.become(2)
+            others: list[Any] = []
+
+            class _Meanwhile(ManualProcesses):
+                def is_dead(self, process: str) -> bool:
+                    if not others:
+                        processes.become(3)
+                        with processes.installed(database):
+                            processes.kill(a_process(1))
+                            others.append(_claim(state, kind, owner=3))
+                    return process == f"{HERE}:1:0"
+
+            meanwhile = _Meanwhile()
+            meanwhile.become(2)
+            with meanwhile.installed(database):
+                # What is installed is asked for each question, so the claim goes on with the dead that it has found.
+                assert _try_claim(state, kind, owner=2) == _RUNNING
+            assert _row(state, kind).ownership_token == others[0].ownership_token
+
+    def test_a_dead_holder_of_an_older_version_is_taken_over_for_any_version(
+        self, state: State, processes: ManualProcesses, held: Callable[[str], Any]
+    ) -> None:
+        held("job")
+        state.threads.upsert(a_thread(id=_THREAD, updated_at=NOON + _SECOND))
+        processes.kill(a_process(1))
+        _claim(state, "job", owner=2)
+
+    def test_what_a_dead_process_finished_stays_finished(
+        self, state: State, processes: ManualProcesses, held: Callable[[str], Any]
+    ) -> None:
+        state.phase1_jobs.succeed(held("job"), raw_memory_path=None, summary_hash=None)
+        state.backfill.complete(held("backfill"))
+        processes.kill(a_process(1))
+        assert _try_claim(state, "job") == _try_claim(state, "backfill") == Skipped(SkipReason.UP_TO_DATE)
+        assert state.phase1_jobs.claim_candidates(owner=UUID(int=2), lease=_LEASE, scope_kinds=["user"]) == []
+
+    @pytest.mark.parametrize("claim", [{"again": True}, {"refresh": True}, {}], ids=["again", "refresh", "as it is"])
+    def test_a_backfill_of_the_dead_goes_on_where_it_stopped_or_from_the_start(
+        self, state: State, processes: ManualProcesses, held: Callable[[str], Any], claim: dict[str, Any]
+    ) -> None:
+        state.backfill.checkpoint(held("backfill"), "sessions/a")
+        processes.kill(a_process(2))
+        processes.become(3)
+        taken = state.backfill.try_claim(owner="again", lease=_LEASE, **claim)
+        assert isinstance(taken, Claimed)
+        assert taken.lease.last_watermark == (None if claim.get("again") else "sessions/a")
+        assert _owner_of(_row(state, "backfill")) == ("here process 3 (again)", f"{HERE}:3:0", 90)
+
+
+class TestDeadOwnersOfBatches:
+    """``Phase1JobRepository.claim_candidates`` beside jobs of dead processes."""
+
+    def test_a_batch_is_filled_with_what_the_dead_hold(self, state: State, processes: ManualProcesses) -> None:
+        """After all that can be claimed anyway; what the living and other hosts hold stays theirs."""
+        number = 0
+
+        def threads(count: int) -> set[UUID]:
+            nonlocal number
+            made = [a_thread(updated_at=NOON - timedelta(seconds=number + at)) for at in range(count)]
+            number += count
+            state.threads.upsert_many(made)
+            return {thread.id for thread in made}
+
+        def claim(limit: int) -> set[UUID]:
+            leases = state.phase1_jobs.claim_candidates(
+                owner=UUID(int=1), lease=_LEASE, limit=limit, scope_kinds=["user"]
+            )
+            rows = [state.phase1_jobs.get(lease.key) for lease in leases]
+            assert [row and row.ownership_token for row in rows] == [lease.ownership_token for lease in leases]
+            return {lease.key.thread_id for lease in leases}
+
+        of_one, of_two = threads(3), threads(2)
+        processes.become(1)
+        assert claim(3) == of_one
+        processes.become(2)
+        assert claim(2) == of_two
+        elsewhere, unknown, free = threads(1), threads(1), threads(2)
+        processes.become(1, ELSEWHERE)
+        assert claim(1) == elsewhere
+        processes.become(1, None)
+        assert claim(1) == unknown
+        processes.kill(a_process(1))
+        processes.kill(a_process(1, ELSEWHERE))
+        processes.become(3)
+        first = claim(3)
+        assert free < first
+        assert first - free < of_one
+        assert first | claim(64) == free | of_one
+        assert claim(64) == set()
+        processes.kill(a_process(2))
+        assert claim(64) == of_two
+
+    @pytest.mark.parametrize("scopes", [["cwd"], ["user"], ["cwd", "user"]])
+    def test_every_scope_of_the_dead_is_taken_over(
+        self, state: State, processes: ManualProcesses, scopes: list[str]
+    ) -> None:
+        state.threads.upsert_many([a_thread() for _ in range(20)])
+
+        def claim(limit: int) -> int:
+            leases = state.phase1_jobs.claim_candidates(
+                owner=UUID(int=1), lease=_LEASE, limit=limit, scope_kinds=scopes
+            )
+            return len(leases)
+
+        assert claim(64) == 20 * len(scopes)
+        processes.kill(a_process(1))
+        processes.become(2)
+        assert [claim(limit) for limit in (1, 3, 64, 64)] == [count * len(scopes) for count in (1, 3, 16, 0)]
+
+    def test_leases_of_the_dead_count_for_no_cap(self, state: State, processes: ManualProcesses) -> None:
+        state.threads.upsert_many([a_thread() for _ in range(5)])
+
+        def claim() -> int:
+            leases = state.phase1_jobs.claim_candidates(
+                owner=UUID(int=1), lease=_LEASE, scope_kinds=["user"], max_running=2
+            )
+            return len(leases)
+
+        assert (claim(), claim()) == (2, 0)
+        processes.become(2)
+        assert claim() == 0
+        processes.kill(a_process(1))
+        assert (claim(), claim()) == (2, 0)
+        processes.kill(a_process(2))
+        processes.become(3)
+        assert claim() == 2
