@@ -31,22 +31,37 @@ FROM generate_series(1, :threads) AS numbers (n)
 
 
 @pytest.fixture(scope="module")
-def state(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateRuntime]:
+    """A store whose tables nobody has analysed."""
     home: Path = tmp_path_factory.mktemp("home")
     with fresh_settings("postgresql", home, request) as settings, StateRuntime.open(settings) as runtime:
         with runtime.begin() as state:
             connection = state.session.connection()
+            connection.exec_driver_sql("ALTER TABLE threads SET (autovacuum_enabled = off)")
             connection.execute(text(_FILL), {"noon": int(NOON.timestamp()), "threads": _THREADS})
-            connection.exec_driver_sql("ANALYZE threads")
-        with runtime.read() as state:
-            yield state
+        yield runtime
+
+
+@pytest.fixture
+def state(runtime: StateRuntime) -> Iterator[State]:
+    """The same store with statistics, for as long as the test runs."""
+    with runtime.begin() as state:
+        state.session.connection().exec_driver_sql("ANALYZE threads")
+        yield state
+        state.session.rollback()
 
 
 def _plan_of(
-    state: State, sort_key: SortKey, *, deep: bool = False, reads: Reads = Reads.THREADS, **filters: Any
+    state: State,
+    sort_key: SortKey,
+    *,
+    deep: bool = False,
+    reads: Reads = Reads.THREADS,
+    limit: int = 51,
+    **filters: Any,
 ) -> str:
     anchor = Anchor(NOON.fromtimestamp(NOON.timestamp() - _THREADS / 2, NOON.tzinfo), uuid4()) if deep else None
-    statement, parameters = statement_of(ThreadQuery(sort_key=sort_key, anchor=anchor, limit=51, **filters), reads)
+    statement, parameters = statement_of(ThreadQuery(sort_key=sort_key, anchor=anchor, limit=limit, **filters), reads)
     connection = state.session.connection()
     compiled = statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
     values = compiled.construct_params(parameters)
@@ -78,6 +93,17 @@ def test_a_page_is_read_from_an_index_in_its_order(
     wanted = max(len(filters.get("sources", ())), 1) * (2 if filters.get("all") else 1)
     assert _scans_of(plan) == [("Index Scan", _index_in_order(index, sort_key))] * wanted
     assert "Sort" not in plan.replace("Sort Key", ""), plan
+
+
+@pytest.mark.parametrize("filters", [{}, {"children": False}, {"home": "local"}, {"children": False, "home": "local"}])
+@pytest.mark.parametrize("sort_key", SortKey)
+def test_without_statistics_no_filter_makes_a_page_sort_all_threads(
+    runtime: StateRuntime, sort_key: SortKey, filters: dict[str, Any]
+) -> None:
+    with runtime.read() as state:
+        plan = _plan_of(state, sort_key, limit=5, **filters)
+    assert _scans_of(plan) == [("Index Scan", _index_in_order("archived", sort_key))]
+    assert "Sort" not in plan
 
 
 @pytest.mark.parametrize(("filters", "index"), [({}, "archived"), ({"sources": ["exec", "vscode"]}, "source")])
