@@ -38,7 +38,7 @@ def backfill(
     from codex_state import rollout
     from codex_state.rollout import BackfillOutcome
 
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True) as runtime:
         try:
             with shown_progress() as on_progress, _quiet_log():
                 report = rollout.backfill(

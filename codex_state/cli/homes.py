@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def homes(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
     """List the homes that share the database: how far each is indexed, and by whom."""
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, needs_home=False) as runtime:
         backfills = begun_backfills(runtime)
         this = runtime.home
     if as_json:

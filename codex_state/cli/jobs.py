@@ -56,7 +56,7 @@ def list_jobs(
     from codex_state.models import Phase1Status
 
     wanted = None if status is None else Phase1Status(status)
-    with opened(context, codex_home) as runtime, runtime.read() as state:
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         jobs = state.phase1_jobs.list(status=wanted, limit=limit)
         now = database_time(state)
         counts = _counts(state, now)
@@ -95,7 +95,7 @@ def requeue(
     if (thread is None) is not all_failed:
         raise InvalidInputError("give either a THREAD_ID or --all-failed")
     thread_id = None if thread is None else thread_id_of(thread)
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True, needs_home=False) as runtime:
         requeued, claimable, others = runtime.run(lambda state: _requeue(state, thread_id, scope_kind, scope_key))
         with runtime.read() as state:
             now = database_time(state)

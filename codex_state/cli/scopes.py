@@ -32,7 +32,7 @@ def scopes(
     from codex_state.memory import memory_root
     from codex_state.models import MemoryScope
 
-    with opened(context, codex_home) as runtime, runtime.read() as state:
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         found = _marks(state, limit + 1) if everything else state.memory_scopes.list_dirty(limit=limit + 1)
         home = runtime.codex_home
     marks, more = some_more(found, limit)
@@ -79,7 +79,7 @@ def locks(
     as_json: Json = False,
 ) -> None:
     """List the consolidation locks: who holds which memory root, since when, and what is left of the lease."""
-    with opened(context, codex_home) as runtime, runtime.read() as state:
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         held = state.consolidation_locks.list()
         now = database_time(state)
     duration = timedelta(seconds=lease)

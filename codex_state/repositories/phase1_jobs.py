@@ -24,6 +24,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    type_coerce,
     update,
 )
 
@@ -43,7 +44,7 @@ from codex_state.models import (
     SkipReason,
     Thread,
 )
-from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, stored_uuid, text
 from codex_state.repositories import owners, phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from, is_claimable
@@ -154,7 +155,7 @@ _REQUEUE = (
 _MISSED_THEIR_FILE = (
     update(_jobs)
     .where(
-        _jobs.c.thread_id.in_(bindparam("thread_ids", expanding=True, type_=UuidText())),
+        type_coerce(_jobs.c.thread_id, stored_uuid).in_(bindparam("thread_ids", expanding=True, type_=stored_uuid)),
         _jobs.c.status == FAILED,
         _jobs.c.retry_at.is_(None),
         contains(_jobs.c.failure_reason, literal_column(f"'{FileNotFoundError.__name__}'", text)),
@@ -390,11 +391,11 @@ class Phase1JobRepository(Repository):
             return Requeue.REQUEUED
         return Requeue.NOT_FOUND if self.get(key) is None else Requeue.NOT_FAILED
 
-    def reopen_found(self, thread_ids: Collection[UUID]) -> int:
+    def reopen_found(self, thread_ids: Collection[str]) -> int:
         """Let jobs be claimed again that failed for good because the rollout wasn't where its thread's row said.
 
         Args:
-            thread_ids: threads whose rollouts were found and read just now, some hundreds at most.
+            thread_ids: threads whose rollouts were found and read just now, as they are stored; some hundreds at most.
 
         Returns:
             How many jobs were reopened.

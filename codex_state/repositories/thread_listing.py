@@ -186,8 +186,8 @@ def _unfiltered(shape: _Shape, shown: str) -> Select[Any]:
 def _beside_the_index(condition: ColumnElement[bool]) -> ColumnElement[bool]:
     """A condition that no index serves, and so mustn't decide between indexes.
 
-    Without statistics PostgreSQL takes it to leave one row in two hundred, would expect less than a page, and might
-    sort all threads for that.
+    Without statistics PostgreSQL would take it to leave one row in two hundred, expect less than a page, and sort all
+    threads. Of a truth value that it can't look into it expects half.
     """
     return func.coalesce(condition, false())
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import astuple
 
 from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import RolloutError
@@ -112,23 +113,13 @@ class Fold:
         self._salvaging = False
         self._salvaged = ThreadDraft("", "")
         """What was asked by lines that aren't whole: it counts where no whole line says what was asked."""
-        self._apply: dict[type, Callable[[Any, str], None]] = {
-            SessionMeta: self._session_meta,
-            TurnContext: self._turn_context,
-            SettingsApplied: self._settings_applied,
-            TokenCount: self._token_count,
-            UserMessage: self._user_message,
-            ItemCompleted: self._item_completed,
-            GoalUpdated: self._goal_updated,
-            NameUpdated: self._name_updated,
-            ResponseItem: self._response_item,
-        }
+        self._apply = _IN_HEAD
 
     def add(self, item: RolloutItem, timestamp: str = "") -> None:
         """Change the draft by what one item says."""
         apply = self._apply.get(type(item))
         if apply is not None:
-            apply(item, timestamp)
+            apply(self, item, timestamp)
 
     def all_lines(self, lines: Lines) -> tuple[int, int, bool]:
         """Fold every line. Nearly all the time of a backfill is spent here.
@@ -160,17 +151,14 @@ class Fold:
             item = record.payload
             kind = type(item)
             if kind in apply:
-                apply[kind](item, record.timestamp)
+                apply[kind](self, item, record.timestamp)
+                apply = self._apply
             elif item is None:
                 unknown_lines += 1
         return parse_errors, unknown_lines, used is not None
 
     def _response_item(self, _item: ResponseItem, _timestamp: str) -> None:
-        if self.first_meta is None:
-            self._response_came_first = True
-        else:
-            # It matters only before the first session_meta; nearly all lines are of this kind.
-            del self._apply[ResponseItem]
+        self._response_came_first = True
 
     def _session_meta(self, meta: SessionMeta, timestamp: str) -> None:
         if meta.memory_mode is not None:
@@ -178,6 +166,7 @@ class Fold:
         draft = self.draft
         if self.first_meta is None and not draft.id:
             self.first_meta = meta
+            self._apply = _AFTER_HEAD
             self._begin(meta)
         if meta.id != draft.id:
             # A fork's rollout may hold its parent's session_meta, which says nothing about the fork.
@@ -298,6 +287,22 @@ class Fold:
         if self.first_meta is None:
             return "", []
         return self.first_meta.id, [] if self._response_came_first else tool_drafts(self.first_meta)
+
+
+_AFTER_HEAD: dict[type, Callable[[Fold, Any, str], None]] = {
+    SessionMeta: Fold._session_meta,  # noqa: SLF001 - the class's own table
+    TurnContext: Fold._turn_context,  # noqa: SLF001
+    SettingsApplied: Fold._settings_applied,  # noqa: SLF001
+    TokenCount: Fold._token_count,  # noqa: SLF001
+    UserMessage: Fold._user_message,  # noqa: SLF001
+    ItemCompleted: Fold._item_completed,  # noqa: SLF001
+    GoalUpdated: Fold._goal_updated,  # noqa: SLF001
+    NameUpdated: Fold._name_updated,  # noqa: SLF001
+}
+"""What is done with each kind of item. Functions, not methods: a table of methods for each file would be a cycle."""
+
+_IN_HEAD = _AFTER_HEAD | {ResponseItem: Fold._response_item}  # noqa: SLF001
+"""The same before the first session_meta. Nearly all lines are response items, and only there they matter."""
 
 
 def _ownerless(path: str) -> RolloutError:
@@ -457,19 +462,17 @@ def _fold_up_to(fold: Fold, lines: Lines, end: int) -> int:
     return 0 if begins_at is None else begins_at
 
 
-_TEXT_FIELDS = tuple(
-    field.name
-    for field in msgspec.structs.fields(ThreadDraft)
-    if field.type in (str, str | None) and field.name not in ("id", "rollout_path")
-)
-
-
 def storable(draft: ThreadDraft) -> ThreadDraft:
     """The draft with texts that both databases can store."""
-    for field in _TEXT_FIELDS:
-        text = getattr(draft, field)
-        if text and "\0" in text:
-            setattr(draft, field, _without_nul(text))
+    for value in astuple(draft):
+        if type(value) is str and "\0" in value:
+            break
+    else:
+        return draft
+    for name in draft.__struct_fields__:
+        text = getattr(draft, name)
+        if isinstance(text, str):
+            setattr(draft, name, _without_nul(text))
     return draft
 
 

@@ -69,6 +69,7 @@ def test_a_mended_file_is_found_by_retrying(cli: Cli) -> None:
 
 
 def test_a_home_without_sessions_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
     report = InProcess(tmp_path / "home").ok("backfill", "--json").json
     assert (report["status"], report["scanned"], report["watermark"]) == ("complete", 0, None)
 
@@ -87,8 +88,8 @@ def test_the_home_may_be_named_before_or_after_the_command(tmp_path: Path) -> No
 def test_the_database_may_lie_elsewhere(tmp_path: Path) -> None:
     home = copy_of_the_example_home(tmp_path / "home")
     InProcess(home, CODEX_SQLITE_HOME=str(tmp_path / "local")).ok("backfill")
-    assert (tmp_path / "local" / "state_4.sqlite").is_file()
-    assert not (home / "state_4.sqlite").exists()
+    assert (tmp_path / "local" / "codex_state_4.sqlite").is_file()
+    assert not (home / "codex_state_4.sqlite").exists()
     named = InProcess(home, CODEX_STATE_DATABASE_URL=f"sqlite:///{tmp_path / 'named.sqlite'}")
     assert named.ok("backfill", "--json").json["scanned"] == FILES
     assert (tmp_path / "named.sqlite").is_file()
@@ -151,7 +152,7 @@ def wait_for_a_watermark(home: Path) -> None:
     """Until a backfill has committed something and still runs."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if (home / "state_4.sqlite").exists():
+        if (home / "codex_state_4.sqlite").exists():
             with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
                 found = state.backfill.get()
             if found is not None and found.last_watermark is not None:
@@ -190,7 +191,7 @@ def test_two_homes_share_a_postgresql_database_and_each_lists_its_own(tmp_path: 
     assert [len(page["items"]) for page in (listed, rest)] == [2, 1]
     for commands in (["db", "current"], ["db", "check"], ["memories", "list"], ["jobs", "list"], ["logs"]):
         first.ok(*commands)
-    assert not (first.home / "state_4.sqlite").exists()
+    assert not (first.home / "codex_state_4.sqlite").exists()
 
 
 def test_homes_that_share_a_database_are_listed_each_and_together(tmp_path: Path, postgres_url: str) -> None:

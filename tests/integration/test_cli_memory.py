@@ -134,6 +134,7 @@ def test_every_failed_job_can_be_requeued_at_once(cli: Cli, runtime: StateRuntim
 
 
 def test_requeuing_nothing_at_all_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
     assert InProcess(tmp_path / "home").ok("jobs", "requeue", "--all-failed", "--json").json == {
         "requeued": 0,
         "already_claimable": 0,

@@ -348,6 +348,7 @@ def test_a_listing_of_an_incomplete_index_says_so_and_does_not_fail(tmp_path: Pa
 
 def test_a_thread_that_is_not_indexed_yet_may_be_the_reason_why_it_is_not_found(tmp_path: Path) -> None:
     thread_id = "019d2931-6038-7f85-98dd-1f67f15e8ef8"
+    (tmp_path / "home").mkdir()
     for command in (["show", thread_id], ["name", thread_id, "new"]):
         done = InProcess(tmp_path / "home").refused("threads", *command)
         assert done.status == 1

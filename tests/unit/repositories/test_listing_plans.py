@@ -95,15 +95,15 @@ def test_a_page_is_read_from_an_index_in_its_order(
     assert "Sort" not in plan.replace("Sort Key", ""), plan
 
 
-@pytest.mark.parametrize("filters", [{}, {"children": False}, {"home": "local"}, {"children": False, "home": "local"}])
+@pytest.mark.parametrize("filters", [{"children": False}, {"home": "local"}])
 @pytest.mark.parametrize("sort_key", SortKey)
-def test_without_statistics_no_filter_makes_a_page_sort_all_threads(
+def test_without_statistics_a_filter_beside_the_index_does_not_have_all_threads_sorted(
     runtime: StateRuntime, sort_key: SortKey, filters: dict[str, Any]
 ) -> None:
     with runtime.read() as state:
-        plan = _plan_of(state, sort_key, limit=5, **filters)
+        plan = _plan_of(state, sort_key, limit=2, **filters)
     assert _scans_of(plan) == [("Index Scan", _index_in_order("archived", sort_key))]
-    assert "Sort" not in plan
+    assert "Sort" not in plan, plan
 
 
 @pytest.mark.parametrize(("filters", "index"), [({}, "archived"), ({"sources": ["exec", "vscode"]}, "source")])
