@@ -439,15 +439,15 @@ def decode_tolerantly(line: bytes) -> Salvaged:
         try:
             value, after = _scan(text, position)
         except (ValueError, RecursionError):
-            salvaged, after = _NOTHING, position + 1
-        else:
-            salvaged = _record(value)
+            value, after = None, position
+        salvaged = _record(value)
         lines += salvaged.lines
         unknown += salvaged.unknown
         broken = broken or salvaged.broken
         if salvaged is _NOTHING:
             attempts += 1
-            following = _RECORD.search(text, after)
+            # A text may just be what lies between the quote of a cut record and the first one of a whole record.
+            following = _RECORD.search(text, after if isinstance(value, dict) else position + 1)
             position = end if following is None else following.start()
         else:
             position = _skip_padding(text, after)
