@@ -40,6 +40,7 @@ from codex_state.rollout.format import (
     GoalUpdated,
     HistoryBase,
     ItemCompleted,
+    Line,
     NameUpdated,
     OtherEvent,
     ResponseItem,
@@ -491,7 +492,7 @@ class TestOneFieldIsOdd:
     @pytest.mark.parametrize("timestamp", [None, 5, [], {}])
     def test_a_record_without_a_readable_time_is_used(self, timestamp: Any) -> None:
         salvaged = decode_tolerantly(record("event_msg", {"type": "user_message", "message": "x"}, timestamp=timestamp))
-        assert salvaged == Salvaged([("", user_message("x"))], broken=True, unknown=0)  # type: ignore[list-item]
+        assert salvaged == Salvaged([Line("", user_message("x"))], broken=True, unknown=0)
 
     def test_a_number_of_tokens_that_cannot_be_read_leaves_the_count_out(self) -> None:
         assert decode_tolerantly(_tokens('"12"')).lines[0].payload == TokenCount()
@@ -626,11 +627,8 @@ class TestNeighbours:
     def test_what_a_cut_record_holds_does_not_hide_the_next_one(self) -> None:
         parts = [{"type": "message", "content": [{"type": "input_text", "text": "x"}]}] * 500
         cut = record("compacted", {"message": "", "replacement_history": parts})[:-9]
-        assert decode_tolerantly(cut + line(user_message("hi"))) == Salvaged(
-            [(WRITTEN_AT, user_message("hi"))],  # type: ignore[list-item]
-            broken=True,
-            unknown=0,
-        )
+        salvaged = decode_tolerantly(cut + line(user_message("hi")))
+        assert salvaged == Salvaged([Line(WRITTEN_AT, user_message("hi"))], broken=True, unknown=0)
 
     @given(st.binary(max_size=200) | st.lists(_padding | _damage).map(b"".join))
     def test_no_bytes_make_it_fail(self, data: bytes) -> None:
