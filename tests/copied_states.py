@@ -163,6 +163,9 @@ def job_row(thread: Mapping[str, Any], **values: Any) -> dict[str, Any]:
         "raw_memory_path": "/memories/raw.md",
         "summary_hash": "hash",
         "ownership_token": "token",
+        "owner_name": "host process 1",
+        "owner_process": "boot:4026531836:1:100",
+        "lease_seconds": 3600,
         "attempt": 2,
         "retry_at": 1_770_000_600,
         "failures": 1,
@@ -179,6 +182,9 @@ def lock_row(**values: Any) -> dict[str, Any]:
         "working_thread_id": str(uuid.UUID(int=9)),
         "updated_at": 1_770_000_300,
         "ownership_token": "lock token",
+        "owner_name": "host process 1",
+        "owner_process": "boot:4026531836:1:100",
+        "lease_seconds": 600,
     } | values
 
 
@@ -191,7 +197,9 @@ def backfill_row(**values: Any) -> dict[str, Any]:
         "last_success_at": 1_770_000_700,
         "updated_at": 1_770_000_700,
         "ownership_token": "backfill token",
-        "owner": "host:1",
+        "owner_name": "host process 1",
+        "owner_process": "boot:4026531836:1:100",
+        "lease_seconds": 900,
         "claimed_at": 1_770_000_650,
     } | values
 

@@ -88,7 +88,8 @@ def locks(
         return
     write_table(
         [
-            Column("HOLDER", lambda k: k.working_thread_id),
+            Column("HOLDER", lambda k: k.owner_name, lambda k: k.owner_name or str(k.working_thread_id)),
+            Column("SESSION", lambda k: k.working_thread_id, from_width=120, style="dim"),
             Column("RENEWED", lambda k: k.updated_at, lambda k: ago(k.updated_at, now), style="dim"),
             Column("LEASE", lambda k: left(k.updated_at + duration, now)),
             Column("ROOT", lambda k: k.cwd, takes_the_rest=True, style="cyan"),

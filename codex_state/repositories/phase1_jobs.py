@@ -50,7 +50,7 @@ from codex_state.repositories.base import Repository, select_entity, table_of, w
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from, is_claimable
 from codex_state.repositories.phase1_finishing import SUCCEED_MANY, parameters_of
 from codex_state.repositories.phase1_search import Search, search_of
-from codex_state.repositories.prepared import atomically, planned_anew
+from codex_state.repositories.prepared import atomically, by_index, planned_anew
 from codex_state.sql import contains
 
 _jobs = table_of(Phase1Job)
@@ -281,7 +281,7 @@ class Phase1JobRepository(Repository):
             self._claim_candidates, search, owner=owner, lease=lease, exclude=exclude, max_running=max_running
         )
         # In one transaction: SQLite's other writers would empty this one's cache between the statements.
-        with planned_anew(connection), atomically(connection, by_index=True):
+        with planned_anew(connection), atomically(connection), by_index(connection):
             leases = claim(parameters, limit=limit)
             missing = limit - len({lease.key.thread_id for lease in leases})
             if missing and (dead := self._dead_holders()):

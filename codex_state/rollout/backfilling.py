@@ -204,8 +204,13 @@ class _Run:
             if files <= _KEPT_CHANGES:
                 kept.append(change)
         for failure in comparison.failures:
-            self.report.add_failure(failure.path, failure.error)
+            self._note_failure(failure.path, failure.error)
         return kept if files <= _KEPT_CHANGES else Comparison(self._runtime), files, size
+
+    def _note_failure(self, path: str, error: str) -> None:
+        """The inventory knows files relative to the home; people want to know where they lie."""
+        whole = f"{self._runtime.codex_home}/{path}"
+        self.report.add_failure(whole, error.replace(path, whole))
 
     def _note_problem(self, problem: WalkProblem) -> None:
         _log.info("not looked into: %s: %s", problem.path, problem.error)
@@ -255,8 +260,8 @@ class _Run:
                 self._bytes_done += change.found.size
         failed = dict(settled.failures())
         for path, error in failed.items():
-            _log.info("not indexed: %s", error)
-            report.add_failure(path, error)
+            _log.info("not indexed: %s: %s", path, error)
+            self._note_failure(path, error)
         for extraction in settled.threads:
             if settled.file_of[extraction.draft.id] not in failed:
                 report.upserted += 1

@@ -97,9 +97,10 @@ def parse_rollout_name(name: str) -> RolloutName | None:
 def parse_any_name(name: str) -> RolloutName | None:
     """Read the name of a rollout or of a copy of one; ``None`` when it is neither."""
     parsed = parse_rollout_name(name)
-    if parsed is None and (copy := _COPY.fullmatch(plain_name(name).removesuffix(SUFFIX))) is not None:
-        return _parse(copy[1], is_copy=True)
-    return parsed
+    if parsed is not None or not is_rollout_name(name):
+        return parsed
+    copy = _COPY.fullmatch(plain_name(name).removesuffix(SUFFIX))
+    return None if copy is None else _parse(copy[1], is_copy=True)
 
 
 def _parse(core: str, *, is_copy: bool) -> RolloutName | None:

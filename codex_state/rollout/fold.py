@@ -140,14 +140,13 @@ class Fold:
                 salvaged = decode_tolerantly(line)
                 parse_errors += salvaged.broken
                 unknown_lines += salvaged.unknown
+                self.damaged = self.damaged or salvaged.broken
                 self._salvaging = True
                 for record in salvaged.lines:
                     used = record
                     self.add(record.payload, record.timestamp)
                 self._salvaging = False
-                self.damaged = self.damaged or salvaged.broken
                 continue
-            used = record
             item = record.payload
             kind = type(item)
             if kind in apply:
@@ -155,6 +154,8 @@ class Fold:
                 apply = self._apply
             elif item is None:
                 unknown_lines += 1
+                continue
+            used = record
         return parse_errors, unknown_lines, used is not None
 
     def _response_item(self, _item: ResponseItem, _timestamp: str) -> None:

@@ -81,8 +81,8 @@ class ToolSpec(Struct, rename="camel", kw_only=True, omit_defaults=True):
     """The tools of a namespace."""
 
     def __post_init__(self) -> None:
-        # A number beyond a float's range is read as infinite, which can't be written back as JSON.
-        json.dumps(self.schema, allow_nan=False)
+        if nested_too_deeply(self.schema):  # which also refuses a number beyond a float's range
+            raise ValueError("inputSchema is nested too deeply")
 
     @property
     def schema(self) -> Any:
@@ -406,9 +406,14 @@ class Salvaged(NamedTuple):
 
 
 _MAX_ATTEMPTS = 32
-"""How many beginnings of a record are tried on one line, so that a hostile one costs no more than some readings."""
+"""How many beginnings that turn out to be no record are tried on one line, so that a hostile one costs no more than
+some readings."""
 
-_RECORD = re.compile(r'\{\s*"(?:timestamp|ordinal|type|payload|metadata)"\s*:')
+_RECORD = re.compile(
+    r'\{\s*"(?:(?:timestamp|ordinal|payload|metadata)"\s*:'
+    r'|type"\s*:\s*"(?:session_meta|response_item|compacted|turn_context|event_msg)")'
+)
+"""How a record may begin. What a record holds begins with another ``type``, or with anything else."""
 
 
 def _refuse_constant(constant: str) -> None:
@@ -429,23 +434,24 @@ def decode_tolerantly(line: bytes) -> Salvaged:
         text = line.decode(errors="surrogateescape")
         broken = True
     lines: list[Line] = []
-    unknown = 0
+    unknown = attempts = 0
     position, end = _skip_padding(text, 0), len(text.rstrip(_PADDING))
-    for _ in range(_MAX_ATTEMPTS):
-        if position >= end:
-            break
+    while position < end and attempts < _MAX_ATTEMPTS:
         try:
             value, after = _scan(text, position)
         except (ValueError, RecursionError):
-            broken = True
-            following = _RECORD.search(text, position + 1)
-            position = end if following is None else following.start()
-            continue
+            value, after = None, position
         salvaged = _record(value)
         lines += salvaged.lines
         unknown += salvaged.unknown
         broken = broken or salvaged.broken
-        position = _skip_padding(text, after)
+        if salvaged is _NOTHING:
+            attempts += 1
+            # A text may just be what lies between the quote of a cut record and the first one of a whole record.
+            following = _RECORD.search(text, after if isinstance(value, dict) else position + 1)
+            position = end if following is None else following.start()
+        else:
+            position = _skip_padding(text, after)
     return Salvaged(lines, broken or position < end, unknown)
 
 
@@ -475,6 +481,8 @@ def _record(value: Any) -> Salvaged:
     item = tolerant.read(known, payload)
     if item is UNSET:
         return _NOTHING
+    if isinstance(item, SessionMeta) and item.source is None and value["payload"].get("source") is not None:
+        item.source = UNKNOWN_SOURCE
     broken = bool(tolerant.left_out) or not isinstance(timestamp, str)
     return Salvaged([Line(timestamp if isinstance(timestamp, str) else "", item)], broken, 0)
 
@@ -567,19 +575,42 @@ def ordinal_of(line: bytes) -> int | None:
 # How a row spells what a rollout says: the bare text where it is one, else compact JSON.
 
 
-_PLAIN_SOURCES = frozenset({"cli", "vscode", "exec", "mcp", "unknown"})
+UNKNOWN_SOURCE = "unknown"
+"""The source of a thread whose rollout names one that isn't understood: it is never taken for interactive (law L11)."""
+
+_PLAIN_SOURCES = frozenset({"cli", "vscode", "exec", "mcp", UNKNOWN_SOURCE})
+
+_MAX_NESTING = 100
+"""How deeply nested a value may be that is kept, so that every later reader can read it."""
+
+
+def nested_too_deeply(value: Any) -> bool:
+    """Whether a JSON value holds arrays and objects within each other to a depth that nobody means."""
+    level = [value]
+    for _ in range(_MAX_NESTING):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def source_text(source: str | dict[str, Any] | None) -> str:
     """Who started a thread, as a row stores it.
 
-    ``cli``, ``vscode``, ``exec``, ``mcp``; ``unknown`` for another bare word, which is never taken for interactive
-    (law L11); compact JSON for one with details, as sub-agents have.
+    ``cli``, ``vscode``, ``exec``, ``mcp``; ``unknown`` for another bare word; compact JSON for one with details, as
+    sub-agents have.
     """
     if source is None:
         return DEFAULT_SOURCE
     if isinstance(source, str):
-        return source if source in _PLAIN_SOURCES else "unknown"
+        return source if source in _PLAIN_SOURCES else UNKNOWN_SOURCE
+    if nested_too_deeply(source):
+        return UNKNOWN_SOURCE
     spawn = _spawn(source)
     if not spawn:
         return compact_json(source)
@@ -608,9 +639,11 @@ def spawned_agent_path(source: str | dict[str, Any] | None) -> str | None:
 
 
 def approval_text(policy: str | dict[str, Any]) -> str:
-    """When actions ask the user: the bare word, or compact JSON."""
+    """When actions ask the user: the bare word, or compact JSON; ``unknown`` for JSON that is nested too deeply."""
     if isinstance(policy, str):
         return policy
+    if nested_too_deeply(policy):
+        return "unknown"
     granular = policy.get("granular")
     if isinstance(granular, dict):
         policy = {"granular": {"skill_approval": False, "request_permissions": False} | granular}
@@ -629,5 +662,8 @@ def sandbox_text(policy: bytes) -> str | None:
     A policy is a legacy one (``{"type":"read-only"}``) or a permission profile (``{"type":"managed",…}``). It is stored
     as it is said, whether or not it is understood: nothing is made safer than it was (law L11).
     """
-    value = msgspec.json.decode(policy)
-    return None if value is None else compact_json(value)
+    try:
+        text = msgspec.json.format(policy, indent=-1).decode()
+    except RecursionError:
+        text = policy.decode()
+    return None if text == "null" else text

@@ -171,7 +171,9 @@ class Settling:
     def _failed(
         self, path: str, looked: FoundFile | FileRow | None, failed: Failed, thread_id: str | None
     ) -> dict[str, Any]:
-        row = self._row(path, looked, RolloutFileState.FAILED, thread_id, failed.error)
+        # As everything that is known of a file, this holds wherever the home is moved to.
+        error = failed.error.replace(f"{self._home}/{path}", path)
+        row = self._row(path, looked, RolloutFileState.FAILED, thread_id, error)
         # What the file holds stays as it is. What kept it from being read may be over at any time.
         return row | {"mtime_ns": None} if failed.may_pass else row
 

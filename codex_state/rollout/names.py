@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -31,7 +32,7 @@ _AT_ONCE = 500
 class _Entry(msgspec.Struct, gc=False):
     id: str
     thread_name: str | None = None
-    updated_at: str | None = None
+    updated_at: Any = None
 
 
 _decode = msgspec.json.Decoder(_Entry).decode
@@ -52,7 +53,7 @@ def session_index_names(path: Path) -> Iterator[tuple[UUID, str, int]]:
                 continue
             thread_id, name = canonical_uuid(entry.id), trim(entry.thread_name or "").replace("\0", "\ufffd")
             if thread_id is not None and name:
-                at = parse_timestamp(entry.updated_at or "")
+                at = parse_timestamp(entry.updated_at) if isinstance(entry.updated_at, str) else None
                 latest[thread_id] = (name, written if at is None else at)
     for thread_id, (name, at) in latest.items():
         yield UUID(thread_id), name, at

@@ -157,7 +157,7 @@ def builder_from_session_meta(meta: SessionMeta, rollout_path: Path) -> ThreadMe
         id=UUID(meta.id),
         rollout_path=rollout_path,
         created_at=from_epoch_seconds(created_at),
-        source=meta.source or DEFAULT_SOURCE,
+        source=DEFAULT_SOURCE if meta.source is None else meta.source,
         agent_nickname=meta.agent_nickname,
         agent_role=meta.agent_role,
         agent_path=meta.agent_path,

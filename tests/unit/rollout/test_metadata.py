@@ -8,6 +8,23 @@ from uuid import UUID
 import msgspec
 import pytest
 import zstandard
+from codex_state.rollout.lines import Compacted, GitInfo, ResponseItem, RolloutItem, SessionMeta, ToolSpec, decode_line
+from codex_state.rollout.metadata import (
+    COMPARED_FIELDS,
+    ThreadMetadataBuilder,
+    apply_rollout_item,
+    builder_from_items,
+    builder_from_session_meta,
+    diff_fields,
+    draft_of,
+    extract_metadata,
+    normalize_cwd,
+    prefer_existing_explicit_title,
+    prefer_existing_git_info,
+    rollout_item_affects_thread_metadata,
+    thread_of,
+)
+from codex_state.rollout.policies import SubAgentKind, TaggedSource, ThreadSpawn, WorkspaceWrite
 from hypothesis import given
 from hypothesis import strategies as st
 from rollout_files import (
@@ -29,23 +46,6 @@ from codex_state.models import Thread
 from codex_state.models.columns import from_epoch_seconds, path_to_text, to_epoch_seconds
 from codex_state.rollout import metadata as metadata_module
 from codex_state.rollout.fold import extract
-from codex_state.rollout.lines import Compacted, GitInfo, ResponseItem, RolloutItem, SessionMeta, ToolSpec, decode_line
-from codex_state.rollout.metadata import (
-    COMPARED_FIELDS,
-    ThreadMetadataBuilder,
-    apply_rollout_item,
-    builder_from_items,
-    builder_from_session_meta,
-    diff_fields,
-    draft_of,
-    extract_metadata,
-    normalize_cwd,
-    prefer_existing_explicit_title,
-    prefer_existing_git_info,
-    rollout_item_affects_thread_metadata,
-    thread_of,
-)
-from codex_state.rollout.policies import SubAgentKind, TaggedSource, ThreadSpawn, WorkspaceWrite
 
 PATH = Path("/home/sessions") / rollout_name(1)
 CREATED = from_epoch_seconds(CREATED_AT)
