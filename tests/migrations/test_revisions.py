@@ -27,7 +27,7 @@ from codex_state import migrations
 from codex_state.database import Database
 from codex_state.errors import DatabaseError, SchemaError
 from codex_state.migrations.location import configuration
-from codex_state.models import open_threads
+from codex_state.models import IS_SHOWN, open_threads
 
 SCRIPTS = ScriptDirectory.from_config(configuration())
 REVISIONS = [script.revision for script in reversed(list(SCRIPTS.walk_revisions()))]
@@ -375,6 +375,30 @@ def test_0014_lets_every_listing_read_its_order_from_an_index(database: Database
             connection.exec_driver_sql("SET LOCAL enable_sort = off")
             plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
     told = str(plan)
+    assert "idx_threads_" in told
+    assert "TEMP B-TREE" not in told, "SQLite would sort"
+    assert "Sort" not in told, "PostgreSQL would sort"
+
+
+@pytest.mark.parametrize("order", ["updated_at", "created_at"])
+@pytest.mark.parametrize("shown", ["true", "false"])
+@pytest.mark.parametrize(
+    "condition", ["archived = 0", "source = 'cli' AND archived = 1", "model_provider = 'a' AND archived = 0"]
+)
+def test_0017_lets_shown_threads_and_the_others_be_read_in_their_order(
+    database: Database, condition: str, shown: str, order: str
+) -> None:
+    at(database, "0016_lease_owners")
+    migrations.upgrade(database.engine, "0017_shown_threads")
+    query = f"SELECT id FROM threads WHERE {condition} AND {IS_SHOWN} = {shown} ORDER BY {order} DESC, id DESC LIMIT 50"
+    with database.engine.connect() as connection:
+        if database.dialect == "sqlite":
+            told = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all())
+            assert "<expr>=?" in told
+        else:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL enable_sort = off")
+            told = str(connection.exec_driver_sql(f"EXPLAIN {query}").all())
     assert "idx_threads_" in told
     assert "TEMP B-TREE" not in told, "SQLite would sort"
     assert "Sort" not in told, "PostgreSQL would sort"
