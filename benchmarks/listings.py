@@ -36,13 +36,15 @@ _ID = {
     "postgresql": "gen_random_uuid()",
 }
 # Created in another order than updated. A tenth is archived, and one source has 120 threads however many there are.
+# The newest half has nothing to show in nine of ten, and every third thread was spawned by another.
 _FILL = (
     "INSERT INTO threads (id, rollout_path, created_at, updated_at, source, model_provider, cwd, title, "
-    "sandbox_policy, approval_mode, archived, archived_at, first_user_message) "
+    "sandbox_policy, approval_mode, archived, archived_at, parent_thread_id, first_user_message) "
     "SELECT {id}, '/home/sessions/rollout-' || n || '.jsonl', {start} + n * 7919 % {threads}, {start} + n, "
     "CASE WHEN n * 120 % {threads} < 120 THEN 'mcp' WHEN n % 10 = 1 THEN 'vscode' ELSE 'cli' END, "
     "'openai', '/projects/' || n % 50, 'fix the flaky test', '{{\"type\":\"read-only\"}}', 'on-request', "
-    "CASE n % 10 WHEN 3 THEN 1 ELSE 0 END, CASE n % 10 WHEN 3 THEN {start} END, 'fix the flaky test' FROM {numbers}"
+    "CASE n % 10 WHEN 3 THEN 1 ELSE 0 END, CASE n % 10 WHEN 3 THEN {start} END, CASE n % 3 WHEN 0 THEN {id} END, "
+    "CASE WHEN n > {threads} / 2 AND n % 10 <> n / 10 % 10 THEN '' ELSE 'fix the flaky test' END FROM {numbers}"
 )
 
 
@@ -55,7 +57,7 @@ class _Kind(NamedTuple):
 
     def __str__(self) -> str:
         spelled = ", ".join(
-            f"{name} {value if value is True else '+'.join(value)}" for name, value in self.filters.items()
+            f"{name} {value if isinstance(value, bool) else '+'.join(value)}" for name, value in self.filters.items()
         )
         return (
             f"by {self.sort_key.value}{', ' if spelled else ''}{spelled}, {'in the middle' if self.deep else 'first'}"
@@ -69,6 +71,9 @@ _FILTERS: tuple[dict[str, Any], ...] = (
     {"sources": ["cli", "vscode"]},
     {"providers": ["openai"]},
     {"archived": True},
+    {"all": True},
+    {"all": True, "sources": ["mcp"]},
+    {"children": False},
 )
 _KINDS = [_Kind(*each) for each in product(SortKey, _FILTERS, (False, True))]
 

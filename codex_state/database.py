@@ -21,11 +21,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool
 from sqlmodel import Session
 
-from codex_state import forks, write_queue
+from codex_state import forks, state_files, write_queue
 from codex_state.engine_views import Views
-from codex_state.errors import ConfigurationError, DatabaseBusyError
+from codex_state.errors import ConfigurationError, DatabaseBusyError, DatabaseUnavailableError
 from codex_state.postgresql_engine import open_postgresql
-from codex_state.sqlite_engine import open_sqlite, sqlite_path
+from codex_state.settings import StateSettings
+from codex_state.sqlite_engine import Access, open_sqlite, sqlite_path
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -33,7 +34,11 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 class Database:
     """One database: its engine, its pool, and its three transaction modes."""
 
-    def __init__(self, views: Views, opened: weakref.WeakSet[write_queue.QueueingConnection]) -> None:
+    def __init__(
+        self, views: Views, opened: weakref.WeakSet[write_queue.QueueingConnection], access: Access = Access.CREATE
+    ) -> None:
+        self.access = access
+        """What may be done to an SQLite file."""
         self._opened = opened
         self._inherited: list[Pool] = []
         self.engine = views.writer
@@ -44,6 +49,40 @@ class Database:
         _databases.add(self)
 
     @classmethod
+    def of(cls, settings: StateSettings, access: Access = Access.CREATE) -> Database:
+        """The database that the settings name, on SQLite in the file of today's name or of the former one.
+
+        Nothing is made of it yet: see ``prepare_sqlite_file``. With leave to write, a file of ours that has the former
+        name is renamed, unless somebody has it open; then it is used where it is.
+
+        Raises:
+            ConfigurationError: the settings can't be used.
+            DatabaseError: the file with the former name can't be prepared for its new one.
+        """
+
+        def opened(url: URL, access: Access) -> Database:
+            return cls.open(
+                url,
+                pool_size=settings.pool_size,
+                busy_timeout=settings.busy_timeout,
+                transaction_pooling=settings.transaction_pooling,
+                access=access,
+            )
+
+        while settings.database_url is None:
+            path = state_files.locate(settings.database_path, adopt=access is not Access.READ_ONLY)
+            if path == settings.database_path:
+                break
+            if access is Access.READ_ONLY:
+                return opened(_file_url(path), access)
+            # Never a new one of that name, which would be taken for the state.
+            database = opened(_file_url(path), Access.EXISTING)
+            if _keeps_its_name(database, path):
+                return database
+            database.close()
+        return opened(url_of(settings), access)
+
+    @classmethod
     def open(
         cls,
         url: str | URL,
@@ -51,6 +90,7 @@ class Database:
         pool_size: int = 5,
         busy_timeout: timedelta = timedelta(seconds=5),
         transaction_pooling: bool = False,
+        access: Access = Access.CREATE,
     ) -> Database:
         """Make the engines for ``url``. Nothing is connected yet.
 
@@ -60,21 +100,19 @@ class Database:
             busy_timeout: how long a statement waits for another's write to end.
             transaction_pooling: the URL leads to a pooler that may give each transaction another connection to the
                 server, like PgBouncer with ``pool_mode = transaction``.
+            access: what may be done to an SQLite file.
 
         Raises:
             ConfigurationError: the URL is malformed or of a database that isn't supported.
         """
-        try:
-            parsed = make_url(url)
-        except (ArgumentError, ValueError) as error:
-            raise ConfigurationError(
-                "the database URL is malformed; expected sqlite:///path or postgresql://…"
-            ) from error
+        parsed = _parsed(url)
         match parsed.get_backend_name():
             case "sqlite":
                 opened: weakref.WeakSet[write_queue.QueueingConnection] = weakref.WeakSet()
-                views = open_sqlite(parsed, pool_size=pool_size, busy_timeout=busy_timeout, opened=opened)
-                return cls(views, opened)
+                views = open_sqlite(
+                    parsed, pool_size=pool_size, busy_timeout=busy_timeout, opened=opened, access=access
+                )
+                return cls(views, opened, access)
             case "postgresql" | "postgres":
                 views = open_postgresql(
                     parsed, pool_size=pool_size, busy_timeout=busy_timeout, transaction_pooling=transaction_pooling
@@ -129,6 +167,51 @@ class Database:
         # On PostgreSQL closing would say good-bye to the server in the parent's name, and so may forgetting.
         self._inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
+
+
+def url_of(settings: StateSettings) -> URL:
+    """The URL of the database that the settings name.
+
+    Raises:
+        ConfigurationError: the URL of the settings is malformed.
+    """
+    if settings.database_url is None:
+        return _file_url(settings.database_path)
+    return _parsed(settings.database_url.get_secret_value())
+
+
+def file_of(settings: StateSettings) -> Path | None:
+    """The SQLite file that the settings name, be it there or not; ``None`` in memory and on a server.
+
+    Raises:
+        ConfigurationError: the URL of the settings can't be used.
+    """
+    if settings.database_url is None:
+        return state_files.locate(settings.database_path, adopt=False)
+    return sqlite_path(url_of(settings))
+
+
+def _file_url(path: Path) -> URL:
+    # Not as a text: a path may have characters that mean something in a URL.
+    return URL.create("sqlite", database=str(path))
+
+
+def _parsed(url: str | URL) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError("the database URL is malformed; expected sqlite:///path or postgresql://…") from error
+
+
+def _keeps_its_name(database: Database, path: Path) -> bool:
+    """Whether nobody can rename the file any more, because a pooled connection has read it and stays."""
+    try:
+        with database.autocommit() as session:
+            session.connection().exec_driver_sql("SELECT count(*) FROM sqlite_master")
+    except DatabaseUnavailableError:
+        if path.exists():
+            raise
+    return path.exists()
 
 
 def prepare_sqlite_file(database: Database) -> None:

@@ -14,17 +14,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import Engine
 from sqlmodel import Session
 
-from codex_state import migrations, telemetry
+from codex_state import migrations, state_files, telemetry
 from codex_state.database import Database, prepare_sqlite_file
-from codex_state.errors import DatabaseError, ServerUnavailableError, StateError
+from codex_state.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    SchemaOutdatedError,
+    ServerUnavailableError,
+    StateError,
+)
 from codex_state.models import LOCAL_HOME
 from codex_state.repositories import (
     BackfillRepository,
     ConsolidationLockRepository,
     DynamicToolRepository,
+    HomeRepository,
     LogRepository,
     MemoryScopeRepository,
     Phase1JobRepository,
@@ -33,7 +40,7 @@ from codex_state.repositories import (
     ThreadRepository,
 )
 from codex_state.settings import StateSettings
-from codex_state.state_files import make_directory, remove_older_state_files
+from codex_state.sqlite_engine import Access
 
 _log = logging.getLogger("codex_state")
 
@@ -116,20 +123,25 @@ class StateRuntime:
         self.database = database
 
     @classmethod
-    def open(cls, settings: StateSettings | None = None) -> Self:
+    def open(cls, settings: StateSettings | None = None, *, for_reading: bool = False) -> Self:
         """Open the state, creating and migrating it as needed. It doesn't backfill: see ``codex_state.open_state``.
 
         Args:
             settings: where and how; read from the environment when not given.
+            for_reading: the caller changes nothing but the index. Then no home is created and no older file is removed,
+                and a state that can't be written, because of its permissions or its medium, is opened all the same:
+                read-only if its schema is current, in memory if there is none yet. See ``is_read_only``
+                and ``in_memory``.
 
         Raises:
             ConfigurationError: the home or a setting can't be used.
-            SchemaError: the database is newer than this version, or another program's.
+            SchemaError: the database is newer than this version, or another program's; or it is older and can't be
+                written.
             DatabaseError: it can't be opened, is damaged, or is held by somebody for the whole busy timeout.
         """
         settings = settings or StateSettings()
         try:
-            runtime, created = cls._open(settings)
+            runtime, created = cls._open(settings, for_reading)
         except StateError:
             telemetry.count(telemetry.DB_INIT, status="open_error")
             raise
@@ -139,20 +151,18 @@ class StateRuntime:
         return runtime
 
     @classmethod
-    def _open(cls, settings: StateSettings) -> tuple[Self, bool]:
-        make_directory(settings.codex_home)
-        if settings.database_url is not None:
-            url: str | URL = settings.database_url.get_secret_value()
-        else:
-            make_directory(settings.database_path.parent)
-            url = URL.create("sqlite", database=str(settings.database_path))
-        database = Database.open(
-            url,
-            pool_size=settings.pool_size,
-            busy_timeout=settings.busy_timeout,
-            transaction_pooling=settings.transaction_pooling,
-        )
+    def _open(cls, settings: StateSettings, for_reading: bool) -> tuple[Self, bool]:  # noqa: FBT001
+        if settings.database_url is None:
+            if for_reading:
+                state_files.require_home(settings.codex_home)
+                if not state_files.can_be_written(settings.database_path):
+                    return cls._open_unwritable(settings), False
+            else:
+                state_files.make_directory(settings.codex_home)
+            state_files.make_directory(settings.database_path.parent)
+        database = Database.of(settings)
         created = database.path is not None and not database.path.exists()
+        runtime = cls(settings, database)
         try:
             if database.path is not None:
                 # Before the file's settings are touched: one that isn't ours stays as it is (L7).
@@ -160,13 +170,63 @@ class StateRuntime:
                     migrations.verified_revision(session.connection())
                 prepare_sqlite_file(database)
             migrations.ensure_current(database.engine, migrate=settings.migrate)
-            if settings.database_url is None:
+            runtime._take_in_unnamed_rows()
+            if settings.database_url is None and not for_reading:
                 # Last: a home whose state this version can't use keeps what an older one may still read (L7).
-                remove_older_state_files(settings.database_path.parent)
+                state_files.remove_older_state_files(settings.database_path.parent)
         except BaseException:
             database.close()
             raise
-        return cls(settings, database), created
+        return runtime, created
+
+    @classmethod
+    def _open_unwritable(cls, settings: StateSettings) -> Self:
+        path = state_files.locate(settings.database_path, adopt=False)
+        if state_files.is_missing(path):
+            return cls._open_in_memory(settings)
+        database = Database.of(settings, Access.READ_ONLY)
+        advice = f"{path} can't be written; set CODEX_SQLITE_HOME to a directory that can, and run the command again"
+        try:
+            with database.autocommit() as session:
+                revision = migrations.verified_revision(session.connection())
+        except DatabaseUnavailableError as error:
+            database.close()
+            raise DatabaseUnavailableError(f"the state can't be read where it is ({error}): {advice}") from error
+        except BaseException:
+            database.close()
+            raise
+        if revision == migrations.HEAD:
+            return cls(settings, database)
+        database.close()
+        if revision is None:
+            return cls._open_in_memory(settings)
+        raise SchemaOutdatedError(
+            f"the state is at revision {revision!r}, this version of codex-state needs {migrations.HEAD!r}, and "
+            f"{advice}, or run `codex-state db upgrade` where it can be written"
+        )
+
+    @classmethod
+    def _open_in_memory(cls, settings: StateSettings) -> Self:
+        database = Database.open("sqlite://", busy_timeout=settings.busy_timeout)
+        try:
+            migrations.ensure_current(database.engine)
+        except BaseException:
+            database.close()
+            raise
+        return cls(settings, database)
+
+    def _take_in_unnamed_rows(self) -> None:
+        """Give this home the threads of its own that were stored in a shared file before homes had names there."""
+        if self.database.dialect != "sqlite" or self.has_own_database:
+            return
+        # As they are stored: the path of the home that the settings name, and where links lead.
+        homes = dict.fromkeys([self.codex_home, self.codex_home.resolve()])
+        with self.read() as state:
+            if not any(HomeRepository(state.session).has_unnamed(self.home, home) for home in homes):
+                return
+        with self.begin() as state:
+            for home in homes:
+                HomeRepository(state.session).name(self.home, home)
 
     @property
     def codex_home(self) -> Path:
@@ -175,16 +235,44 @@ class StateRuntime:
 
     @cached_property
     def home(self) -> str:
-        """The name under which this home's threads and backfill are kept.
+        """The name under which this home's threads and backfill are kept: the setting ``home``, if it is given.
 
-        An SQLite file serves one home, so it is the same constant in all of them. PostgreSQL may serve many: there it
-        is the setting ``home``, else host and path.
+        Else it is the same constant in every database that is one home's alone, so that a home keeps its rows when it
+        is moved or copied. An SQLite file outside of the home may serve several, which are told apart by their
+        paths, and a PostgreSQL database homes of many machines, by host and path.
         """
         if self.settings.home is not None:
             return self.settings.home
-        if self.database.dialect == "sqlite":
+        if self.has_own_database:
             return LOCAL_HOME
+        if self.database.dialect == "sqlite":
+            return str(self.codex_home.resolve())
         return f"{socket.gethostname()}:{self.codex_home}"
+
+    @property
+    def has_own_database(self) -> bool:
+        """Whether the database is this home's alone: an SQLite file inside the home, or one in memory."""
+        if self.database.dialect != "sqlite":
+            return False
+        path = self.database.path
+        return path is None or path.resolve().is_relative_to(self.codex_home.resolve())
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether what is stored is gone when the state is closed.
+
+        So it is when ``sqlite://`` is the database, or ``for_reading`` met no state and no place for one.
+        """
+        return self.database.dialect == "sqlite" and self.database.path is None
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether every write would fail: a state that can't be written, opened ``for_reading``; a standby."""
+        if self.database.dialect == "sqlite":
+            return self.database.access is Access.READ_ONLY
+        with self.autocommit() as state:
+            answer = state.session.connection().exec_driver_sql("SHOW transaction_read_only").scalar_one()
+        return str(answer) == "on"
 
     @property
     def default_provider(self) -> str:

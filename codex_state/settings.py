@@ -13,13 +13,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from codex_state.errors import ConfigurationError
 
-STATE_DATABASE_NAME = "state"
+STATE_DATABASE_NAME = "codex_state"
 STATE_DATABASE_VERSION = 4
 FALLBACK_PROVIDER = "openai"
 
 
 def state_database_filename() -> str:
-    """The name of the state file: ``state_4.sqlite``."""
+    """The name of the state file: ``codex_state_4.sqlite``. The original takes no file of that name for its own."""
     return f"{STATE_DATABASE_NAME}_{STATE_DATABASE_VERSION}.sqlite"
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import weakref
 from datetime import timedelta
+from enum import Enum, auto
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import URL, Connection, create_engine, event
@@ -14,9 +17,7 @@ from sqlalchemy.pool import QueuePool
 from codex_state import forks, write_queue
 from codex_state.engine_views import Views, refuse_savepoint, translate_errors
 from codex_state.errors import ConfigurationError, classify
-
-QUEUE_SUFFIX = "-queue"
-"""The side file of an SQLite database on which its waiting writers queue."""
+from codex_state.state_files import QUEUE_SUFFIX, existing_uri, make_private_file, read_only_uri
 
 _WAL_AUTOCHECKPOINT_PAGES = 4000
 """A checkpoint every 4,000 pages instead of 1,000 makes the slowest writes about ten times faster (16 MB of WAL)."""
@@ -26,6 +27,24 @@ _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 
 _IS_WRITER = "codex_state_writer"
 """The execution option by which the listeners of SQLite's one engine know its views apart."""
+
+
+_making = Lock()
+"""Held while a new file is made and until it is closed. The system would otherwise drop, at that close, the locks that
+another thread's connection took on the file meanwhile."""
+
+
+class Access(Enum):
+    """What may be done to the file of an SQLite database."""
+
+    CREATE = auto()
+    """Read and write it; it is made, for its user alone, when it isn't there."""
+
+    EXISTING = auto()
+    """Read and write it; none is made when it isn't there."""
+
+    READ_ONLY = auto()
+    """Read it, and change neither it nor anything beside it. See ``state_files.read_only_uri``."""
 
 
 def sqlite_path(url: URL) -> Path | None:
@@ -39,18 +58,31 @@ def sqlite_path(url: URL) -> Path | None:
 
 
 def open_sqlite(
-    url: URL, *, pool_size: int, busy_timeout: timedelta, opened: weakref.WeakSet[write_queue.QueueingConnection]
+    url: URL,
+    *,
+    pool_size: int,
+    busy_timeout: timedelta,
+    opened: weakref.WeakSet[write_queue.QueueingConnection],
+    access: Access,
 ) -> Views:
     """The engine of an SQLite database. Its file connections are put into ``opened``."""
     path = sqlite_path(url)
     seconds = busy_timeout.total_seconds()
     queued = path is not None and write_queue.supported()
 
-    def connection_of(*args: Any, **options: Any) -> sqlite3.Connection:
-        if path is None or not queued:
-            return sqlite3.Connection(*args, **options)
+    def connection_of(name: str, *args: Any, **options: Any) -> sqlite3.Connection:
+        if path is None:
+            return sqlite3.Connection(name, *args, **options)
+        if access is Access.CREATE:
+            with _making:
+                make_private_file(path)
+        else:
+            name = existing_uri(path) if access is Access.EXISTING else read_only_uri(path)
+            options["uri"] = True
+        if not queued:
+            return sqlite3.Connection(name, *args, **options)
         forks.refuse_unsafe(path)
-        connection = write_queue.QueueingConnection(*args, **options)
+        connection = write_queue.QueueingConnection(name, *args, **options)
         connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
         opened.add(connection)
         return connection
@@ -125,3 +157,12 @@ def _end_read_only(connection: Connection) -> None:
     # One that was interrupted within a statement, as Ctrl-C does, is thrown away.
     if not connection.invalidated:
         _run_in_begin(connection, "PRAGMA query_only = OFF")
+
+
+def _forget_inherited_lock() -> None:
+    global _making  # noqa: PLW0603 - a thread of the parent may hold it, and won't release the child's copy
+    _making = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited_lock)

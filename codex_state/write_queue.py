@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from codex_state.state_files import open_side_file
+
 try:
     import fcntl
 except ImportError:  # Windows: SQLite's own busy handler does the waiting
@@ -108,8 +110,8 @@ class WriteQueue:
     def _open(self) -> int | None:
         if self._descriptor is None:
             try:
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except OSError:  # a read-only directory: the waiter goes on without the queue
+                self._descriptor = open_side_file(self._path)
+            except OSError:  # a read-only directory, a link: the waiter goes on without the queue
                 return None
         return self._descriptor
 

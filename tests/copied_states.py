@@ -109,6 +109,16 @@ def thread_row(number: int, **values: Any) -> dict[str, Any]:
         "model": "gpt",
         "reasoning_effort": "high",
         "home": "local",
+        "name": f"name {number}",
+        "name_at": 1_770_000_050,
+        "preview": "a goal",
+        "thread_source": "subagent",
+        "originator": "codex_cli",
+        "parent_thread_id": str(uuid.UUID(int=7)),
+        "forked_from_id": str(uuid.UUID(int=8)),
+        "memory_mode_chosen_at": 1_770_000_060,
+        "gone_at": 1_770_000_070,
+        "pinned": 0,
     } | values
 
 
@@ -153,6 +163,9 @@ def job_row(thread: Mapping[str, Any], **values: Any) -> dict[str, Any]:
         "raw_memory_path": "/memories/raw.md",
         "summary_hash": "hash",
         "ownership_token": "token",
+        "owner_name": "host process 1",
+        "owner_process": "boot:4026531836:1:100",
+        "lease_seconds": 3600,
         "attempt": 2,
         "retry_at": 1_770_000_600,
         "failures": 1,
@@ -169,6 +182,9 @@ def lock_row(**values: Any) -> dict[str, Any]:
         "working_thread_id": str(uuid.UUID(int=9)),
         "updated_at": 1_770_000_300,
         "ownership_token": "lock token",
+        "owner_name": "host process 1",
+        "owner_process": "boot:4026531836:1:100",
+        "lease_seconds": 600,
     } | values
 
 
@@ -181,8 +197,24 @@ def backfill_row(**values: Any) -> dict[str, Any]:
         "last_success_at": 1_770_000_700,
         "updated_at": 1_770_000_700,
         "ownership_token": "backfill token",
-        "owner": "host:1",
+        "owner_name": "host process 1",
+        "owner_process": "boot:4026531836:1:100",
+        "lease_seconds": 900,
         "claimed_at": 1_770_000_650,
+    } | values
+
+
+def file_row(number: int, **values: Any) -> dict[str, Any]:
+    return {
+        "home": "local",
+        "path": f"sessions/{number}.jsonl",
+        "thread_id": thread_row(number)["id"],
+        "size": LARGEST,
+        "mtime_ns": 1_770_000_100_123_456_789,
+        "state": "failed",
+        "error": "it can't be read",
+        "parse_errors": 1,
+        "unknown_lines": 2,
     } | values
 
 
@@ -252,6 +284,13 @@ def fill(runtime: StateRuntime, *, home: str = "local", threads: int = 7, logs: 
     )
     put(runtime, "memory_consolidation_locks", lock_row(), lock_row(cwd="/ß 漢字/🦀"), lock_row(cwd=""))
     replace_backfill(runtime, home=home)
+    put(
+        runtime,
+        "rollout_files",
+        *(file_row(number, home=home) for number in range(1, 4)),
+        *(file_row(100 + number, home=home, path=value, error=value) for number, value in enumerate(ODD_TEXTS)),
+        nulled("rollout_files", file_row(300, home=home)),
+    )
     put(
         runtime,
         "logs",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FIXTURES = Path(__file__).parent / "fixtures"
-NAMES = tuple(sorted(path.name for path in FIXTURES.iterdir()))
+NAMES = tuple(sorted(path.parent.name for path in FIXTURES.glob("*/home.tar.gz")))
 
 DEFAULT_PROVIDER = "mock"
 """The ``model_provider`` of the homes' ``config.toml``."""

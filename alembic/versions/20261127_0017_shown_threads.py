@@ -13,8 +13,8 @@ depends_on = None
 _UPDATED = [sa.text("updated_at DESC"), sa.text("id DESC")]
 _CREATED = [sa.text("created_at DESC"), sa.text("id DESC")]
 _IS_SHOWN = sa.text(
-    "(CAST(gone_at IS NULL AND (coalesce(name, '') <> '' OR first_user_message <> '' OR coalesce(preview, '') <> '' "
-    "OR rollout_path = '') AS INTEGER))"
+    "(coalesce(gone_at IS NULL AND (name <> '' OR first_user_message <> '' OR preview <> '' OR rollout_path = ''), "
+    "false))"
 )
 _INDEXES = {
     "idx_threads_archived": ([], _UPDATED),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codex_state.cli import exits
+from codex_state.cli.freshness import quiet_log
 from codex_state.cli.opening import holder_of, opened
 from codex_state.cli.options import CodexHome, Json
 from codex_state.cli.output import counted, note, one_line, write, write_json
@@ -38,9 +36,9 @@ def backfill(
     from codex_state import rollout
     from codex_state.rollout import BackfillOutcome
 
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True) as runtime:
         try:
-            with shown_progress() as on_progress, _quiet_log():
+            with shown_progress() as on_progress, quiet_log():
                 report = rollout.backfill(
                     runtime, on_progress=on_progress, refresh=True, again=again, retry_failed=retry_failed
                 )
@@ -56,19 +54,6 @@ def backfill(
     if held_by is not None:
         note(f"the index is being built by {held_by}; wait for it, or run this again after that")
         raise typer.Exit(exits.HELD)
-
-
-@contextmanager
-def _quiet_log() -> Iterator[None]:
-    """Without the warning for each failure: they are named at the end."""
-    log = logging.getLogger("codex_state")
-    level = log.level
-    if level > logging.INFO:
-        log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _as_json(report: BackfillReport) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,12 +41,12 @@ def copy(
     from codex_state.runtime import StateRuntime
     from codex_state.transfer import copy_state
 
-    from_settings = settings_for(context, codex_home)
+    from_settings = settings_for(context, codex_home, needs_home=False)
     to_settings = _settings_of_target(from_settings, to)
     _require_source(from_settings)
     try:
         with (
-            StateRuntime.open(from_settings) as source,
+            StateRuntime.open(from_settings, for_reading=True) as source,
             StateRuntime.open(to_settings) as target,
             shown_copy_progress() as on_progress,
         ):
@@ -81,21 +80,12 @@ def _settings_of_target(settings: StateSettings, url: str) -> StateSettings:
 
 def _require_source(settings: StateSettings) -> None:
     """Opening would create it."""
+    from codex_state.database import file_of
     from codex_state.errors import StateError
 
-    path = _path_of(settings)
+    path = file_of(settings)
     if path is not None and not path.exists():
         raise StateError(f"there is no database at {path}, so there is nothing to copy")
-
-
-def _path_of(settings: StateSettings) -> Path | None:
-    from codex_state.database import Database
-
-    if settings.database_url is None:
-        return settings.database_path
-    database = Database.open(settings.database_url.get_secret_value())
-    database.close()
-    return database.path
 
 
 def _as_json(report: CopyReport) -> dict[str, Any]:

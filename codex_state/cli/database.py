@@ -14,6 +14,8 @@ from codex_state.cli.options import CodexHome, Json
 from codex_state.cli.output import note, write, write_json
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from codex_state.database import Database
     from codex_state.migrations import Migrated
     from codex_state.settings import StateSettings
@@ -33,7 +35,7 @@ def upgrade(
     from codex_state import migrations
 
     target = migrations.HEAD if revision == "head" else revision
-    with _database(settings_for(context, codex_home), create=True) as database:
+    with _database(settings_for(context, codex_home, needs_home=False)) as database:
         migrated = migrations.upgrade(database.engine, target)
     _tell(migrated, as_json=as_json)
 
@@ -58,43 +60,52 @@ def downgrade(
 
     if revision.startswith("-") and not revision[1:].isdigit():
         raise InvalidInputError(f"no such option: {revision}; a step back is spelled -1")
-    with _database(settings_for(context, codex_home)) as database:
-        if not _exists(database):
-            raise SchemaError(_absence_of(database))
+    settings = settings_for(context, codex_home, needs_home=False)
+    if (absent := _absent(settings)) is not None:
+        raise SchemaError(absent)
+    with _database(settings) as database:
         migrated = migrations.downgrade(database.engine, revision)
     _tell(migrated, as_json=as_json)
 
 
 @app.command()
 def current(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
-    """Print the revision that the database is at. Changes nothing."""
+    """Print the revision that the database is at. Changes nothing.
+
+    A database of another program's is named as such, with exit status 1.
+    """
     from codex_state import migrations
 
-    with _database(settings_for(context, codex_home)) as database:
-        revision = _revision_of(database)
-        absence = _absence_of(database)
+    settings = settings_for(context, codex_home, needs_home=False)
+    revision, absent = None, _absent(settings)
+    if absent is None:
+        with _looked_at(settings) as connection:
+            revision = migrations.current_revision(connection)
+            if revision is None:
+                migrations.verified_revision(connection)  # refuses one whose tables aren't ours
+                absent = _without_schema(connection)
     if as_json:
         write_json({"revision": revision, "head": migrations.HEAD, "is_head": revision == migrations.HEAD})
     elif revision is not None:
         write(f"{revision}{' (head)' if revision == migrations.HEAD else ''}\n")
-    else:
-        note(absence)
+    elif absent is not None:
+        note(absent)
 
 
 @app.command()
 def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
-    """Check that the schema is the one this version speaks.
+    """Check that the schema is the one this version speaks. Changes nothing.
 
     Prints the differences, with exit status 1.
     """
     from codex_state import migrations
 
-    with _database(settings_for(context, codex_home)) as database:
-        if _exists(database):
-            with database.read() as session:
-                differences = migrations.check(session.connection())
-        else:
-            differences = [_absence_of(database)]
+    settings = settings_for(context, codex_home, needs_home=False)
+    if (absent := _absent(settings)) is not None:
+        differences = [absent]
+    else:
+        with _looked_at(settings) as connection:
+            differences = _differences(connection)
     if as_json:
         write_json({"ok": not differences, "head": migrations.HEAD, "differences": differences})
     elif differences:
@@ -105,15 +116,33 @@ def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json
         raise typer.Exit(exits.FAILED)
 
 
+def _differences(connection: Connection) -> list[str]:
+    from codex_state import migrations
+    from codex_state.errors import ForeignSchemaError
+
+    if migrations.current_revision(connection) is not None:
+        return migrations.check(connection)
+    try:
+        migrations.verified_revision(connection)
+    except ForeignSchemaError as error:
+        # Not table by table: none of them is ours.
+        return [str(error)]
+    return [_without_schema(connection)]
+
+
 @app.command()
 def history(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
     """List the revisions, and mark the database's."""
     from alembic.script import ScriptDirectory
 
+    from codex_state import migrations
     from codex_state.migrations.location import configuration
 
-    with _database(settings_for(context, codex_home)) as database:
-        at = _revision_of(database)
+    settings = settings_for(context, codex_home, needs_home=False)
+    at = None
+    if _absent(settings) is None:
+        with _looked_at(settings) as connection:
+            at = migrations.current_revision(connection)
     scripts = list(ScriptDirectory.from_config(configuration()).walk_revisions())[::-1]
     if as_json:
         write_json(
@@ -130,41 +159,57 @@ def history(context: typer.Context, *, codex_home: CodexHome = None, as_json: Js
 
 
 @contextmanager
-def _database(settings: StateSettings, *, create: bool = False) -> Iterator[Database]:
-    """The database, opened without migrating it. Without ``create``, a missing file stays missing until it is used."""
+def _database(settings: StateSettings) -> Iterator[Database]:
+    """The database, opened to change it."""
     from codex_state.database import Database, prepare_sqlite_file
+    from codex_state.migrations import verified_revision
     from codex_state.state_files import make_directory
 
-    if settings.database_url is not None:
-        url = settings.database_url.get_secret_value()
-    else:
-        url = f"sqlite:///{settings.database_path}"
-    database = Database.open(url, pool_size=settings.pool_size, busy_timeout=settings.busy_timeout)
+    if settings.database_url is None:
+        make_directory(settings.database_path.parent)
+    database = Database.of(settings)
     try:
-        if create and database.path is not None:
-            make_directory(database.path.parent)
+        if database.path is not None:
+            with database.autocommit() as session:
+                verified_revision(session.connection())  # first: a file that isn't ours stays as it is
             prepare_sqlite_file(database)
         yield database
     finally:
         database.close()
 
 
-def _exists(database: Database) -> bool:
-    return database.path is None or database.path.exists()
+@contextmanager
+def _looked_at(settings: StateSettings) -> Iterator[Connection]:
+    """A connection to the database that changes nothing, not even what is beside an SQLite file."""
+    from codex_state.database import Database
+    from codex_state.sqlite_engine import Access
+
+    database = Database.of(settings, Access.READ_ONLY)
+    try:
+        with database.read() as session:
+            yield session.connection()
+    finally:
+        database.close()
 
 
-def _absence_of(database: Database) -> str:
-    what = "no schema in the database" if _exists(database) else f"no database at {database.path}"
-    return f"there is {what} yet; run `codex-state db upgrade`"
+def _absent(settings: StateSettings) -> str | None:
+    """That there is no file yet, and what to do; ``None`` when there is one, or a server."""
+    from codex_state.database import file_of
 
-
-def _revision_of(database: Database) -> str | None:
-    from codex_state import migrations
-
-    if not _exists(database):
+    path = file_of(settings)
+    if path is None or path.exists():
         return None
-    with database.engine.connect() as connection:
-        return migrations.current_revision(connection)
+    return f"there is no database at {path} yet; run `codex-state db upgrade`"
+
+
+def _without_schema(connection: Connection) -> str:
+    from sqlalchemy import inspect
+
+    others = sorted(inspect(connection).get_table_names())
+    beside = (
+        f", only tables of another program ({', '.join(others[:5])}{', …' if others[5:] else ''})" if others else ""
+    )
+    return f"there is no schema of codex-state in the database yet{beside}; run `codex-state db upgrade`"
 
 
 def _tell(migrated: Migrated, *, as_json: bool) -> None:

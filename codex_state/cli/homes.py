@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def homes(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
     """List the homes that share the database: how far each is indexed, and by whom."""
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, needs_home=False) as runtime:
         backfills = begun_backfills(runtime)
         this = runtime.home
     if as_json:
@@ -29,7 +29,8 @@ def homes(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json
             Column("INDEX", lambda b: b.status.value),
             Column("COMPLETED", lambda b: b.last_success_at, lambda b: _ago(b.last_success_at), style="dim"),
             Column("MOVED", lambda b: b.updated_at, lambda b: ago(b.updated_at), style="dim"),
-            Column("BY", lambda b: b.owner_name, lambda b: b.owner_name or "-", from_width=100),
+            Column("BY", lambda b: b.owner_name, lambda b: b.owner_name or "-", from_width=80),
+            Column("SINCE", lambda b: b.claimed_at, lambda b: _ago(b.claimed_at), from_width=100, style="dim"),
         ],
         backfills,
     )

@@ -10,7 +10,7 @@ import typer
 from codex_state.cli import exits
 from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json, Limit, ScopeKey, ScopeKind
-from codex_state.cli.output import json_value, note, record_of, write_json
+from codex_state.cli.output import json_value, note, record_of, rfc3339, write_json
 from codex_state.cli.parsing import thread_id_of
 from codex_state.cli.scopes import database_time
 from codex_state.cli.tables import Column, short_key, since, until, write_table
@@ -56,7 +56,7 @@ def list_jobs(
     from codex_state.models import Phase1Status
 
     wanted = None if status is None else Phase1Status(status)
-    with opened(context, codex_home) as runtime, runtime.read() as state:
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         jobs = state.phase1_jobs.list(status=wanted, limit=limit)
         now = database_time(state)
         counts = _counts(state, now)
@@ -95,7 +95,7 @@ def requeue(
     if (thread is None) is not all_failed:
         raise InvalidInputError("give either a THREAD_ID or --all-failed")
     thread_id = None if thread is None else thread_id_of(thread)
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True, needs_home=False) as runtime:
         requeued, claimable, others = runtime.run(lambda state: _requeue(state, thread_id, scope_kind, scope_key))
         with runtime.read() as state:
             now = database_time(state)
@@ -107,8 +107,10 @@ def requeue(
         note(f"{len(requeued)} requeued" + (f", {claimable} could be claimed already" if claimable else ""))
     if requeued or claimable or all_failed:
         return
-    if any(job.status == "running" for job in others):
-        note(f"the job of {thread_id} is running; somebody else holds it")
+    running = next((job for job in others if job.status == "running"), None)
+    if running is not None:
+        seen = "" if running.started_at is None else f", last seen {rfc3339(running.started_at)}"
+        note(f"the job of {thread_id} is running; {running.owner_name or 'somebody'} holds it{seen}")
         raise typer.Exit(exits.HELD)
     note(
         f"{thread_id} has no failed job"
@@ -176,8 +178,9 @@ def _columns(now: datetime, lease: timedelta) -> list[Column[Phase1Job]]:
         return _lease_end(job, lease)
 
     def holder_or_reason(job: Phase1Job) -> str:
-        holder = job.owner_session_id if job.status == "running" else None
-        return str(holder or job.failure_reason or "-")
+        if job.status != "running":
+            return job.failure_reason or "-"
+        return " at ".join(str(each) for each in (job.owner_session_id, job.owner_name) if each is not None) or "-"
 
     return [
         Column("THREAD", lambda j: j.thread_id, folded_to=_HALF_AN_ID),
@@ -188,7 +191,10 @@ def _columns(now: datetime, lease: timedelta) -> list[Column[Phase1Job]]:
         Column("LEFT", ends, lambda j: "-" if (end := ends(j)) is None else until(end, now)),
         Column("HOLDER OR REASON", holder_or_reason, below_width=_ROOM_FOR_BOTH, takes_the_rest=True),
         Column("HOLDER", lambda j: j.owner_session_id, from_width=_ROOM_FOR_BOTH, style="dim"),
-        Column("KEY", lambda j: j.scope_key, lambda j: short_key(j.scope_key), from_width=180, style="cyan"),
+        Column(
+            "PROCESS", lambda j: j.owner_name, lambda j: j.owner_name or "-", from_width=_ROOM_FOR_BOTH, style="dim"
+        ),
+        Column("KEY", lambda j: j.scope_key, lambda j: short_key(j.scope_key), from_width=200, style="cyan"),
         Column(
             "REASON",
             lambda j: j.failure_reason,

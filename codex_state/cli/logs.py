@@ -86,7 +86,7 @@ def logs(
         search=search or None,
     )
     show = _printer(as_json=as_json)
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, needs_home=False) as runtime:
         last_id = 0 if backfill else _newest_id(runtime, query)
         for entry in _newest(runtime, query, backfill):
             show(entry)

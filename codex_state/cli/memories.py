@@ -39,7 +39,7 @@ def list_memories(
 ) -> None:
     """List memories, the newest first."""
     thread_id = None if thread is None else thread_id_of(thread)
-    with opened(context, codex_home) as runtime, runtime.read() as state:
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         found = _memories(
             state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=invalidated, limit=limit + 1
         )
@@ -66,7 +66,7 @@ def show(
 ) -> None:
     """Show a thread's memory in full: the newest one, unless a scope is named."""
     thread_id = thread_id_of(thread)
-    with opened(context, codex_home) as runtime, runtime.read() as state:
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         found = _memories(state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=True, limit=1)
         known = state.threads.get(thread_id) is not None
     if not found:

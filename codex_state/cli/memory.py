@@ -108,7 +108,7 @@ def run(
         max_age=timedelta(days=max_age or _MOST_DAYS),
     )
     owner = uuid4()
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True) as runtime:
         try:
             report = _extract(runtime, extract, owner, extraction)
             if not report.claimed and limit:

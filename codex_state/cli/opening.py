@@ -19,20 +19,43 @@ if TYPE_CHECKING:
     from codex_state.settings import StateSettings
 
 
-def settings_for(context: typer.Context, codex_home: str | None) -> StateSettings:
-    """The settings: the environment's, with the home that was given on the command line."""
+def settings_for(context: typer.Context, codex_home: str | None, *, needs_home: bool = True) -> StateSettings:
+    """The settings: the environment's, with the home that was given on the command line.
+
+    Args:
+        context: the command's.
+        codex_home: the command's own option.
+        needs_home: the command concerns files of the home. Others need none where a URL names the database.
+
+    Raises:
+        ConfigurationError: the home isn't there. The command line makes none: it may be mistyped.
+    """
     from codex_state.settings import StateSettings
+    from codex_state.state_files import require_home
 
     home = home_of(context, codex_home)
-    return StateSettings() if home is None else StateSettings(codex_home=home)
+    settings = StateSettings() if home is None else StateSettings(codex_home=home)
+    if settings.database_url is None or needs_home:
+        require_home(settings.codex_home)
+    return settings
 
 
 @contextmanager
-def opened(context: typer.Context, codex_home: str | None) -> Iterator[StateRuntime]:
-    """The open state, migrated if need be and never backfilled; closed at the end."""
+def opened(
+    context: typer.Context, codex_home: str | None, *, writes: bool = False, needs_home: bool = True
+) -> Iterator[StateRuntime]:
+    """The open state, migrated if need be and never backfilled; closed at the end.
+
+    Args:
+        context: the command's.
+        codex_home: the command's own option.
+        writes: the command changes more than the index. Others also work on a state that can't be written.
+        needs_home: see ``settings_for``.
+    """
     from codex_state.runtime import StateRuntime
 
-    with StateRuntime.open(settings_for(context, codex_home)) as runtime:
+    settings = settings_for(context, codex_home, needs_home=needs_home)
+    with StateRuntime.open(settings, for_reading=not writes) as runtime:
         yield runtime
 
 

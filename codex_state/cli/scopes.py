@@ -32,7 +32,7 @@ def scopes(
     from codex_state.memory import memory_root
     from codex_state.models import MemoryScope
 
-    with opened(context, codex_home) as runtime, runtime.read() as state:
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         found = _marks(state, limit + 1) if everything else state.memory_scopes.list_dirty(limit=limit + 1)
         home = runtime.codex_home
     marks, more = some_more(found, limit)
@@ -79,7 +79,7 @@ def locks(
     as_json: Json = False,
 ) -> None:
     """List the consolidation locks: who holds which memory root, since when, and what is left of the lease."""
-    with opened(context, codex_home) as runtime, runtime.read() as state:
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         held = state.consolidation_locks.list()
         now = database_time(state)
     duration = timedelta(seconds=lease)
@@ -88,7 +88,8 @@ def locks(
         return
     write_table(
         [
-            Column("HOLDER", lambda k: k.working_thread_id),
+            Column("HOLDER", lambda k: k.owner_name, lambda k: k.owner_name or str(k.working_thread_id)),
+            Column("SESSION", lambda k: k.working_thread_id, from_width=120, style="dim"),
             Column("RENEWED", lambda k: k.updated_at, lambda k: ago(k.updated_at, now), style="dim"),
             Column("LEASE", lambda k: left(k.updated_at + duration, now)),
             Column("ROOT", lambda k: k.cwd, takes_the_rest=True, style="cyan"),

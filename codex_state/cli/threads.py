@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codex_state.cli.opening import begun_backfills, hint_when_incomplete, not_found, opened
+from codex_state.cli.freshness import NoRefresh, freshen
+from codex_state.cli.opening import begun_backfills, not_found, opened
 from codex_state.cli.options import CodexHome, Json, Limit, ThreadId
 from codex_state.cli.output import columns_of, counted, note, one_line, record_of, write, write_json
 from codex_state.cli.parsing import source_of, thread_id_of
@@ -66,6 +67,7 @@ def list_threads(
     cursor: Annotated[
         str | None, typer.Option(metavar="C", help="Go on where the last page ended.", show_default=False)
     ] = None,
+    no_refresh: NoRefresh = False,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
@@ -80,6 +82,7 @@ def list_threads(
     anchor = None if cursor is None else Anchor.parse(cursor)
     sources = [source_of(text) for text in source or ()]
     with opened(context, codex_home) as runtime:
+        freshen(runtime, no_refresh=no_refresh)
         query = ThreadQuery(
             sort_key=SortKey(sort),
             archived=archived,
@@ -93,9 +96,7 @@ def list_threads(
         )
         page = rollout.list_threads(runtime, query)
         unshown = None if as_json or show_all or anchor else _unshown(runtime, query)
-        if home is None:
-            hint_when_incomplete(runtime)
-        else:
+        if home is not None:
             _hint_when_unknown(runtime, home)
     if as_json:
         write_json(_page_as_json(page))
@@ -110,10 +111,18 @@ def list_threads(
 
 
 @app.command()
-def show(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome = None, as_json: Json = False) -> None:
+def show(
+    context: typer.Context,
+    *,
+    thread: ThreadId,
+    no_refresh: NoRefresh = False,
+    codex_home: CodexHome = None,
+    as_json: Json = False,
+) -> None:
     """Show all that is known of a thread, with its tools and memory."""
     thread_id = thread_id_of(thread)
     with opened(context, codex_home) as runtime:
+        freshen(runtime, no_refresh=no_refresh)
         with runtime.read() as state:
             found = state.threads.get(thread_id)
             tools = state.dynamic_tools.get(thread_id) or []
@@ -133,7 +142,9 @@ def show(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome = No
 
 
 @app.command()
-def path(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome = None) -> None:
+def path(
+    context: typer.Context, *, thread: ThreadId, no_refresh: NoRefresh = False, codex_home: CodexHome = None
+) -> None:
     """Print where a thread's rollout lies.
 
     The file itself is looked at, so a stale row can't mislead.
@@ -142,6 +153,7 @@ def path(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome = No
 
     thread_id = thread_id_of(thread)
     with opened(context, codex_home) as runtime:
+        freshen(runtime, no_refresh=no_refresh)
         found = rollout.find_thread_path(runtime, thread_id)
         if found is None:
             raise RolloutError(f"no rollout of thread {thread_id} in {runtime.codex_home}")

@@ -164,7 +164,7 @@ class _Consolidation:
         """Lock the scope, read what it has, write its files."""
         try:
             if not self._acquire():
-                self._report(ConsolidationOutcome.SKIPPED, "somebody else consolidates it")
+                self._report(ConsolidationOutcome.SKIPPED, f"{self._holder()} consolidates it")
                 return False
             if not self._read():
                 self._release()
@@ -204,6 +204,14 @@ class _Consolidation:
             self._release()
         except DatabaseError as error:
             _log.warning("the lock of %s %s could not be released: %s", self.scope.kind, self.scope.key, error)
+
+    def _holder(self) -> str:
+        """Who has the lock, for people."""
+        root = files.memory_root(self._around.runtime.codex_home, self.scope)
+        lock = self._around.runtime.run_read(lambda state: state.consolidation_locks.get(root))
+        if lock is None or lock.owner_name is None:
+            return "somebody else"
+        return f"{lock.owner_name}, last seen {lock.updated_at:%H:%M:%S} UTC,"
 
     def _acquire(self) -> bool:
         around = self._around

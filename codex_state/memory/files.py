@@ -29,6 +29,7 @@ from uuid import UUID, uuid4
 from codex_state.errors import DatabaseError, MemoryFilesError
 from codex_state.models import SCOPE_CWD, SCOPE_USER, MemoryScope, ThreadMemory
 from codex_state.runtime import StateRuntime
+from codex_state.state_files import make_private_directory, open_side_file
 
 try:
     import fcntl
@@ -82,7 +83,7 @@ def render(runtime: StateRuntime, scope: MemoryScope, *, at_least: datetime | No
     """
     root = memory_root(runtime.codex_home, scope)
     try:
-        (root / RAW_MEMORIES).mkdir(parents=True, exist_ok=True)
+        make_private_directory(root / RAW_MEMORIES)
         with _only_one(root.parent / _LOCK):
             if at_least is None or _rendered(root) < at_least.timestamp():
                 _render_until_current(runtime, scope, root)
@@ -180,7 +181,9 @@ def _write(path: Path, text: str) -> None:
     """Replace a file as a whole: a reader sees the old text or the new one, and a crash leaves one of them."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{_TEMPORARY}")
     try:
-        temporary.write_bytes(text.encode())
+        # For its user alone: memories are drawn from conversations.
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(text.encode())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -197,7 +200,7 @@ def _rendered(root: Path) -> float:
 
 @contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_side_file(path)
     try:
         if fcntl is not None:
             deadline = time.monotonic() + _LOCK_SECONDS

@@ -17,11 +17,13 @@ from codex_state.memory.phase1_writes import Finished
 from codex_state.memory.reports import Phase1Outcome, Phase1Result
 from codex_state.memory.stopping import StopReason, StopSignal
 from codex_state.models import Phase1Lease, Thread
+from codex_state.rollout.lookup import with_its_rollout
 from codex_state.runtime import StateRuntime
 
 _log = logging.getLogger("codex_state")
 
 INTERRUPTED = "the pass was interrupted"
+ROLLOUT_GONE = "the rollout is gone, or was moved meanwhile"
 
 _REASONS = {
     StopReason.REFUSED: "somebody else took over",
@@ -72,10 +74,18 @@ class Extraction:
         if timeout is not None:
             self._around.keeper.stop_after(self.signal, timeout.total_seconds())
             self.signal.on_stop(self._let_go_when_timed_out)
+        was_there = False
         try:
+            thread = with_its_rollout(self._around.runtime, self._thread)
+            if thread is None:
+                return partial(self._give_back, ROLLOUT_GONE)
+            was_there = _is_there(thread)
             with holding(self._leases):
-                extracted = _checked(self._around.extract(self.signal, self._thread))
+                extracted = _checked(self._around.extract(self.signal, thread))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the job's outcome
+            if isinstance(error, FileNotFoundError) and was_there and not _is_there(self._thread):
+                # It was moved after it had been looked for. Whoever claims the job next finds it.
+                return partial(self._give_back, ROLLOUT_GONE)
             return partial(self._store_error, error)
         # Also after the signal: a result that is there is only lost if somebody took over, and the database knows.
         return partial(self._store_result, extracted)
@@ -112,8 +122,11 @@ class Extraction:
             assert self._around.options.timeout is not None
             self._store_failure(f"timed out after {self._around.options.timeout.total_seconds():g} s")
             return
+        self._give_back(None)
+
+    def _give_back(self, reason: str | None) -> None:
         for kept in self._leases:
-            self._settle(kept, partial(self._given_back, kept))
+            self._settle(kept, partial(self._given_back, kept, reason))
 
     def _settle(self, kept: KeptLease[Phase1Lease], outcome: Callable[[], Phase1Result]) -> None:
         if kept.signal.reason is StopReason.REFUSED:
@@ -155,8 +168,8 @@ class Extraction:
             return lost(lease, _REASONS[StopReason.REFUSED])
         return Phase1Result(lease.key, Phase1Outcome.FAILED, lease.attempt, reason, retry_after)
 
-    def _given_back(self, kept: KeptLease[Phase1Lease]) -> Phase1Result:
-        reason = _REASONS[kept.signal.reason or self.signal.reason or StopReason.INTERRUPTED]
+    def _given_back(self, kept: KeptLease[Phase1Lease], reason: str | None) -> Phase1Result:
+        reason = reason or _REASONS[kept.signal.reason or self.signal.reason or StopReason.INTERRUPTED]
         phase1_writes.give_back(self._around.runtime, kept.lease, reason)
         return lost(kept.lease, reason)
 
@@ -170,6 +183,10 @@ class Extraction:
             _log.warning("%s", error)
             return str(error)
         return None
+
+
+def _is_there(thread: Thread) -> bool:
+    return thread.rollout_path is not None and thread.rollout_path.is_file()
 
 
 def _checked(extracted: object) -> ExtractedMemory | None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, DefaultClause
 
-from codex_state.migrations.stored import HEAD, VERSION_TABLE, current_revision, our_tables
+from codex_state.migrations.stored import HEAD, current_revision, our_tables
 from codex_state.models import metadata
+from codex_state.state_files import VERSION_TABLE
 
 
 def context_options() -> dict[str, Any]:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from alembic.runtime.environment import EnvironmentContext
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, make_url
+from sqlalchemy import Connection
 
-from codex_state.database import Database, prepare_sqlite_file
+from codex_state.database import Database, prepare_sqlite_file, url_of
 from codex_state.errors import StateError
 from codex_state.migrations.drift import context_options
 from codex_state.migrations.exclusive import exclusive_transaction, refuse_enforced_foreign_keys
@@ -51,7 +51,7 @@ def _run_in_transaction(context: EnvironmentContext, connection: Connection) -> 
 
 def _write_sql(context: EnvironmentContext) -> None:
     context.configure(
-        url=_configured_url(),
+        url=url_of(StateSettings()),
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
         **context_options(),
@@ -60,18 +60,12 @@ def _write_sql(context: EnvironmentContext) -> None:
         context.run_migrations()
 
 
-def _configured_url() -> URL:
-    settings = StateSettings()
-    if settings.database_url is not None:
-        return make_url(settings.database_url.get_secret_value())
-    return URL.create("sqlite", database=str(settings.database_path))
-
-
 @contextmanager
 def _configured_database() -> Iterator[Database]:
-    database = Database.open(_configured_url())
-    if database.path is not None:
-        make_directory(database.path.parent)
+    settings = StateSettings()
+    if settings.database_url is None:
+        make_directory(settings.database_path.parent)
+    database = Database.of(settings)
     try:
         yield database
     finally:

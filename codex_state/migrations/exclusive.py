@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from codex_state.errors import DatabaseBusyError, IntegrityViolationError, InvalidInputError, classify
 from codex_state.migrations.stored import where
+from codex_state.state_files import open_side_file
 
 try:
     import fcntl
@@ -158,7 +159,8 @@ def _side_file_locked(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        side_file.unlink(missing_ok=True)
+        if os.fstat(descriptor).st_size == 0:  # ours never hold anything
+            side_file.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -166,8 +168,8 @@ def _lock_side_file(path: Path, database: str) -> int | None:
     deadline = time.monotonic() + WAIT.total_seconds()
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError:  # a directory that can't be written: the transaction will say so
+            descriptor = open_side_file(path)
+        except OSError:  # a directory that can't be written will be reported by the transaction; a link isn't ours
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from codex_state.migrations.stored import VERSION_TABLE, our_tables
+from codex_state.migrations.stored import our_tables
+from codex_state.state_files import VERSION_TABLE
 
 
 def is_codex_state_table(name: str | None) -> bool:

@@ -11,12 +11,10 @@ from sqlalchemy.exc import DBAPIError
 
 from codex_state.errors import ForeignSchemaError, SchemaTooNewError, classify
 from codex_state.models import metadata
+from codex_state.state_files import VERSION_TABLE
 
 HEAD = "0018_original_names"
 """The revision that this version speaks."""
-
-VERSION_TABLE = "codex_state_version"
-"""Where our revision is noted. A service that shares the database has Alembic's ``alembic_version`` for its own."""
 
 _REVISIONS = "SELECT version_num FROM codex_state_version"
 

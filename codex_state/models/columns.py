@@ -262,7 +262,8 @@ class EnumText(TypeDecorator[StrEnum]):
             raise InvalidRowError(f"unknown {self.enum.__name__} {value!r} in a row; known: {known}") from error
 
 
-_uuid_as_text: TypeEngine[Any] = Uuid(as_uuid=False).with_variant(Text(), "sqlite")
+stored_uuid: TypeEngine[Any] = Uuid(as_uuid=False).with_variant(Text(), "sqlite")
+"""A UUID as its text, which is how SQLite stores it."""
 
 
 def stored_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
@@ -271,7 +272,7 @@ def stored_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     Rows that come from rollouts by the thousand are made in that form, and nothing is gained by converting them twice.
     """
     if isinstance(kind, UuidText):
-        return _uuid_as_text
+        return stored_uuid
     return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
 
 

@@ -4,6 +4,7 @@ from codex_state.repositories.backfills import BackfillRepository
 from codex_state.repositories.base import Repository
 from codex_state.repositories.consolidation_locks import ConsolidationLockRepository
 from codex_state.repositories.dynamic_tools import DynamicToolRepository
+from codex_state.repositories.homes import HomeRepository
 from codex_state.repositories.logs import LogRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.phase1_jobs import Phase1JobRepository
@@ -15,6 +16,7 @@ __all__ = [
     "BackfillRepository",
     "ConsolidationLockRepository",
     "DynamicToolRepository",
+    "HomeRepository",
     "LogRepository",
     "MemoryScopeRepository",
     "Phase1JobRepository",

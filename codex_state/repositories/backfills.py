@@ -76,18 +76,12 @@ _is_free = or_(
     _states.c.status != _RUNNING,
     seconds_of(_states.c.updated_at) <= server_now() - bindparam("new_lease_seconds", type_=BigInteger()),
 )
-
-
-def _claims(is_free: ColumnElement[bool]) -> dict[str, ReturningInsert[Any]]:
-    return {
-        "unless complete": _claim(and_(_states.c.status != _COMPLETE, is_free)),
-        "again": _claim(is_free, last_watermark=null()),
-        "refresh": _claim(is_free),
-    }
-
-
-_TRY_CLAIM = _claims(_is_free)
-_TRY_CLAIM_FROM_THE_DEAD = _claims(or_(_is_free, owners.is_of_the_dead(_states.c.owner_process)))
+_TRY_CLAIM = _claim(and_(_states.c.status != _COMPLETE, _is_free))
+_TRY_CLAIM_AGAIN = _claim(_is_free, last_watermark=null())
+_TRY_CLAIM_REFRESH = _claim(_is_free)
+_is_of_the_dead = and_(_states.c.status == _RUNNING, owners.is_of_the_dead(_states.c.owner_process))
+_CLAIM_FROM_THE_DEAD = _claim(_is_of_the_dead)
+_CLAIM_FROM_THE_DEAD_AGAIN = _claim(_is_of_the_dead, last_watermark=null())
 _TAKE_OVER = _claim(None)
 _TAKE_OVER_FROM_THE_START = _claim(None, last_watermark=null())
 
@@ -164,14 +158,13 @@ class BackfillRepository(Repository):
             refresh: claim a complete one as well, and keep the watermark.
         """
         parameters = self._claim_parameters(home, owner, lease)
-        claim = "again" if again else "refresh" if refresh else "unless complete"
-        row = self._one(_TRY_CLAIM[claim], parameters)
+        row = self._one(_TRY_CLAIM_AGAIN if again else _TRY_CLAIM_REFRESH if refresh else _TRY_CLAIM, parameters)
         if row is None:
             refusal = self._one(_REFUSAL, {"of_home": home})
             if refusal is not None and refusal.status is BackfillStatus.COMPLETE:
                 return Skipped(SkipReason.UP_TO_DATE)
             if refusal is not None and (dead := owners.dead_parameters(self._connection, [refusal.owner_process])):
-                row = self._one(_TRY_CLAIM_FROM_THE_DEAD[claim], parameters | dead)
+                row = self._one(_CLAIM_FROM_THE_DEAD_AGAIN if again else _CLAIM_FROM_THE_DEAD, parameters | dead)
             if row is None:
                 return Skipped(SkipReason.RUNNING)
         return Claimed(_lease_of(row, parameters, owner, lease))

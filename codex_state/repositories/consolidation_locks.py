@@ -54,7 +54,7 @@ def _acquire(where: ColumnElement[bool]) -> ReturningInsert[Any]:
 
 
 _ACQUIRE = _acquire(_is_free)
-_ACQUIRE_FROM_THE_DEAD = _acquire(or_(_is_free, owners.is_of_the_dead(_locks.c.owner_process)))
+_ACQUIRE_FROM_THE_DEAD = _acquire(owners.is_of_the_dead(_locks.c.owner_process))
 _HOLDER = select(_locks.c.owner_process).where(_KEY)
 _RENEW = update(_locks).where(_HELD).values(updated_at=server_now(), **owners.NEW_OWNER).returning(_locks.c.updated_at)
 _RELEASE = delete(_locks).where(_HELD).returning(_locks.c.cwd)

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from codex_state.models import DynamicTool
 from codex_state.models.columns import UuidText
 from codex_state.repositories.base import Repository, select_entity, table_of
+from codex_state.repositories.prepared import atomically, by_index
 
 _tools = table_of(DynamicTool)
 
@@ -42,4 +43,8 @@ class DynamicToolRepository(Repository):
         Raises:
             IntegrityViolationError: a tool's thread has no row.
         """
-        self._many(_PERSIST, [tool.column_values() for tool in tools])
+        rows = [tool.column_values() for tool in tools]
+        if rows:
+            connection = self._connection
+            with atomically(connection), by_index(connection):
+                self._many(_PERSIST, rows)

@@ -1,10 +1,10 @@
 """Who claims, and the take-over from the dead: what the statements on all tables of leases share.
 
 A claim that is refused because somebody holds the work looks who that is. If it is a process of this host that is
-dead, the same statement is sent once more, with one more reason to grant: that the row's process is this one. That it
-is dead can't change meanwhile, and the row is judged by the statement: whoever claimed in between, or took the lease
-along into another process and renewed it there, keeps it (law L1). A claim that is granted, or that is refused for
-another reason, is one statement as ever.
+dead, a claim is sent once more whose one reason to grant is that the row's process is this one. That it is dead can't
+change meanwhile, and the row is judged by the statement: whoever claimed in between, or took the lease along into
+another process and renewed it there, keeps it (law L1). A claim that is granted, or that is refused for another reason,
+is one statement as ever.
 """
 
 from __future__ import annotations

@@ -68,19 +68,18 @@ RETURNED_BY_A_CLAIM = (
 def claimable(source_updated_at: ColumnElement[Any], *, from_the_dead: bool = False) -> ColumnElement[bool]:
     """Whether an existing job may be claimed for this version of the source: the table above as SQL.
 
-    ``from_the_dead`` adds its last row.
+    ``from_the_dead`` is its last row alone.
     """
-    conditions = [
+    if from_the_dead:
+        return and_(_jobs.c.status == RUNNING, owners.is_of_the_dead(_jobs.c.owner_process))
+    return or_(
         and_(_jobs.c.status == FAILED, seconds_of(_jobs.c.retry_at) <= server_now()),
         and_(_jobs.c.status == SUCCEEDED, _jobs.c.source_updated_at < source_updated_at),
         and_(
             _jobs.c.status == RUNNING,
             or_(_jobs.c.started_at.is_(None), seconds_of(_jobs.c.started_at) <= server_now() - _lease_seconds),
         ),
-    ]
-    if from_the_dead:
-        conditions.append(and_(_jobs.c.status == RUNNING, owners.is_of_the_dead(_jobs.c.owner_process)))
-    return or_(*conditions)
+    )
 
 
 def is_claimable(source_updated_at: ColumnElement[Any], *, from_the_dead: bool = False) -> ColumnElement[bool]:

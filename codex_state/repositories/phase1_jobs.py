@@ -24,6 +24,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    type_coerce,
     update,
 )
 
@@ -43,13 +44,14 @@ from codex_state.models import (
     SkipReason,
     Thread,
 )
-from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, stored_uuid, text
 from codex_state.repositories import owners, phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from, is_claimable
 from codex_state.repositories.phase1_finishing import SUCCEED_MANY, parameters_of
 from codex_state.repositories.phase1_search import Search, search_of
-from codex_state.repositories.prepared import atomically, planned_anew
+from codex_state.repositories.prepared import atomically, by_index, planned_anew
+from codex_state.sql import contains
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -148,6 +150,17 @@ _REQUEUE = (
     update(_jobs)
     .where(_KEY, _jobs.c.status == FAILED)
     .values(retry_at=server_now(), failures=literal_column("0"))
+    .returning(_jobs.c.attempt)
+)
+_MISSED_THEIR_FILE = (
+    update(_jobs)
+    .where(
+        type_coerce(_jobs.c.thread_id, stored_uuid).in_(bindparam("thread_ids", expanding=True, type_=stored_uuid)),
+        _jobs.c.status == FAILED,
+        _jobs.c.retry_at.is_(None),
+        contains(_jobs.c.failure_reason, literal_column(f"'{FileNotFoundError.__name__}'", text)),
+    )
+    .values(retry_at=server_now())
     .returning(_jobs.c.attempt)
 )
 _GET = select_entity(Phase1Job).where(_KEY)
@@ -268,7 +281,7 @@ class Phase1JobRepository(Repository):
             self._claim_candidates, search, owner=owner, lease=lease, exclude=exclude, max_running=max_running
         )
         # In one transaction: SQLite's other writers would empty this one's cache between the statements.
-        with planned_anew(connection), atomically(connection, by_index=True):
+        with planned_anew(connection), atomically(connection), by_index(connection):
             leases = claim(parameters, limit=limit)
             missing = limit - len({lease.key.thread_id for lease in leases})
             if missing and (dead := self._dead_holders()):
@@ -377,6 +390,17 @@ class Phase1JobRepository(Repository):
         if self._one(_REQUEUE, _key_of(key)) is not None:
             return Requeue.REQUEUED
         return Requeue.NOT_FOUND if self.get(key) is None else Requeue.NOT_FAILED
+
+    def reopen_found(self, thread_ids: Collection[str]) -> int:
+        """Let jobs be claimed again that failed for good because the rollout wasn't where its thread's row said.
+
+        Args:
+            thread_ids: threads whose rollouts were found and read just now, as they are stored; some hundreds at most.
+
+        Returns:
+            How many jobs were reopened.
+        """
+        return len(self._all(_MISSED_THEIR_FILE, {"thread_ids": list(thread_ids)})) if thread_ids else 0
 
     def get(self, key: Phase1Key) -> Phase1Job | None:
         """The job, or ``None`` when it was never claimed."""

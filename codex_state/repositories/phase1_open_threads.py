@@ -200,7 +200,8 @@ def _is_settled(kind: str, *, from_the_dead: bool) -> ColumnElement[bool]:
         .where(
             is_job_of(_threads.c.id, kind, key_of(kind, _threads.c.cwd)),
             or_(_jobs.c.status == FAILED, _jobs.c.source_updated_at >= _threads.c.updated_at),
-            ~is_claimable(_threads.c.updated_at, from_the_dead=from_the_dead),
+            ~is_claimable(_threads.c.updated_at),
+            *([~is_claimable(_threads.c.updated_at, from_the_dead=True)] if from_the_dead else []),
         )
         .correlate(_threads)
         .exists()

@@ -22,7 +22,18 @@ from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Executable
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Dialect,
+    Executable,
+    String,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.exc import StatementError
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -37,7 +48,12 @@ _IDLE = 0
 _RAW = (sqlite3.Error, StatementError, UnicodeEncodeError, OverflowError)
 """What isn't a ``StateError`` yet: a refused value, a driver's error, or one from an engine that doesn't translate."""
 
-_BEGIN_BY_INDEX = "BEGIN; SET LOCAL enable_seqscan = off"
+_SEQSCAN: ColumnElement[str] = literal_column("'enable_seqscan'")
+_SEQSCAN_SETTING = select(func.current_setting(_SEQSCAN).label("value"))
+_SET_SEQSCAN = select(
+    func.set_config(_SEQSCAN, bindparam("value", type_=String()), literal_column("true")).label("set")
+)
+_FORGET_PLANS = text("DISCARD PLANS")
 
 _Convert = Callable[[Any], Any] | None
 _Make = Callable[[Sequence[Any]], Any]
@@ -211,16 +227,11 @@ def execute_many(connection: Connection, statement: Executable, rows: Sequence[M
 
 
 @contextmanager
-def atomically(connection: Connection, *, by_index: bool = False) -> Iterator[None]:
+def atomically(connection: Connection) -> Iterator[None]:
     """One transaction for the block, also on a connection that commits every statement by itself.
 
     On any other connection the block joins the transaction that is open or that its first write will open: committing
     that is up to whoever opened the session.
-
-    Args:
-        connection: where to run the block's statements.
-        by_index: in a transaction of its own, have PostgreSQL read tables by an index also where it takes them for
-            small. In one of somebody else it goes by its own estimates.
     """
     if connection.get_transaction() is None:
         # Whoever opened the connection has ended its transaction under the session: this begins the next one.
@@ -232,7 +243,7 @@ def atomically(connection: Connection, *, by_index: bool = False) -> Iterator[No
         begin = "BEGIN IMMEDIATE" if by_itself else None
     else:
         by_itself = driver.autocommit and driver.info.transaction_status == _IDLE
-        begin = (_BEGIN_BY_INDEX if by_index else "BEGIN") if by_itself else None
+        begin = "BEGIN" if by_itself else None
     if begin is None:
         yield
         return
@@ -245,6 +256,26 @@ def atomically(connection: Connection, *, by_index: bool = False) -> Iterator[No
             connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
+
+
+@contextmanager
+def by_index(connection: Connection) -> Iterator[None]:
+    """Have PostgreSQL read tables by an index in the block, also where it takes them for small. Needs a transaction.
+
+    That includes what it reads by itself to check foreign keys, a row of another table for each row that is written.
+    The plan for that is kept as long as a session lasts, or until the table is analysed: one that was made when the
+    table was known to have a page or two goes on reading all of it, however large it has become. So plans are
+    forgotten first. They are made again once, and sessions of a service's own are left as they were otherwise.
+    """
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    before = execute(connection, _SEQSCAN_SETTING, {})[0].value
+    execute(connection, _SET_SEQSCAN, {"value": "off"})
+    execute(connection, _FORGET_PLANS, {})
+    yield
+    # After an error the transaction's end does this.
+    execute(connection, _SET_SEQSCAN, {"value": before})
 
 
 @contextmanager

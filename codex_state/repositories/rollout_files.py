@@ -26,7 +26,7 @@ from sqlalchemy.types import TypeEngine
 
 from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, RolloutFile, RolloutFileState, Thread
-from codex_state.models.columns import UuidText, big_integer, stored_type, text
+from codex_state.models.columns import UuidText, big_integer, stored_type, stored_uuid, text
 from codex_state.repositories.base import Repository, table_of
 
 _threads = table_of(Thread)
@@ -99,7 +99,10 @@ _PAGE = (
     .order_by(_files.c.path)
     .limit(bindparam("row_limit", type_=big_integer))
 )
-_OF_THREADS = _rows.where(_OF_HOME, _files.c.thread_id.in_(bindparam("thread_ids", expanding=True, type_=UuidText())))
+_is_of_these = type_coerce(_files.c.thread_id, stored_uuid).in_(
+    bindparam("thread_ids", expanding=True, type_=stored_uuid)
+)
+_OF_THREADS = _rows.where(_OF_HOME, _is_of_these)
 _AT = _rows.where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
 _insert_file = insert(_files).values(
     {column.key: bindparam(column.key, type_=stored_type(column.type)) for column in _files.columns}
@@ -113,7 +116,6 @@ _PUT = _insert_file.on_conflict_do_update(
 _DROP = delete(_files).where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
 _FORGET = update(_files).where(_OF_HOME).values(mtime_ns=null()).returning(_files.c.path)
 _FORGET_FAILED = _FORGET.where(_files.c.state == literal_column(f"'{RolloutFileState.FAILED.value}'", text))
-_FORGET_THREADS = _FORGET.where(_files.c.thread_id.in_(bindparam("thread_ids", expanding=True, type_=UuidText())))
 _is_indexed = _files.c.state == literal_column(f"'{RolloutFileState.INDEXED.value}'", text)
 # The row was lost, or its home lost the file that this home has as well.
 _WITHOUT_THREADS = (
@@ -167,12 +169,12 @@ class RolloutFileRepository(Repository):
         row = self._one(_AT, {"of_home": home, "of_path": path})
         return None if row is None else FileRow(*row)
 
-    def of_threads(self, thread_ids: Collection[UUID], home: str = LOCAL_HOME) -> dict[UUID, list[FileRow]]:
-        """The files of each of these threads, for a few hundred at once."""
-        found: dict[UUID, list[FileRow]] = {}
+    def of_threads(self, thread_ids: Collection[str], home: str = LOCAL_HOME) -> dict[str, list[FileRow]]:
+        """The files of each of these threads, for a few hundred at once. Ids are texts, as they are stored."""
+        found: dict[str, list[FileRow]] = {}
         if thread_ids:
             for row in self._all(_OF_THREADS, {"of_home": home, "thread_ids": list(thread_ids)}):
-                found.setdefault(UUID(row.thread_id), []).append(FileRow(*row))
+                found.setdefault(row.thread_id, []).append(FileRow(*row))
         return found
 
     def put(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -183,16 +185,12 @@ class RolloutFileRepository(Repository):
         """Forget files that aren't there any more and whose threads have others."""
         self._many(_DROP, [{"of_home": home, "of_path": path} for path in paths])
 
-    def read_again(
-        self, home: str = LOCAL_HOME, *, failed: bool = False, thread_ids: Collection[UUID] | None = None
-    ) -> int:
-        """Have the next refresh read files though they look unchanged: all, those that failed, or those of threads.
+    def read_again(self, home: str = LOCAL_HOME, *, failed: bool = False) -> int:
+        """Have the next refresh read files though they look unchanged: all, or those that failed.
 
         Returns:
             How many.
         """
-        if thread_ids is not None:
-            return len(self._all(_FORGET_THREADS, {"of_home": home, "thread_ids": list(thread_ids)}))
         return len(self._all(_FORGET_FAILED if failed else _FORGET, {"of_home": home}))
 
     def without_threads(self, home: str = LOCAL_HOME) -> Sequence[str]:

@@ -91,7 +91,7 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
             raise RolloutError(f"can't move {home / path}: {home / targets[path]} is already there")
     for path in moved:
         _move(home / path, home / targets[path])
-    now = max(targets.values(), key=lambda path: rank(path, thread_id))
+    now = max(targets.values(), key=lambda path: rank(path, str(thread_id)))
     if moved:
         archived_at = None
         with runtime.read() as state:

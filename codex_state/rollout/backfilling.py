@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from datetime import timedelta
 from itertools import islice
@@ -38,6 +38,9 @@ _UNKNOWN_OUTCOMES = 3
 
 _RELEASE_PATIENCE = timedelta(seconds=2)
 """Whoever interrupts a backfill doesn't want to wait for a server that is away; the lease runs out anyway."""
+
+
+_KEPT_CHANGES = 20_000
 
 
 class _LeaseLostError(Exception):
@@ -159,12 +162,12 @@ class _Run:
             moved = _run_fenced(runtime, lambda state: state.rollout_files.move_home(old_root, new_root, runtime.home))
             _log.info("the home was moved from %s: %d rows say so now", old_root, moved)
         names = NameSources(runtime)
-        files_total, bytes_total = self._measure()
+        changes, files_total, bytes_total = self._changes()
         if workers is None:
             workers = worker_count(bytes_total)
         if files_total:
             with closing(self._extractor(workers)) as extractor:
-                results = extractor.results(Comparison(runtime), self._renew_in_time)
+                results = extractor.results(changes, self._renew_in_time)
                 while batch := list(islice(results, runtime.settings.backfill_batch_size)):
                     self._commit(batch)
                     if self._on_progress is not None:
@@ -187,16 +190,27 @@ class _Run:
             return InProcess(home, provider)
         return InWorkers(home, provider, workers, poll_seconds=self._renewal_interval)
 
-    def _measure(self) -> tuple[int, int]:
-        """How many changes and bytes there are to do. What can't be looked into, and failed before, is noted."""
+    def _changes(self) -> tuple[Iterable[Change], int, int]:
+        """The changes, how many there are, and the bytes to be read. What can't be looked into is noted on the way.
+
+        As many as fit into a few megabytes are kept from the walk that counts them (law L10); more are met again.
+        """
         files = size = 0
+        kept: list[Change] = []
         comparison = Comparison(self._runtime, self._note_problem)
         for change in comparison:
             files += 1
             size += 0 if change.found is None else change.found.size
+            if files <= _KEPT_CHANGES:
+                kept.append(change)
         for failure in comparison.failures:
-            self.report.add_failure(failure.path, failure.error)
-        return files, size
+            self._note_failure(failure.path, failure.error)
+        return kept if files <= _KEPT_CHANGES else Comparison(self._runtime), files, size
+
+    def _note_failure(self, path: str, error: str) -> None:
+        """The inventory knows files relative to the home; people want to know where they lie."""
+        whole = f"{self._runtime.codex_home}/{path}"
+        self.report.add_failure(whole, error.replace(path, whole))
 
     def _note_problem(self, problem: WalkProblem) -> None:
         _log.info("not looked into: %s: %s", problem.path, problem.error)
@@ -246,8 +260,8 @@ class _Run:
                 self._bytes_done += change.found.size
         failed = dict(settled.failures())
         for path, error in failed.items():
-            _log.info("not indexed: %s", error)
-            report.add_failure(path, error)
+            _log.info("not indexed: %s: %s", path, error)
+            self._note_failure(path, error)
         for extraction in settled.threads:
             if settled.file_of[extraction.draft.id] not in failed:
                 report.upserted += 1

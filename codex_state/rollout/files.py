@@ -188,10 +188,10 @@ def find_rollouts(
         parsed = parse_any_name(name)
         if parsed is not None and parsed.thread_id == thread_id:
             found.append(file.path)
-    return [home / path for path in sorted(found, key=lambda path: rank(path, thread_id), reverse=True)]
+    return [home / path for path in sorted(found, key=lambda path: rank(path, spelled), reverse=True)]
 
 
-def rank(path: str, thread_id: UUID) -> tuple[Any, ...]:
+def rank(path: str, thread_id: str) -> tuple[Any, ...]:
     """The order of the files of one thread: the greatest is the one that counts.
 
     Files that bear the thread's name come after copies and others, then the time in the name and the segment decide,
@@ -204,7 +204,7 @@ def rank(path: str, thread_id: UUID) -> tuple[Any, ...]:
     """
     name = path.rpartition("/")[2]
     parsed = parse_any_name(name)
-    is_own = parsed is not None and parsed.thread_id == thread_id
+    is_own = parsed is not None and str(parsed.thread_id) == thread_id
     return (
         is_own and parsed is not None and not parsed.is_copy,
         is_own,

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import astuple
 
 from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import RolloutError
@@ -28,6 +29,7 @@ from codex_state.rollout.format import (
     SettingsApplied,
     ThreadSettings,
     TokenCount,
+    TokenUsageInfo,
     TurnContext,
     UserMessage,
     approval_text,
@@ -107,26 +109,17 @@ class Fold:
         """Whether something could not be read so far."""
         self._default_provider = default_provider
         self._response_came_first = False
+        self._usage: TokenUsageInfo | None = None
         self._salvaging = False
         self._salvaged = ThreadDraft("", "")
         """What was asked by lines that aren't whole: it counts where no whole line says what was asked."""
-        self._apply: dict[type, Callable[[Any, str], None]] = {
-            SessionMeta: self._session_meta,
-            TurnContext: self._turn_context,
-            SettingsApplied: self._settings_applied,
-            TokenCount: self._token_count,
-            UserMessage: self._user_message,
-            ItemCompleted: self._item_completed,
-            GoalUpdated: self._goal_updated,
-            NameUpdated: self._name_updated,
-            ResponseItem: self._response_item,
-        }
+        self._apply = _IN_HEAD
 
     def add(self, item: RolloutItem, timestamp: str = "") -> None:
         """Change the draft by what one item says."""
         apply = self._apply.get(type(item))
         if apply is not None:
-            apply(item, timestamp)
+            apply(self, item, timestamp)
 
     def all_lines(self, lines: Lines) -> tuple[int, int, bool]:
         """Fold every line. Nearly all the time of a backfill is spent here.
@@ -157,7 +150,8 @@ class Fold:
             item = record.payload
             kind = type(item)
             if kind in apply:
-                apply[kind](item, record.timestamp)
+                apply[kind](self, item, record.timestamp)
+                apply = self._apply
             elif item is None:
                 unknown_lines += 1
                 continue
@@ -165,11 +159,7 @@ class Fold:
         return parse_errors, unknown_lines, used is not None
 
     def _response_item(self, _item: ResponseItem, _timestamp: str) -> None:
-        if self.first_meta is None:
-            self._response_came_first = True
-        else:
-            # It matters only before the first session_meta; nearly all lines are of this kind.
-            del self._apply[ResponseItem]
+        self._response_came_first = True
 
     def _session_meta(self, meta: SessionMeta, timestamp: str) -> None:
         if meta.memory_mode is not None:
@@ -177,6 +167,7 @@ class Fold:
         draft = self.draft
         if self.first_meta is None and not draft.id:
             self.first_meta = meta
+            self._apply = _AFTER_HEAD
             self._begin(meta)
         if meta.id != draft.id:
             # A fork's rollout may hold its parent's session_meta, which says nothing about the fork.
@@ -196,26 +187,30 @@ class Fold:
         draft.thread_source = meta.thread_source or draft.thread_source
         draft.originator = meta.originator or draft.originator
         draft.parent_thread_id = meta.parent or draft.parent_thread_id
-        draft.forked_from_id = canonical_uuid(meta.forked_from_id or "") or draft.forked_from_id
+        if meta.forked_from_id is not None:
+            draft.forked_from_id = canonical_uuid(meta.forked_from_id) or draft.forked_from_id
 
     def _begin(self, meta: SessionMeta) -> None:
         draft = self.draft
         created_at = parse_timestamp(meta.timestamp)
-        named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - a plain text on the hot path
-        stranger = named is not None and self.damaged and str(named.thread_id) != meta.id
-        if created_at is not None and not stranger:
-            draft.id, draft.created_at = meta.id, created_at
-        elif named is not None:
-            draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
-        else:
-            raise _ownerless(draft.rollout_path)
+        if created_at is None or self.damaged:
+            named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - a text, not a Path
+            is_strange = named is not None and str(named.thread_id) != meta.id
+            if created_at is None or is_strange:
+                if named is None:
+                    raise _ownerless(draft.rollout_path)
+                draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+                return
+        draft.id, draft.created_at = meta.id, created_at
 
     def _turn_context(self, turn: TurnContext, _timestamp: str) -> None:
-        if isinstance(turn.approval_policy, dict) and "reject" in turn.approval_policy:
+        approval = turn.approval_policy
+        if type(approval) is dict and "reject" in approval:
             # A form that only 0.102 to 0.118 wrote. Later originals refuse the whole turn, and their answer counts.
             return
+        draft = self.draft
         # A turn may run elsewhere; the thread belongs to the directory that it was started in.
-        self.draft.cwd = self.draft.cwd or turn.cwd
+        draft.cwd = draft.cwd or turn.cwd
         self._settings(turn, turn.effort)
 
     def _settings_applied(self, event: SettingsApplied, _timestamp: str) -> None:
@@ -223,21 +218,24 @@ class Fold:
         self.draft.cwd = settings.cwd or self.draft.cwd
         self._settings(settings, settings.reasoning_effort)
 
-    def _settings(self, settings: TurnContext | ThreadSettings, effort: object) -> None:
+    def _settings(self, settings: TurnContext | ThreadSettings, effort: str | UnsetType | None) -> None:
         draft = self.draft
-        if settings.approval_policy is not None:
-            draft.approval_mode = approval_text(settings.approval_policy)
-        for policy in (settings.permission_profile, settings.sandbox_policy):
-            if policy is not UNSET and (text := sandbox_text(bytes(policy))) is not None:
-                draft.sandbox_policy = text
-                break
+        approval = settings.approval_policy
+        if approval is not None:
+            draft.approval_mode = approval if type(approval) is str else approval_text(approval)
+        policy = settings.permission_profile
+        text = None if policy is UNSET else sandbox_text(bytes(policy))
+        if text is None:
+            policy = settings.sandbox_policy
+            text = None if policy is UNSET else sandbox_text(bytes(policy))
+        draft.sandbox_policy = text or draft.sandbox_policy
         draft.model = settings.model or draft.model
-        if effort is None or isinstance(effort, str):
+        if effort is not UNSET:
             draft.reasoning_effort = effort
 
     def _token_count(self, count: TokenCount, _timestamp: str) -> None:
         if count.info is not None:
-            self.draft.tokens_used = max(0, count.info.total_token_usage.total_tokens)
+            self._usage = count.info
 
     def _user_message(self, message: UserMessage, _timestamp: str) -> None:
         self._asked(message.message, has_image=bool(message.images or message.local_images))
@@ -276,6 +274,8 @@ class Fold:
             if named is None:
                 raise _ownerless(draft.rollout_path)
             draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+        if self._usage is not None:
+            draft.tokens_used = max(0, self._usage.total_token_usage.total_tokens)
         draft.first_user_message = draft.first_user_message or self._salvaged.first_user_message
         draft.title = draft.title or self._salvaged.title
         draft.model_provider = draft.model_provider or self._default_provider
@@ -288,6 +288,22 @@ class Fold:
         if self.first_meta is None:
             return "", []
         return self.first_meta.id, [] if self._response_came_first else tool_drafts(self.first_meta)
+
+
+_AFTER_HEAD: dict[type, Callable[[Fold, Any, str], None]] = {
+    SessionMeta: Fold._session_meta,  # noqa: SLF001 - the class's own table
+    TurnContext: Fold._turn_context,  # noqa: SLF001
+    SettingsApplied: Fold._settings_applied,  # noqa: SLF001
+    TokenCount: Fold._token_count,  # noqa: SLF001
+    UserMessage: Fold._user_message,  # noqa: SLF001
+    ItemCompleted: Fold._item_completed,  # noqa: SLF001
+    GoalUpdated: Fold._goal_updated,  # noqa: SLF001
+    NameUpdated: Fold._name_updated,  # noqa: SLF001
+}
+"""What is done with each kind of item. Functions, not methods: a table of methods for each file would be a cycle."""
+
+_IN_HEAD = _AFTER_HEAD | {ResponseItem: Fold._response_item}  # noqa: SLF001
+"""The same before the first session_meta. Nearly all lines are response items, and only there they matter."""
 
 
 def _ownerless(path: str) -> RolloutError:
@@ -453,19 +469,17 @@ def _fold_up_to(fold: Fold, lines: Lines, end: int) -> int | None:
     return begins_at
 
 
-_TEXT_FIELDS = tuple(
-    field.name
-    for field in msgspec.structs.fields(ThreadDraft)
-    if field.type in (str, str | None) and field.name not in ("id", "rollout_path")
-)
-
-
 def storable(draft: ThreadDraft) -> ThreadDraft:
     """The draft with texts that both databases can store."""
-    for field in _TEXT_FIELDS:
-        text = getattr(draft, field)
-        if text and "\0" in text:
-            setattr(draft, field, _without_nul(text))
+    for value in astuple(draft):
+        if type(value) is str and "\0" in value:
+            break
+    else:
+        return draft
+    for name in draft.__struct_fields__:
+        text = getattr(draft, name)
+        if isinstance(text, str):
+            setattr(draft, name, _without_nul(text))
     return draft
 
 

@@ -148,7 +148,8 @@ class SessionMeta(Struct, kw_only=True, omit_defaults=True):
     @property
     def parent(self) -> str | None:
         """The thread that spawned this one, if it is a sub-agent's and says whose."""
-        return canonical_uuid(self.parent_thread_id or "") or spawned_by(self.source)
+        named = None if self.parent_thread_id is None else canonical_uuid(self.parent_thread_id)
+        return named or spawned_by(self.source)
 
     @property
     def flat_tools(self) -> list[ToolSpec]:

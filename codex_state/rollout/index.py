@@ -25,7 +25,7 @@ from codex_state.errors import IntegrityViolationError, InvalidInputError, Rollo
 from codex_state.models import DynamicTool, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
 from codex_state.repositories.rollout_files import FileRow
-from codex_state.rollout.files import FoundFile, is_archived, parse_any_name, rank, relative_to
+from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.head import git_of
 from codex_state.rollout.inventory import Change, paths_of
@@ -43,7 +43,7 @@ class Settled:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     """Files that are gone, of threads that have others."""
-    gone: set[UUID] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
     """Threads whose last file is gone."""
     file_of: dict[str, str] = field(default_factory=dict)
     """The file of each thread among ``threads``."""
@@ -73,7 +73,7 @@ class Settling:
         settled = Settled()
         results = {change.path: result for change, result in batch if result is not None}
         found = {change.path: change.found for change, _ in batch if change.found is not None}
-        threads: dict[UUID, set[str]] = {}
+        threads: dict[str, set[str]] = {}
         for change, result in batch:
             owner, concerned = _owners(change, result)
             for thread_id in concerned:
@@ -89,7 +89,7 @@ class Settling:
         for thread_id, paths in threads.items():
             rows = {row.path: row for row in known.get(thread_id, ())}
             unchanged = {path for path in paths_of([*rows.values()]) if path not in found} - settled.dropped
-            present = sorted(paths | unchanged, key=lambda path: rank(path, thread_id), reverse=True)
+            present = _newest_first(paths | unchanged, thread_id)
             if present:
                 settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
                 settled.dropped -= set(present)
@@ -102,7 +102,7 @@ class Settling:
         return settled
 
     def _choose(
-        self, settled: Settled, thread_id: UUID, files: dict[str, FoundFile | FileRow], results: dict[str, Result]
+        self, settled: Settled, thread_id: str, files: dict[str, FoundFile | FileRow], results: dict[str, Result]
     ) -> None:
         """The newest of a thread's files that can be read makes its row. ``files`` has the newest first."""
         winner = None
@@ -114,7 +114,7 @@ class Settling:
             result = results.get(path) or extract_one(f"{self._home}/{path}", self._provider)
             if isinstance(result, Failed):
                 settled.files[path] = self._failed(path, looked, result, thread_id)
-            elif UUID(result.extraction.draft.id) == thread_id:
+            elif result.extraction.draft.id == thread_id:
                 winner = path
                 self._win(settled, path, result.extraction, [*files][position + 1 :])
 
@@ -153,13 +153,13 @@ class Settling:
         path: str,
         looked: FoundFile | FileRow | None,
         state: RolloutFileState,
-        thread_id: UUID | None,
+        thread_id: str | None,
         error: str | None = None,
     ) -> dict[str, Any]:
         return {
             "home": self._runtime.home,
             "path": path,
-            "thread_id": None if thread_id is None else str(thread_id),
+            "thread_id": thread_id,
             "size": 0 if looked is None else looked.size,
             "mtime_ns": None if looked is None or looked.mtime_ns is None else telling_time(looked.mtime_ns),
             "state": state.value,
@@ -169,24 +169,29 @@ class Settling:
         }
 
     def _failed(
-        self, path: str, looked: FoundFile | FileRow | None, failed: Failed, thread_id: UUID | None
+        self, path: str, looked: FoundFile | FileRow | None, failed: Failed, thread_id: str | None
     ) -> dict[str, Any]:
-        row = self._row(path, looked, RolloutFileState.FAILED, thread_id, failed.error)
+        # As everything that is known of a file, this holds wherever the home is moved to.
+        error = failed.error.replace(f"{self._home}/{path}", path)
+        row = self._row(path, looked, RolloutFileState.FAILED, thread_id, error)
         # What the file holds stays as it is. What kept it from being read may be over at any time.
         return row | {"mtime_ns": None} if failed.may_pass else row
 
 
-def _owners(change: Change, result: Result | None) -> tuple[UUID | None, set[UUID]]:
+def _newest_first(paths: set[str], thread_id: str) -> list[str]:
+    if len(paths) < 2:
+        return [*paths]
+    return sorted(paths, key=lambda path: rank(path, thread_id), reverse=True)
+
+
+def _owners(change: Change, result: Result | None) -> tuple[str | None, set[str]]:
     """Whose file it is now, and all threads for which something may have changed.
 
     Its content says whose it is; its name does where it can't be read.
     """
-    concerned = change.thread_ids
-    if isinstance(result, Extracted):
-        owner = UUID(result.extraction.draft.id)
-        return owner, ({owner} | concerned if change.known is not None else {owner})
-    named = parse_any_name(change.path.rpartition("/")[2])
-    return (None if result is None or named is None else named.thread_id), concerned
+    owner = result.extraction.draft.id if isinstance(result, Extracted) else change.named
+    before = None if change.known is None else change.known.thread_id
+    return (None if result is None else owner), {thread_id for thread_id in (owner, before) if thread_id is not None}
 
 
 def store(state: State, settled: Settled, home: str) -> None:
@@ -198,9 +203,10 @@ def store(state: State, settled: Settled, home: str) -> None:
         # The head may be another thread's, which may have no row; and the thread may be another home's.
         if extraction.tools and homes.get(UUID(extraction.tools_thread_id)) == home:
             state.dynamic_tools.persist(tools_of(UUID(extraction.tools_thread_id), extraction.tools))
+    state.phase1_jobs.reopen_found([extraction.draft.id for extraction in settled.threads])
     state.rollout_files.put([*settled.files.values()])
     state.rollout_files.drop(settled.dropped, home)
-    state.threads.mark_gone(settled.gone, home)
+    state.threads.mark_gone([UUID(thread_id) for thread_id in settled.gone], home)
 
 
 def store_singly(state: State, settled: Settled, home: str) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from uuid import UUID
 
 from codex_state.models import RolloutFileState
 from codex_state.repositories.rollout_files import FileRow
@@ -45,15 +44,10 @@ class Change:
         return self.found is not None and self.known is not None and self.known.state == RolloutFileState.FAILED
 
     @property
-    def thread_ids(self) -> set[UUID]:
-        """Whose file it may be, by its name and by what is known."""
-        ids = set()
+    def named(self) -> str | None:
+        """Whose file it is by its name."""
         named = parse_any_name(self.path.rpartition("/")[2])
-        if named is not None:
-            ids.add(named.thread_id)
-        if self.known is not None and self.known.thread_id is not None:
-            ids.add(UUID(self.known.thread_id))
-        return ids
+        return None if named is None else str(named.thread_id)
 
 
 class KnownFailure(NamedTuple):

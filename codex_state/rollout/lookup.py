@@ -46,7 +46,7 @@ def find_thread_path(runtime: StateRuntime, thread_id: UUID, *, archived: bool |
     """
     with runtime.read() as state:
         stored = state.threads.find_rollout_path(thread_id, archived=archived)
-        rows = state.rollout_files.of_threads({thread_id}, runtime.home).get(thread_id, [])
+        rows = state.rollout_files.of_threads({str(thread_id)}, runtime.home).get(str(thread_id), [])
     unverified = None
     known = [runtime.codex_home / path for path in sorted(paths_of(rows)) if archived in (None, is_archived(path))]
     for path in ([stored] if stored is not None else []) + known:
@@ -66,6 +66,25 @@ def find_thread_path(runtime: StateRuntime, thread_id: UUID, *, archived: bool |
     return found
 
 
+def with_its_rollout(runtime: StateRuntime, thread: Thread) -> Thread | None:
+    """The thread with the place where its rollout lies now, for someone who is about to read it.
+
+    ``None`` when the rollout is gone from this home; then the thread isn't listed, nor extracted, until it is back. A
+    thread without a rollout, one of another home, and one whose rollout never lay in a home are as they are.
+    """
+    path = thread.rollout_path
+    if path is None or thread.home != runtime.home:
+        return thread
+    found = find_thread_path(runtime, thread.id)
+    if found is not None:
+        values = dict(thread.column_values()) | {"rollout_path": found}
+        return thread if found == path else Thread.snapshot([values[name] for name in Thread.column_names()])
+    if relative_to(runtime.codex_home, path) is None:
+        return thread
+    _look_again(runtime, thread.id, path)
+    return None
+
+
 def existing_rollout(path: Path) -> Path | None:
     """The file that holds a rollout now: itself, or its compressed form; ``None`` when both are gone."""
     for candidate in (path, path.with_name(path.name + ".zst"), path.with_name(plain_name(path.name))):
@@ -78,7 +97,7 @@ def files_of_thread(runtime: StateRuntime, thread_id: UUID) -> list[str]:
     """All files of a thread in this home, relative to it: those that say so, and those that are only named so."""
     home = runtime.codex_home
     with runtime.read() as state:
-        rows = state.rollout_files.of_threads({thread_id}, runtime.home).get(thread_id, [])
+        rows = state.rollout_files.of_threads({str(thread_id)}, runtime.home).get(str(thread_id), [])
     named = [path.relative_to(home).as_posix() for path in find_rollouts(home, thread_id)]
     paths = dict.fromkeys([*named, *(path for path in paths_of(rows) if (home / path).is_file())])
     return [path for path in paths if owner_of(home / path) in (None, str(thread_id))]
@@ -133,7 +152,7 @@ def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
     inside = relative_to(runtime.codex_home, path)
     if inside is not None:
         with runtime.read() as state:
-            rows = state.rollout_files.of_threads({thread_id}, runtime.home).get(thread_id, [])
+            rows = state.rollout_files.of_threads({str(thread_id)}, runtime.home).get(str(thread_id), [])
         take_in(runtime, {inside, *paths_of(rows), *_other_places(inside)})
         with runtime.read() as state:
             known = state.rollout_files.get(inside, runtime.home)
@@ -164,7 +183,7 @@ def _other_places(path: str) -> list[str]:
 
 def _made_anew(runtime: StateRuntime, unreadable: Sequence[UnreadableRow]) -> bool:
     """Read the rollouts of threads again whose rows can't be read. Tells whether any was."""
-    thread_ids = [UUID(spelled) for row in unreadable if (spelled := canonical_uuid(row.key)) is not None]
+    thread_ids = [spelled for row in unreadable if (spelled := canonical_uuid(row.key)) is not None]
     with runtime.read() as state:
         rows = state.rollout_files.of_threads(thread_ids, runtime.home)
     paths = [path for files in rows.values() for path in paths_of(files)]
@@ -184,7 +203,7 @@ def _repair(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
             index_rollout(runtime, path)
             return
         with runtime.read() as state:
-            rows = state.rollout_files.of_threads({thread_id}, runtime.home).get(thread_id, [])
+            rows = state.rollout_files.of_threads({str(thread_id)}, runtime.home).get(str(thread_id), [])
         take_in(runtime, {inside, *paths_of(rows)})
     except (DatabaseError, RolloutError) as error:
         _log.warning("the row of thread %s can't be repaired: %s", thread_id, error)

@@ -6,7 +6,7 @@ wants a holder to die would have to kill one. With ``ManualProcesses`` it says w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -45,6 +45,8 @@ class ManualProcesses:
     def __init__(self) -> None:
         self._this = a_process(1)
         self._dead: set[str] = set()
+        self.meanwhile: Callable[[], object] | None = None
+        """What happens once, between the next judgement and what is done about it."""
 
     @contextmanager
     def installed(self, *databases: Database) -> Iterator[None]:
@@ -79,4 +81,8 @@ class ManualProcesses:
     def is_dead(self, process: str) -> bool:
         """Whether it was killed, and on the host where the test is."""
         host = self.host()
-        return host is not None and process.startswith(f"{host}:") and process in self._dead
+        is_dead = host is not None and process.startswith(f"{host}:") and process in self._dead
+        happens, self.meanwhile = self.meanwhile, None
+        if happens is not None:
+            happens()
+        return is_dead

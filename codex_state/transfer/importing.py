@@ -111,12 +111,10 @@ def import_original(runtime: StateRuntime, home: Path | None = None) -> ImportRe
         ConfigurationError: ``home`` is no directory.
         DatabaseError: the state can't be written.
     """
-    settings = runtime.settings
-    is_own = home is None or home.absolute() == settings.codex_home
-    home = settings.codex_home if home is None else home.expanduser().absolute()
+    home = runtime.codex_home if home is None else home.expanduser().absolute()
     if not home.is_dir():
         raise ConfigurationError(f"there is no Codex home at {home}")
-    found = home, settings.sqlite_home if is_own else None
+    found = home, runtime.settings.sqlite_home if home == runtime.codex_home else None
     # It holds our own locks, whatever its name is.
     own = runtime.database.path
     work = _Import(runtime, home)

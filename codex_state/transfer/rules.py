@@ -82,6 +82,11 @@ def _backfill(source: Values, target: Values) -> Values | None:
     return target if placeholders[0] else _later_row(source, target)
 
 
+def _file(_source: Values, target: Values) -> Values | None:
+    """What is known of a file can be read again from it."""
+    return target | {"mtime_ns": None}
+
+
 def _nothing_tells(_source: Values, _target: Values) -> Values | None:
     return None
 
@@ -93,6 +98,7 @@ _RULES: dict[str, Rule] = {
     "memory_scope_dirty": _scope,
     "memory_consolidation_locks": _lock,
     "backfill_state": _backfill,
+    "rollout_files": _file,
 }
 
 

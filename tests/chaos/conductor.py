@@ -53,6 +53,8 @@ class Run:
     manual: bool
     seconds: float
     kills: int = 0
+    ended: set[int] = field(default_factory=set)
+    """The ids of processes that were killed or ended by themselves."""
     jumps: int = 0
     pauses: list[Pause] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -171,7 +173,7 @@ class Conductor:
 
     def _disturb(self, run: Run, clock: ManualClock | None, recorder: Recorder, share: float) -> None:
         if self._happens(_KILLS_PER_SECOND * share):
-            self._kill(run)
+            self._kill(run, recorder)
         if self._happens(_PAUSES_PER_SECOND * share):
             self._stop_one()
         if clock is not None and self._happens(_JUMPS_PER_SECOND):
@@ -201,12 +203,14 @@ class Conductor:
         )
         self._workers[place] = (name, worker)
 
-    def _kill(self, run: Run) -> None:
+    def _kill(self, run: Run, recorder: Recorder) -> None:
         place = self._random.choice(list(self._workers))
-        worker = self._workers[place][1]
+        name, worker = self._workers[place]
         if place in self._stopped:
             self._note_pause(run, place)
-        worker.close()
+        with recorder.death(name):
+            worker.close()
+        run.ended.add(worker.pid)
         run.kills += 1
         self._start(place)
 
@@ -241,6 +245,7 @@ class Conductor:
         except (WorkerError, TimeoutError) as error:
             run.failures.append(f"{name}: {error}")
         worker.close()
+        run.ended.add(worker.pid)
 
     def _jump(self, run: Run, clock: ManualClock, recorder: Recorder) -> None:
         # Back only on SQLite: a statement and the trigger that records it read PostgreSQL's mirror of the clock one

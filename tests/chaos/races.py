@@ -73,6 +73,8 @@ def claim_in_rounds(
                     won[str(number)] = lease.ownership_token
                 case Skipped(reason):
                     refused[reason] = refused.get(reason, 0) + 1
+    # Whoever left now would be dead, and the last round's work free.
+    rendezvous.meet(rounds + 1)
     rendezvous.close()
     channel.send({"won": won, "refused": refused})
 

@@ -7,13 +7,14 @@ says about itself.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from codex_state.processes import Owner
 from codex_state.testing import lease_model as model
 from tests.chaos.audit import BACKFILLS, JOBS, LOCKS, MEMORIES, SCOPES, THREADS, Record
-from tests.chaos.worker import HOMES, lease_of_owner
+from tests.chaos.worker import HOMES
 
 Row = Mapping[str, Any]
 
@@ -24,11 +25,13 @@ _RESULTS = ("finished_at", "failure_reason", "raw_memory_path", "summary_hash", 
 class Replay:
     """What the record shows."""
 
+    ended: Set[int] = frozenset()
+    """The ids of processes that ended sometime: what they hold may be taken over at once."""
     problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     granted: dict[str, int] = field(default_factory=dict)
     """The number of the record in which each token was given."""
-    ended: dict[str, int] = field(default_factory=dict)
+    void: dict[str, int] = field(default_factory=dict)
     """The number of the record after which each token was good for nothing."""
     written: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """What was done under each token."""
@@ -63,11 +66,16 @@ class Replay:
         self.counts[f"{kind} claimed"] += 1
         self.counts[f"{kind} stolen"] += stolen
         if record.old is not None and record.old["ownership_token"] is not None:
-            self.ended.setdefault(record.old["ownership_token"], record.number)
+            self.void.setdefault(record.old["ownership_token"], record.number)
         if token in self.granted:
             return "a token was given twice"
         self.granted[token] = record.number
         return None
+
+    def _dead(self, old: Row) -> Set[str]:
+        """The process that held the row, if it ended sometime. When, the history of calls knows."""
+        process = old["owner_process"]
+        return {process} if process is not None and int(process.split(":")[2]) in self.ended else frozenset()
 
     def _done(self, record: Record, what: str, *, ends: bool = False) -> None:
         assert record.old is not None
@@ -75,7 +83,7 @@ class Replay:
         self.written[token].add(what)
         self.counts[what] += 1
         if ends:
-            self.ended.setdefault(token, record.number)
+            self.void.setdefault(token, record.number)
 
     # Extraction jobs
 
@@ -105,9 +113,9 @@ class Replay:
             old["started_at"],
             old["source_updated_at"],
             retry_at=old["retry_at"],
+            by=_owner_of(old),
         )
-        lease = lease_of_owner(new["owner_session_id"])
-        refusal = model.refusal_of(earlier, new["source_updated_at"], lease, record.now)
+        refusal = model.refusal_of(earlier, new["source_updated_at"], new["lease_seconds"], record.now, self._dead(old))
         if refusal is not None:
             return f"double grant: it had to be refused as {refusal}"
         if new["status"] != model.RUNNING or new["attempt"] != old["attempt"] + 1:
@@ -128,9 +136,15 @@ class Replay:
         if new["ownership_token"] == old["ownership_token"]:
             self._done(record, "lock renewed")
             return _only(old, new, "updated_at")
-        lock = model.Lock(old["working_thread_id"], old["ownership_token"], old["updated_at"])
-        owner = new["working_thread_id"]
-        _, outcome = model.acquire_lock(lock, owner=owner, token="", lease=lease_of_owner(owner), now=record.now)
+        lock = model.Lock(old["working_thread_id"], old["ownership_token"], old["updated_at"], _owner_of(old))
+        _, outcome = model.acquire_lock(
+            lock,
+            owner=new["working_thread_id"],
+            token="",
+            lease=new["lease_seconds"],
+            now=record.now,
+            dead=self._dead(old),
+        )
         if outcome != model.GRANTED:
             return "double grant: the lock was held"
         return self._grant(record, "lock", stolen=True)
@@ -187,7 +201,8 @@ class Replay:
 
     def _backfill_grant(self, record: Record, old: Row, new: Row) -> str | None:
         running = old["status"] == model.RUNNING
-        if running and old["updated_at"] > record.now - int(new["owner"].rpartition(" ")[2]):
+        is_over = old["updated_at"] <= record.now - new["lease_seconds"]
+        if running and not is_over and old["owner_process"] not in self._dead(old):
             return "double grant: the backfill was held"
         return self._grant(record, "backfill", stolen=running)
 
@@ -202,6 +217,10 @@ class Replay:
         self.written[new["title"]].add("batch stored")
         self.counts["batch stored"] += 1
         return None
+
+
+def _owner_of(row: Row) -> Owner:
+    return Owner(row["owner_name"], row["owner_process"])
 
 
 def _only(old: Row, new: Row, *columns: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -22,12 +23,11 @@ from tests.chaos.outages import Outages
 from tests.chaos.processes import ROOT, WorkerHost
 from tests.chaos.replay import Replay, finished_twice
 from tests.chaos.verdict import judge
-from tests.chaos.worker import owner_with
 from tests.own_server import own_server
 
 host = worlds.host
 
-OWNER = str(owner_with(3))
+OWNER, OTHER = str(UUID(int=1)), str(UUID(int=2))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -179,6 +179,9 @@ class _Story:
         ]
 
 
+_HELD = {"owner_name": "host process 7", "owner_process": "boot:1:7:100", "lease_seconds": 3}
+
+
 def _a_job(**values: Any) -> _Story:
     first = {
         "thread_id": "t",
@@ -191,6 +194,7 @@ def _a_job(**values: Any) -> _Story:
         "ownership_token": "first",
         "attempt": 1,
         "failures": 0,
+        **_HELD,
     }
     return _Story(JOBS, **first | values).then(100)
 
@@ -256,20 +260,21 @@ def test_a_token_that_is_given_twice_is_told() -> None:
 
 
 def _a_lock() -> _Story:
-    return _Story(LOCKS, cwd="/r", working_thread_id=OWNER, ownership_token="first", updated_at=100).then(100)
+    first = {"cwd": "/r", "working_thread_id": OWNER, "ownership_token": "first", "updated_at": 100}
+    return _Story(LOCKS, **first | _HELD).then(100)
 
 
 def test_a_legal_lock_has_no_problems() -> None:
     story = _a_lock().then(101, updated_at=101).then(101, ownership_token="again")
-    story.then(104, ownership_token="second", working_thread_id=str(owner_with(3)), updated_at=104).gone(105)
+    story.then(104, ownership_token="second", working_thread_id=OTHER, updated_at=104).gone(105)
     assert story.problems == []
 
 
 @pytest.mark.parametrize(
     ("story", "problem"),
     [
-        (_a_lock().then(102, ownership_token="second", working_thread_id=str(owner_with(3))), "double grant"),
-        (_a_lock().then(102, working_thread_id=str(owner_with(3))), "it changed ['working_thread_id'] as well"),
+        (_a_lock().then(102, ownership_token="second", working_thread_id=OTHER), "double grant"),
+        (_a_lock().then(102, working_thread_id=OTHER), "it changed ['working_thread_id'] as well"),
     ],
 )
 def test_a_change_of_a_lock_that_breaks_a_law_is_told(story: _Story, problem: str) -> None:
@@ -314,8 +319,8 @@ def test_scopes_are_judged(story: _Story, problems: list[str]) -> None:
 
 
 def _a_backfill() -> _Story:
-    first = {"id": 1, "home": "home 0", "status": "running", "owner": "w 3", "ownership_token": "first"}
-    return _Story(BACKFILLS, **first, updated_at=100, claimed_at=100).then(100)
+    first = {"id": 1, "home": "home 0", "status": "running", "ownership_token": "first"}
+    return _Story(BACKFILLS, **first | _HELD, updated_at=100, claimed_at=100).then(100)
 
 
 _SECOND = {"ownership_token": "second", "status": "running"}
@@ -332,7 +337,7 @@ _SECOND = {"ownership_token": "second", "status": "running"}
             _a_backfill().then(101, status="complete").then(102, status="pending"),
             ["a finished backfill was changed by its holder"],
         ),
-        (_a_backfill().then(101, owner="x 3"), ["it changed ['owner'] as well"]),
+        (_a_backfill().then(101, claimed_at=101), ["it changed ['claimed_at'] as well"]),
     ],
 )
 def test_backfills_are_judged(story: _Story, problems: list[str]) -> None:
@@ -342,3 +347,15 @@ def test_backfills_are_judged(story: _Story, problems: list[str]) -> None:
 @pytest.mark.parametrize(("fence", "problems"), [("first", 0), ("second", 1), (None, 1)])
 def test_batches_are_judged(fence: str | None, problems: int) -> None:
     assert len(_Story(THREADS, id="t", home="home 0", title="first").then(100, fence=fence).problems) == problems
+
+
+@pytest.mark.parametrize("ended", [set(), {8}, {7}], ids=["nobody", "another", "the holder"])
+def test_only_what_the_dead_held_may_be_taken_over_before_the_end_of_its_lease(ended: set[int]) -> None:
+    rival = {"owner_process": "boot:1:9:100"}
+    stories = [
+        _a_job().then(101, started_at=101, **_TAKEN | rival),
+        _a_lock().then(101, ownership_token="second", working_thread_id=OTHER, **rival),
+        _a_backfill().then(101, **_SECOND | rival),
+    ]
+    for story in stories:
+        assert len(Replay(ended).of(story.records).problems) == (0 if ended == {7} else 1)

@@ -45,7 +45,7 @@ def judge(run: Run) -> Verdict:
     """Hold a run against the laws."""
     verdict = Verdict()
     journal = list(_journal_of(run))
-    replay = Replay().of(run.records)
+    replay = Replay(run.ended).of(run.records)
     errors = [entry for entry in journal if entry["what"] == "error"]
     verdict.problems += run.failures
     verdict.problems += [
@@ -83,14 +83,14 @@ def _answers_without_ground(calls: Sequence[Call], journal: Sequence[dict[str, A
         if token is None:
             continue
         if call.answer.outcome == LOST:
-            if token not in replay.ended:
+            if token not in replay.void:
                 yield f"refused, though nobody took over and it wasn't finished: {call}"
         elif not _DONE[call.kind, call.verb] & replay.written[token]:
             yield f"answered as made, but the database doesn't know: {call}"
     for entry in journal:
         if not set(entry.get("tokens", ())) <= replay.granted.keys():
             yield f"a grant that the database doesn't know: {entry}"
-        if entry.get("answer") == "lost" and entry["token"] not in replay.ended:
+        if entry.get("answer") == "lost" and entry["token"] not in replay.void:
             yield f"refused, though nobody took over and it wasn't finished: {entry}"
         if entry.get("answer") == "applied" and _STORED[entry["what"]] not in replay.written[entry["token"]]:
             yield f"answered as stored, but the database doesn't know: {entry}"

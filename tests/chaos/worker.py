@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from sqlmodel import Session
 
@@ -48,16 +48,6 @@ _PAUSE_AFTER_AN_ERROR = 0.2
 def thread_name(home: str, number: int) -> str:
     """What a thread is called."""
     return f"{home} {number}"
-
-
-def owner_with(lease: int) -> UUID:
-    """A new owner who tells which lease it claims with, since rows don't."""
-    return UUID(int=(uuid4().int >> 32 << 32) | lease)
-
-
-def lease_of_owner(owner: str) -> int:
-    """The lease that ``owner_with`` was given."""
-    return UUID(owner).int & 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -165,7 +155,7 @@ class Worker:
         with self._recorded() as state:
             claim = state.phase1_jobs.try_claim(
                 self._key(RECORDED),
-                owner=owner_with(lease),
+                owner=uuid4(),
                 source_updated_at=source_of(self._version()),
                 lease=timedelta(seconds=lease),
             )
@@ -193,7 +183,7 @@ class Worker:
     def _batch(self) -> None:
         lease = self._lease()
         options: dict[str, Any] = {
-            "owner": owner_with(lease),
+            "owner": uuid4(),
             "lease": timedelta(seconds=lease),
             "limit": 4,
             "max_age": ANY_AGE,
@@ -213,7 +203,7 @@ class Worker:
         with self._runtime.autocommit() as state, self._journal.timed("try_claim") as noted:
             claim = state.phase1_jobs.try_claim(
                 self._key(PIPELINE),
-                owner=owner_with(lease),
+                owner=uuid4(),
                 source_updated_at=source_of(self._version()),
                 lease=timedelta(seconds=lease),
             )
@@ -239,7 +229,7 @@ class Worker:
         with self._journal.timed("run_phase1"):
             told = extract_some(
                 self._runtime,
-                owner=owner_with(longest),
+                owner=uuid4(),
                 lease=timedelta(seconds=longest),
                 max_age=ANY_AGE,
                 work=self._work,
@@ -272,7 +262,7 @@ class Worker:
             state = RecordedState(plain, self._recorder)
             if self._often(0.5):
                 plain.memory_scopes.mark_dirty(scope)
-            claim = state.consolidation_locks.try_acquire(root, owner=owner_with(lease), lease=timedelta(seconds=lease))
+            claim = state.consolidation_locks.try_acquire(root, owner=uuid4(), lease=timedelta(seconds=lease))
             if not isinstance(claim, Claimed):
                 return
             mark = plain.memory_scopes.get(scope)
@@ -295,7 +285,7 @@ class Worker:
         home, lease = self._random.choice(HOMES), self._lease()
         with self._recorded() as state:
             claim = state.backfill.try_claim(
-                home, owner=f"{self._orders.name} {lease}", lease=timedelta(seconds=lease), again=self._often(0.5)
+                home, owner=self._orders.name, lease=timedelta(seconds=lease), again=self._often(0.5)
             )
         if not isinstance(claim, Claimed):
             return
@@ -391,7 +381,11 @@ def run(channel: Channel, **orders: Any) -> None:
         opened(given) as runtime,
         Recorder(directory / f"{given.name}.calls", worker=given.name) as recorder,
     ):
-        Worker(given, runtime, recorder, journal).run()
+        try:
+            Worker(given, runtime, recorder, journal).run()
+        finally:
+            with recorder.death(given.name):
+                """From now on others may find it dead."""
     channel.send("done")
 
 

@@ -20,7 +20,7 @@ import zstandard
 from cli_process import InProcess
 from original import DEFAULT_PROVIDER, NAMES, Original, edge_id, parsed, unpack
 
-from codex_state.models import DynamicTool, Thread
+from codex_state.models import DynamicTool, Thread, ThreadQuery
 from codex_state.models.columns import path_to_text, to_epoch_seconds
 from codex_state.rollout import BackfillOutcome, backfill, list_threads
 from codex_state.runtime import StateRuntime
@@ -31,8 +31,9 @@ DIFFERENCES_PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
 WITHOUT_AN_ANSWER = edge_id(151)
 """Its working directory is ``.``: whatever the original was started in. No answer is recorded."""
 
-ONLY_OURS = {"edge": {edge_id(11), WITHOUT_AN_ANSWER}}
-"""Threads that the original has no row for. In case 11 one byte that isn't UTF-8 spoils the whole file there."""
+ONLY_OURS = {"edge": {edge_id(11), edge_id(37), WITHOUT_AN_ANSWER}}
+"""Threads that the original has no row for. In case 11 one byte that isn't UTF-8 spoils the whole file there, in case 37
+all records are on one line, parted by carriage returns."""
 
 IN_A_LINKED_DIRECTORY = {edge_id(155), edge_id(373)}
 """Their working directory is ``/bin``, which was a link to ``/usr/bin``."""
@@ -76,7 +77,7 @@ def _index(original: Original, directories: pytest.TempPathFactory) -> Indexed:
 def _listed(runtime: StateRuntime, archived: bool) -> Iterator[Thread]:
     anchor = None
     while True:
-        page = list_threads(runtime, page_size=50, archived=archived, anchor=anchor)
+        page = list_threads(runtime, ThreadQuery(archived=archived, anchor=anchor))
         yield from page.items
         anchor = page.next_anchor
         if anchor is None:
@@ -126,7 +127,7 @@ MEANT = (
     ),
     Difference(
         "A text or a count that the original leaves out",
-        frozenset({"title", "first_user_message", "tokens_used"}),
+        frozenset({"title", "first_user_message", "tokens_used", "model"}),
         lambda ours, theirs: bool(ours) and not theirs,
     ),
 )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import zstandard
 from rollout_files import body, rollout_path, session_meta, thread_id, user_message, write, write_rollout
 
-from codex_state import StateRuntime, Thread, ThreadNotFoundError, ThreadRepository
+from codex_state import StateRuntime, Thread, ThreadNotFoundError, ThreadQuery
 from codex_state.errors import DatabaseBusyError, RolloutError
 from codex_state.models.columns import from_epoch_seconds
-from codex_state.rollout import archive_thread, backfill, find_thread_path, list_threads, unarchive_thread
+from codex_state.rollout import archive, archive_thread, backfill, find_thread_path, list_threads, unarchive_thread
+from codex_state.rollout.backfilling import is_fresh
 
 MODIFIED = 1_767_400_000
+
+Move = Callable[[StateRuntime, UUID], Path]
 
 
 @pytest.fixture
@@ -106,25 +111,34 @@ def test_a_move_that_the_system_refuses_is_a_clear_error(
     assert not row(indexed).archived
 
 
-@pytest.mark.parametrize("mended_by", ["again", "lookup", "listing"])
+@pytest.mark.parametrize("mended_by", ["again", "lookup", "listing", "refresh"])
+@pytest.mark.parametrize("move", [archive_thread, unarchive_thread])
 def test_a_crash_between_file_and_row_is_mended(
-    indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch, mended_by: str
+    indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch, move: Move, mended_by: str
 ) -> None:
-    def crash(*_arguments: object, **_options: object) -> bool:
+    def crash(*_arguments: object) -> None:
         raise DatabaseBusyError("crash")
 
+    is_archived = move is archive_thread
+    if not is_archived:
+        archive_thread(indexed, thread_id(1))
     with monkeypatch.context() as patch:
-        patch.setattr(ThreadRepository, "mark_archived", crash)
+        patch.setattr(archive, "take_in", crash)
         with pytest.raises(DatabaseBusyError):
-            archive_thread(indexed, thread_id(1))
-    target = rollout_path(indexed.codex_home, 1, archived=True)
+            move(indexed, thread_id(1))
+    target = rollout_path(indexed.codex_home, 1, archived=is_archived)
     assert target.is_file()
-    assert not row(indexed).archived
+    assert row(indexed).archived is not is_archived
     match mended_by:
         case "again":
-            archive_thread(indexed, thread_id(1))
+            move(indexed, thread_id(1))
         case "lookup":
-            find_thread_path(indexed, thread_id(1))
+            assert find_thread_path(indexed, thread_id(1)) == target
+        case "refresh":
+            backfill(indexed, refresh=True)
         case _:
-            assert list_threads(indexed, page_size=9).items == []
-    assert (row(indexed).archived, row(indexed).rollout_path) == (True, target)
+            assert list_threads(indexed, ThreadQuery(archived=not is_archived)).items == []
+    assert (row(indexed).archived, row(indexed).rollout_path) == (is_archived, target)
+    backfill(indexed, refresh=True)
+    assert is_fresh(indexed)
+    assert (row(indexed).archived, row(indexed).rollout_path) == (is_archived, target)

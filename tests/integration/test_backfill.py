@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,10 @@ from codex_state import (
     StateRuntime,
     StateSettings,
     Thread,
-    ThreadRepository,
     telemetry,
 )
 from codex_state.models.columns import from_epoch_seconds
+from codex_state.repositories.rollout_files import RolloutFileRepository
 from codex_state.rollout import (
     BackfillFailure,
     BackfillOutcome,
@@ -53,7 +54,7 @@ from codex_state.rollout import (
     extractors,
     worker,
 )
-from codex_state.rollout.files import watermark_of
+from codex_state.rollout.files import relative_to
 
 TOOL = ToolSpec(name="search", description="finds", input_schema=msgspec.Raw(b'{"b":1,"a":[null]}'), defer_loading=True)
 MODIFIED = 1_767_400_000
@@ -100,7 +101,7 @@ class TestRows:
             BackfillOutcome.COMPLETE,
             scanned=2,
             upserted=2,
-            watermark=watermark_of(home, active),
+            watermark=relative_to(home, active),
             seconds=report.seconds,
         )
         first, second = thread(runtime, 1), thread(runtime, 2)
@@ -164,7 +165,7 @@ class TestRows:
         plain.unlink()
         report = backfill(runtime)
         assert thread(runtime, 1).rollout_path == packed
-        assert report.watermark == watermark_of(runtime.codex_home, plain)
+        assert report.watermark == relative_to(runtime.codex_home, packed)
 
     def test_tools_of_a_head_whose_thread_has_no_row_are_left_out(self, runtime: StateRuntime) -> None:
         head = session_meta(9, timestamp="bad", dynamic_tools=[TOOL])
@@ -186,25 +187,40 @@ class TestRows:
 
 
 class TestResuming:
-    def test_it_goes_on_strictly_after_the_watermark_and_ends_with_the_last(self, runtime: StateRuntime) -> None:
-        paths = [write_rollout(runtime.codex_home, number, time=f"2026-01-0{number}T00-00-00") for number in (1, 2, 3)]
-        with runtime.autocommit() as state:
-            claim = state.backfill.try_claim(runtime.home, owner="dead", lease=timedelta(seconds=900))
-            assert isinstance(claim, Claimed)
-            state.backfill.checkpoint(claim.lease, watermark_of(runtime.codex_home, paths[0]))
-        time.sleep(2.1)
-        report = backfill(with_settings(runtime, backfill_lease=timedelta(seconds=1)))
+    def test_what_an_earlier_worker_has_handled_is_not_read_again(self, runtime: StateRuntime) -> None:
+        days = (1, 2, 3)
+        paths = [write_rollout(runtime.codex_home, n, time=f"2026-01-0{n}T00-00-00", modified=MODIFIED) for n in days]
+        small = with_settings(runtime, backfill_batch_size=1)
+
+        def stop(_progress: BackfillProgress) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            backfill(small, on_progress=stop, workers=0)
+        assert find(runtime, 2) is None
+        report = backfill(runtime)
         assert (report.status, report.scanned) == (BackfillOutcome.COMPLETE, 2)
-        assert find(runtime, 1) is None
-        assert [thread(runtime, number).title for number in (2, 3)] == ["hello 2", "hello 3"]
+        assert [thread(runtime, number).title for number in days] == ["hello 1", "hello 2", "hello 3"]
         with runtime.read() as state:
             stored = state.backfill.get(runtime.home)
         assert stored is not None
         assert (stored.status, stored.last_watermark) == (
             BackfillStatus.COMPLETE,
-            watermark_of(runtime.codex_home, paths[2]),
+            relative_to(runtime.codex_home, paths[2]),
         )
         assert stored.last_success_at is not None
+
+    def test_the_inventory_says_what_is_handled_and_the_watermark_does_not(self, runtime: StateRuntime) -> None:
+        """What was added before the watermark of an interrupted run is found as well."""
+        paths = [write_rollout(runtime.codex_home, n, time=f"2026-01-0{n}T00-00-00") for n in (1, 2, 3)]
+        with runtime.autocommit() as state:
+            claim = state.backfill.try_claim(runtime.home, owner="dead", lease=timedelta(seconds=900))
+            assert isinstance(claim, Claimed)
+            state.backfill.checkpoint(claim.lease, relative_to(runtime.codex_home, paths[1]) or "")
+            state.backfill.release(claim.lease)
+        report = backfill(runtime)
+        assert (report.status, report.scanned, report.upserted) == (BackfillOutcome.COMPLETE, 3, 3)
+        assert report.watermark == relative_to(runtime.codex_home, paths[2])
 
     def test_a_complete_index_is_left_alone(self, runtime: StateRuntime) -> None:
         path = write_rollout(runtime.codex_home, 1)
@@ -212,7 +228,7 @@ class TestResuming:
         write_rollout(runtime.codex_home, 2)
         report = backfill(runtime)
         assert (report.status, report.scanned) == (BackfillOutcome.COMPLETE, 0)
-        assert report.watermark == watermark_of(runtime.codex_home, path)
+        assert report.watermark == relative_to(runtime.codex_home, path)
         assert find(runtime, 2) is None
 
     def test_asked_to_it_handles_everything_again(self, runtime: StateRuntime) -> None:
@@ -235,7 +251,7 @@ class TestResuming:
 
     def test_an_interrupted_backfill_can_go_on_at_once(self, runtime: StateRuntime) -> None:
         for number in range(1, 8):
-            write_rollout(runtime.codex_home, number, time=f"2026-01-0{number}T00-00-00")
+            write_rollout(runtime.codex_home, number, time=f"2026-01-0{number}T00-00-00", modified=MODIFIED)
         small = with_settings(runtime, backfill_batch_size=2)
 
         def interrupt(progress: BackfillProgress) -> None:
@@ -258,18 +274,17 @@ class TestResuming:
     ) -> None:
         """L8: an index that is known to be incomplete never looks complete."""
         for number in range(1, 8):
-            write_rollout(runtime.codex_home, number, time=f"2026-01-0{number}T00-00-00")
+            write_rollout(runtime.codex_home, number, time=f"2026-01-0{number}T00-00-00", modified=MODIFIED)
         small = with_settings(runtime, backfill_batch_size=2)
-        stored = ThreadRepository.upsert_from_rollouts
+        stored = RolloutFileRepository.upsert_threads
 
-        def full(repository: ThreadRepository, threads: Any) -> None:
-            chosen = list(threads)
-            if any(each.id == thread_id(5) for each in chosen):
+        def full(repository: RolloutFileRepository, threads: Any) -> None:
+            if any(each["id"] == str(thread_id(5)) for each in threads):
                 raise DatabaseUnavailableError("the disk is full")
-            stored(repository, chosen)
+            stored(repository, threads)
 
         with monkeypatch.context() as patch:
-            patch.setattr(ThreadRepository, "upsert_from_rollouts", full)
+            patch.setattr(RolloutFileRepository, "upsert_threads", full)
             with pytest.raises(DatabaseUnavailableError, match="the disk is full"):
                 backfill(small, workers=0)
         assert len(rows(runtime)) == 4
@@ -315,13 +330,28 @@ def bad_home(home: Path) -> dict[Path, str]:
     os.mkfifo(directory / "rollout-pipe.jsonl")
     whole = body(session_meta(9), user_message())
     return {
-        write(rollout_path(home, 10), b""): "no usable line",
-        write(rollout_path(home, 11), b" \n\n"): "no usable line",
+        write(rollout_path(home, 10), b""): "is empty",
+        write(rollout_path(home, 11), b" \n\n"): "is empty",
         write(rollout_path(home, 12), bytes(range(256)) * 100): "no usable line",
         write(rollout_path(home, 13), whole[:40]): "no usable line",
         write(directory / "rollout-nobody.jsonl", body(user_message())): "doesn't say whose it is",
         write(rollout_path(home, 14).with_suffix(".jsonl.zst"), b"not compressed"): "damaged compression",
     }
+
+
+@contextmanager
+def reads_noted() -> Iterator[list[str]]:
+    """The rollouts that this process reads, in order."""
+    read: list[str] = []
+    extract = worker.extract
+
+    def noted(path: str, default_provider: str) -> Any:
+        read.append(path)
+        return extract(path, default_provider)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "extract", noted)
+        yield read
 
 
 class TestBadRollouts:
@@ -339,6 +369,7 @@ class TestBadRollouts:
         for failure in report.failures:
             assert bad[Path(failure.path)] in failure.error
             assert failure.path in failure.error
+        assert [Path(skipped.path).name for skipped in report.skipped] == ["rollout-broken-link.jsonl"]
         assert set(rows(runtime)) == {str(thread_id(1)), str(thread_id(2))}
 
     def test_a_file_that_may_not_be_read_is_named(self, runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,43 +410,45 @@ class TestBadRollouts:
         report = backfill(runtime)
         assert (report.upserted, report.failed, report.parse_errors) == (2, 0, 3)
 
-    def test_a_mended_file_is_found_by_retrying_and_nothing_else_is_read(self, runtime: StateRuntime) -> None:
-        write_rollout(runtime.codex_home, 1)
-        bad = write(rollout_path(runtime.codex_home, 2), b"")
-        still_bad = write(rollout_path(runtime.codex_home, 3), b"")
+    def test_retrying_reads_what_failed_and_what_changed_and_nothing_else(self, runtime: StateRuntime) -> None:
+        home = runtime.codex_home
+        write_rollout(home, 1, modified=MODIFIED)
+        bad = write(rollout_path(home, 2), b"", modified=MODIFIED)
+        still_bad = write(rollout_path(home, 3), b"", modified=MODIFIED)
         assert backfill(runtime).failed == 2
-        write_rollout(runtime.codex_home, 1, session_meta(), user_message("changed"))
-        write_rollout(runtime.codex_home, 2)
-        report = backfill(runtime, retry_failed=True)
+        write_rollout(home, 2, modified=MODIFIED + 1)
+        with reads_noted() as read:
+            report = backfill(runtime, retry_failed=True, workers=0)
+        assert read == [str(bad), str(still_bad)]
         assert (report.status, report.scanned, report.upserted) == (BackfillOutcome.COMPLETE, 2, 1)
         assert [failure.path for failure in report.failures] == [str(still_bad)]
         assert thread(runtime, 2).rollout_path == bad
-        assert thread(runtime, 1).title == "hello 1"
 
     def test_retrying_never_puts_an_earlier_rollout_of_a_thread_over_a_later_one(self, runtime: StateRuntime) -> None:
-        write_rollout(runtime.codex_home, 1, session_meta(), user_message("early"))
-        late = write_rollout(runtime.codex_home, 1, session_meta(), user_message("late"), time="2026-01-03T00-00-00")
-        backfill(runtime)
+        home = runtime.codex_home
+        write(rollout_path(home, 1), b"", modified=MODIFIED)
+        late = write_rollout(home, 1, session_meta(), user_message("late"), time="2026-01-03T00-00-00", modified=1e9)
+        assert backfill(runtime).failed == 0, "it doesn't matter whether a superseded file can be read"
+        early = write_rollout(home, 1, session_meta(), user_message("early"), modified=MODIFIED + 1)
         report = backfill(runtime, retry_failed=True)
-        assert (report.scanned, report.upserted, report.failed) == (1, 0, 0)
+        assert (report.scanned, report.failed) == (1, 0)
         assert (thread(runtime, 1).rollout_path, thread(runtime, 1).title) == (late, "late")
         late.unlink()
         assert backfill(runtime, retry_failed=True).upserted == 1
-        assert thread(runtime, 1).title == "early"
+        assert (thread(runtime, 1).rollout_path, thread(runtime, 1).title) == (early, "early")
 
     def test_a_row_that_the_database_refuses_costs_only_itself(
         self, runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         paths = [write_rollout(runtime.codex_home, number) for number in (1, 2, 3)]
-        upsert = ThreadRepository.upsert_from_rollouts
+        upsert = RolloutFileRepository.upsert_threads
 
-        def refusing(repository: ThreadRepository, threads: Any) -> None:
-            chosen = list(threads)
-            upsert(repository, chosen)
-            if any(each.id == thread_id(2) for each in chosen):
+        def refusing(repository: RolloutFileRepository, threads: Any) -> None:
+            upsert(repository, threads)
+            if any(each["id"] == str(thread_id(2)) for each in threads):
                 raise IntegrityViolationError("refused")
 
-        monkeypatch.setattr(ThreadRepository, "upsert_from_rollouts", refusing)
+        monkeypatch.setattr(RolloutFileRepository, "upsert_threads", refusing)
         report = backfill(runtime)
         assert report.failures == [BackfillFailure(str(paths[1]), "refused")]
         assert (report.status, report.upserted) == (BackfillOutcome.COMPLETE, 2)
@@ -504,15 +537,15 @@ class TestLease:
         for number in range(1, 13):
             write_rollout(runtime.codex_home, number)
         claims: list[object] = []
-        run_job = extractors.run_job
+        extract_one = extractors.extract_one
 
-        def slow(job: worker.Job) -> Any:
+        def slow(path: str, default_provider: str) -> Any:
             time.sleep(0.5)
             with runtime.autocommit() as state:
                 claims.append(state.backfill.try_claim(runtime.home, owner="other", lease=timedelta(seconds=4)))
-            return run_job(job)
+            return extract_one(path, default_provider)
 
-        monkeypatch.setattr(extractors, "run_job", slow)
+        monkeypatch.setattr(extractors, "extract_one", slow)
         report = backfill(with_settings(runtime, backfill_lease=timedelta(seconds=4)), workers=0)
         assert report.status is BackfillOutcome.COMPLETE
         assert len(claims) == 12
@@ -538,10 +571,10 @@ class TestLease:
 
         with pytest.MonkeyPatch.context() as patch:
             if taken_after == 0:
-                persist = ThreadRepository.upsert_from_rollouts
+                persist = RolloutFileRepository.upsert_threads
                 taken: list[bool] = []
 
-                def overtaken(repository: ThreadRepository, threads: Any) -> None:
+                def overtaken(repository: RolloutFileRepository, threads: Any) -> None:
                     persist(repository, threads)
                     if not taken:
                         # By this very transaction, so that no other one has to wait for it.
@@ -549,7 +582,7 @@ class TestLease:
                         connection = repository._session.connection()
                         connection.exec_driver_sql("UPDATE backfill_state SET ownership_token = 'other'")
 
-                patch.setattr(ThreadRepository, "upsert_from_rollouts", overtaken)
+                patch.setattr(RolloutFileRepository, "upsert_threads", overtaken)
             report = backfill(small, on_progress=after, workers=0)
         assert report.status is BackfillOutcome.LEASE_LOST
         assert report.upserted == taken_after

@@ -52,8 +52,9 @@ def test_nothing_is_read_when_nothing_changed(runtime: StateRuntime) -> None:
     before = all_threads(runtime)
     with runtime.read() as state:
         watermark = state.backfill.get().last_watermark
+    assert backfill(runtime, refresh=True).gone == 1  # the damaged file, which the fixture took away
     report = backfill(runtime, refresh=True)
-    assert (report.status, report.scanned, report.failed) == (BackfillOutcome.COMPLETE, 0, 0)
+    assert (report.status, report.scanned, report.gone, report.failed) == (BackfillOutcome.COMPLETE, 0, 0, 0)
     assert report.watermark == watermark
     assert all_threads(runtime) == before
     with runtime.read() as state:
@@ -99,6 +100,7 @@ def test_a_new_rollout_is_found_before_and_beyond_the_watermark(runtime: StateRu
         path = runtime.codex_home / "sessions" / day / name
         path.parent.mkdir(parents=True)
         path.write_text(text.replace(str(thread.id), new_id))
+        os.utime(path, (1_790_000_000, 1_790_000_000))
         added.append(path)
     report = backfill(runtime, refresh=True)
     assert (report.scanned, report.upserted) == (2, 2)
@@ -112,9 +114,11 @@ def test_an_earlier_rollout_of_a_thread_never_replaces_the_later_one(runtime: St
     earlier.parent.mkdir(parents=True)
     shutil.copy2(thread.rollout_path, earlier)
     os.utime(earlier, (1, 1))
-    assert backfill(runtime, refresh=True).scanned == 0
-    with runtime.read() as state:
-        assert state.threads.get(thread.id) == thread
+    for looked_at in (1, 0):
+        report = backfill(runtime, refresh=True)
+        assert (report.scanned, report.failed) == (looked_at, 0)
+        with runtime.read() as state:
+            assert state.threads.get(thread.id) == thread
 
 
 def test_a_moved_rollout_is_followed(runtime: StateRuntime) -> None:
@@ -127,12 +131,13 @@ def test_a_moved_rollout_is_followed(runtime: StateRuntime) -> None:
     assert (moved.rollout_path, moved.archived) == (target, True)
 
 
-def test_a_file_that_failed_is_tried_and_named_each_time(runtime: StateRuntime) -> None:
+def test_a_file_that_failed_is_named_each_time_and_read_once(runtime: StateRuntime) -> None:
     broken = one_plain_rollout(runtime).rollout_path.with_name("rollout-nobody.jsonl")
     broken.write_text("nothing of use\n")
-    for _ in range(2):
+    os.utime(broken, (1, 1))
+    for read in (1, 0):
         report = backfill(runtime, refresh=True)
-        assert (report.scanned, report.failed, report.failures[0].path) == (1, 1, str(broken))
+        assert (report.scanned, report.failed, report.failures[0].path) == (read, 1, str(broken))
 
 
 def test_a_modification_time_out_of_range_fails_one_rollout_only(

@@ -69,6 +69,7 @@ def test_a_mended_file_is_found_by_retrying(cli: Cli) -> None:
 
 
 def test_a_home_without_sessions_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
     report = InProcess(tmp_path / "home").ok("backfill", "--json").json
     assert (report["status"], report["scanned"], report["watermark"]) == ("complete", 0, None)
 
@@ -87,8 +88,8 @@ def test_the_home_may_be_named_before_or_after_the_command(tmp_path: Path) -> No
 def test_the_database_may_lie_elsewhere(tmp_path: Path) -> None:
     home = copy_of_the_example_home(tmp_path / "home")
     InProcess(home, CODEX_SQLITE_HOME=str(tmp_path / "local")).ok("backfill")
-    assert (tmp_path / "local" / "state_4.sqlite").is_file()
-    assert not (home / "state_4.sqlite").exists()
+    assert (tmp_path / "local" / "codex_state_4.sqlite").is_file()
+    assert not (home / "codex_state_4.sqlite").exists()
     named = InProcess(home, CODEX_STATE_DATABASE_URL=f"sqlite:///{tmp_path / 'named.sqlite'}")
     assert named.ok("backfill", "--json").json["scanned"] == FILES
     assert (tmp_path / "named.sqlite").is_file()
@@ -138,6 +139,18 @@ def test_an_interrupted_backfill_goes_on_where_it_stopped(tmp_path: Path, number
     assert len(InProcess(home).ok("threads", "list", "--limit", "2000", "--json").json["items"]) == 1500
 
 
+@pytest.mark.parametrize("options", [[], ["--again"], ["--retry-failed"]], ids=" ".join)
+def test_a_killed_backfill_is_gone_on_with_at_once(tmp_path: Path, options: list[str]) -> None:
+    home = many_rollouts(tmp_path / "home", 1500)
+    cli = Cli(home, CODEX_STATE_BACKFILL_BATCH_SIZE="1")
+    with cli.started("backfill", "--json") as process:
+        wait_for_a_watermark(home)
+        process.kill()
+    rest = cli.ok("backfill", "--json", *options).json
+    assert rest["status"] == "complete"
+    assert (rest["scanned"] == 1500) is (options == ["--again"])
+
+
 def test_all_files_are_counted_whatever_the_sort_of_home(cli: Cli) -> None:
     cli.ok("backfill")
     listed = len(cli.ok("threads", "list", "--json").json["items"])
@@ -151,7 +164,7 @@ def wait_for_a_watermark(home: Path) -> None:
     """Until a backfill has committed something and still runs."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if (home / "state_4.sqlite").exists():
+        if (home / "codex_state_4.sqlite").exists():
             with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
                 found = state.backfill.get()
             if found is not None and found.last_watermark is not None:
@@ -190,7 +203,7 @@ def test_two_homes_share_a_postgresql_database_and_each_lists_its_own(tmp_path: 
     assert [len(page["items"]) for page in (listed, rest)] == [2, 1]
     for commands in (["db", "current"], ["db", "check"], ["memories", "list"], ["jobs", "list"], ["logs"]):
         first.ok(*commands)
-    assert not (first.home / "state_4.sqlite").exists()
+    assert not (first.home / "codex_state_4.sqlite").exists()
 
 
 def test_homes_that_share_a_database_are_listed_each_and_together(tmp_path: Path, postgres_url: str) -> None:

@@ -113,10 +113,42 @@ def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "home").read_text() == "not a directory"
 
 
-def test_a_home_that_cannot_be_made_is_named(cli: Cli) -> None:
-    done = cli.refused("threads", "list", "--codex-home", "/proc/codex-home")
-    assert done.status == 1
-    assert "can't create the directory /proc/codex-home" in done.stderr
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["threads", "list"], ["threads", "title", ID, "new"], ["backfill"], ["homes"],
+        ["memory", "run", "--extractor", "json:dumps"], ["memories", "list"], ["jobs", "list"],
+        ["scopes"], ["locks"], ["logs"],
+        ["db", "upgrade"], ["db", "current"], ["db", "check"], ["db", "downgrade", "-1"], ["db", "history"],
+        ["db", "copy", "--to", "sqlite://"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_home_that_is_not_there_is_named_and_not_made(cli: Cli, command: list[str]) -> None:
+    """L12: whoever mistypes a name gets no new home, whichever way the name is given."""
+    flag, default = cli.home.with_name("flag"), cli.home.with_name(".codex")
+    for home, arguments, variables in (
+        (cli.home, command, {}),
+        (flag, [*command, "--codex-home", str(flag)], {}),
+        (default, command, {"CODEX_HOME": ""}),
+        (cli.home, command, {"CODEX_SQLITE_HOME": str(cli.home.with_name("elsewhere"))}),
+    ):
+        done = cli.refused(*arguments, **variables)
+        assert done.status == 1
+        assert f"there is no Codex home at {home}" in done.stderr
+    assert list(cli.home.parent.iterdir()) == []
+
+
+def test_a_command_that_concerns_no_file_of_the_home_needs_none_where_a_url_names_the_database(
+    cli: Cli, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    cli.ok("db", "upgrade", CODEX_STATE_DATABASE_URL=url)
+    for command in (["db", "check"], ["jobs", "list"], ["jobs", "requeue", "--all-failed"], ["logs"], ["homes"]):
+        cli.ok(*command, CODEX_STATE_DATABASE_URL=url)
+    for command in (["threads", "list"], ["backfill"], ["memory", "run", "--extractor", "json:dumps"]):
+        assert "there is no Codex home" in cli.refused(*command, CODEX_STATE_DATABASE_URL=url).stderr
+    assert not cli.home.exists()
 
 
 def test_a_home_that_cannot_be_written_is_named(nobodys: Path) -> None:
@@ -124,7 +156,7 @@ def test_a_home_that_cannot_be_written_is_named(nobodys: Path) -> None:
     home.mkdir()
     home.chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IRGRP | stat.S_IXGRP)
     with without_privileges():
-        done = InProcess(home).refused("threads", "list")
+        done = InProcess(home).refused("backfill")
     assert done.status == 1
     assert "check the path" in done.stderr
     assert "permissions" in done.stderr
@@ -135,16 +167,16 @@ def test_a_file_that_is_not_a_database_is_left_as_it_is(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     text = "These are not the tables that you are looking for.\n" * 100
-    (home / "state_4.sqlite").write_text(text)
+    (home / "codex_state_4.sqlite").write_text(text)
     for command in (["threads", "list"], ["backfill"], ["db", "upgrade"], ["db", "current"], ["db", "check"]):
         done = InProcess(home).refused(*command)
         assert done.status == 1
         assert "not an SQLite database" in done.stderr
-    assert (home / "state_4.sqlite").read_text() == text
+    assert (home / "codex_state_4.sqlite").read_text() == text
 
 
 def test_a_corrupt_page_is_reported_with_what_to_do(indexed: Cli) -> None:
-    database = indexed.home / "state_4.sqlite"
+    database = indexed.home / "codex_state_4.sqlite"
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'threads'").fetchone()
@@ -160,7 +192,7 @@ def test_a_corrupt_page_is_reported_with_what_to_do(indexed: Cli) -> None:
 
 
 def test_an_unknown_status_in_a_row_is_named(indexed: Cli) -> None:
-    with closing(sqlite3.connect(indexed.home / "state_4.sqlite")) as connection:
+    with closing(sqlite3.connect(indexed.home / "codex_state_4.sqlite")) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute("UPDATE backfill_state SET status = 'dreaming'")
         connection.commit()
@@ -170,7 +202,7 @@ def test_an_unknown_status_in_a_row_is_named(indexed: Cli) -> None:
 
 
 def test_a_busy_database_has_its_own_exit_status(indexed: Cli) -> None:
-    with closing(sqlite3.connect(indexed.home / "state_4.sqlite", isolation_level=None)) as connection:
+    with closing(sqlite3.connect(indexed.home / "codex_state_4.sqlite", isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         done = indexed.refused("threads", "title", ID, "new", CODEX_STATE_BUSY_TIMEOUT="PT0.2S")
         assert done.status == 3

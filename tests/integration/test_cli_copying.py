@@ -22,7 +22,7 @@ def home(tmp_path: Path, migrated_sqlite: Path) -> Path:
     """A home whose state has rows in every table."""
     home = tmp_path / "home"
     home.mkdir()
-    shutil.copy(migrated_sqlite, home / "state_4.sqlite")
+    shutil.copy(migrated_sqlite, home / "codex_state_4.sqlite")
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
         fill(runtime)
     return home
@@ -74,12 +74,12 @@ def test_logs_stay_when_asked_to(cli: Cli, tmp_path: Path) -> None:
         assert held(target.database, "logs") == {"logs": []}
 
 
-def test_rows_that_are_left_are_named_with_status_1(cli: Cli, tmp_path: Path) -> None:
-    with opened(cli.home, sqlite_url(tmp_path)) as target:
+def test_rows_that_are_left_are_named_with_status_1(cli: Cli) -> None:
+    with opened(cli.home, sqlite_url(cli.home)) as target:
         put(target, "logs", *(log_row(number, message="taken") for number in range(1, 1201)))
         put(target, "threads", thread_row(1))
         put(target, "thread_dynamic_tools", tool_row(thread_row(1), name="other\x1b[31m"))
-    done = cli("db", "copy", "--to", sqlite_url(tmp_path), "--json")
+    done = cli("db", "copy", "--to", sqlite_url(cli.home), "--json")
     assert done.status == 1
     assert done.json["complete"] is False
     tables = {table["name"]: table for table in done.json["tables"]}
@@ -90,17 +90,19 @@ def test_rows_that_are_left_are_named_with_status_1(cli: Cli, tmp_path: Path) ->
     assert len(lines) == len(done.json["left"]) == 1 + tables["logs"]["conflict"]
     with opened(cli.home) as source:
         put(source, "logs", *(log_row(number) for number in range(100, 200)))
-    lines = cli("db", "copy", "--to", sqlite_url(tmp_path)).stderr.splitlines()
+    lines = cli("db", "copy", "--to", sqlite_url(cli.home)).stderr.splitlines()
     assert len(lines) == 21
     assert lines[-1].startswith("codex-state: and more; --json names the first 1")
 
 
 def test_a_missing_source_is_not_created(tmp_path: Path) -> None:
     cli = InProcess(tmp_path / "empty")
-    done = cli.refused("db", "copy", "--to", sqlite_url(tmp_path))
+    cli.home.mkdir()
+    done = cli.refused("db", "copy", "--to", sqlite_url(cli.home))
     assert done.status == 1
     assert "there is no database at" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(cli.home.iterdir()) == []
+    cli.home.rmdir()
     named = cli.refused(
         "db", "copy", "--to", sqlite_url(tmp_path), CODEX_STATE_DATABASE_URL=sqlite_url(tmp_path, "none")
     )
@@ -109,7 +111,7 @@ def test_a_missing_source_is_not_created(tmp_path: Path) -> None:
 
 
 def test_the_same_database_is_wrong_usage(cli: Cli) -> None:
-    done = cli.refused("db", "copy", "--to", f"sqlite:///{cli.home}/../home/state_4.sqlite")
+    done = cli.refused("db", "copy", "--to", f"sqlite:///{cli.home}/../home/codex_state_4.sqlite")
     assert done.status == 2
     assert "are the same database" in done.stderr
 
@@ -153,15 +155,13 @@ def test_a_terminal_shows_a_bar_and_then_the_table(home: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_copy_goes_on_where_it_stopped(
-    home: Path, tmp_path: Path, number: signal.Signals, status: int
-) -> None:
+def test_an_interrupted_copy_goes_on_where_it_stopped(home: Path, number: signal.Signals, status: int) -> None:
     with opened(home) as source:
         put(source, "threads", *(thread_row(number) for number in range(1000, 4000)))
         put(source, "logs", *(log_row(number) for number in range(2000, 32000)))
-    url = sqlite_url(tmp_path)
+    url = sqlite_url(home)
     with Cli(home).started("db", "copy", "--to", url) as process:
-        wait_for_threads(tmp_path / "target.sqlite")
+        wait_for_threads(home / "target.sqlite")
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == status, stderr

@@ -132,7 +132,7 @@ def test_the_story_indexes_the_users_home_and_makes_up_nothing_in_it(tmp_path: P
     done = run_example("run.py", tmp_path, CODEX_HOME=str(home))
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Your Codex home.\n\n{home}" in done.stdout
-    with closing(sqlite3.connect(home / "state_4.sqlite")) as connection:
+    with closing(sqlite3.connect(home / "codex_state_4.sqlite")) as connection:
         counts = {
             table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             for table in ("threads", "thread_memory", "memory_phase1_jobs", "memory_scope_dirty")

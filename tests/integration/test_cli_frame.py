@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,7 @@ def test_version_says_what_is_needed_for_a_bug_report(cli: Cli) -> None:
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra_one_line_says_how_to_get_it(cli: Cli, missing: str) -> None:
+    cli.home.mkdir()
     program = (
         f"import sys; sys.modules['{missing}'] = None\n"
         "sys.stderr.isatty = lambda: True\n"  # a bar is to be shown
@@ -84,6 +87,7 @@ def test_without_the_extra_one_line_says_how_to_get_it(cli: Cli, missing: str) -
 
 @pytest.mark.parametrize("options", ["--json", ""])
 def test_a_reader_that_goes_away_ends_the_command_quietly(cli: Cli, options: str) -> None:
+    cli.home.mkdir()
     # `true` is gone long before the command has something to write.
     done = in_shell(cli, f"{EXECUTABLE} db history {options} | true; exit ${{PIPESTATUS[0]}}")
     assert (done.returncode, done.stderr) == (141, "")
@@ -122,15 +126,16 @@ def test_completion_knows_commands_and_options(cli: Cli) -> None:
 def test_warnings_of_the_library_go_to_stderr(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    (home / "state_7.sqlite").write_text("from the future")
-    (home / "state_2.sqlite").write_text("from the past")
+    (home / "codex_state_7.sqlite").write_text("from the future")
+    with closing(sqlite3.connect(home / "codex_state_2.sqlite")) as older:
+        older.execute("CREATE TABLE codex_state_version (version_num TEXT)")
     cli = Cli(home)
-    done = cli.ok("--verbose", "memories", "list", "--json")
-    assert done.json == {"items": []}
-    assert "codex-state: warning: left the newer state_7.sqlite" in done.stderr
+    done = cli.ok("--verbose", "backfill", "--json")
+    assert done.json["scanned"] == 0
+    assert "codex-state: warning: left the newer codex_state_7.sqlite" in done.stderr
     assert "codex-state: info: removed the older state file" in done.stderr
-    assert (home / "state_7.sqlite").read_text() == "from the future"
-    assert "info" not in cli.ok("memories", "list", "--json").stderr
+    assert (home / "codex_state_7.sqlite").read_text() == "from the future"
+    assert "info" not in cli.ok("backfill", "--json").stderr
 
 
 def test_output_survives_a_terminal_that_does_not_speak_unicode(tmp_path: Path) -> None:

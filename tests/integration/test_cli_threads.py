@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,12 @@ from cli_process import Cli, InProcess
 from example_home import ARCHIVED, LISTED, copy_of_the_example_home
 
 from codex_state.models import Thread
+from codex_state.runtime import StateRuntime
+from codex_state.settings import StateSettings
+from codex_state.testing.samples import NOON, a_thread
 
 COLUMNS = set(Thread.column_names())
-TIMES = {"created_at", "updated_at", "archived_at"}
+TIMES = {"created_at", "updated_at", "archived_at", "name_at", "memory_mode_chosen_at", "gone_at"}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,14 @@ def own(tmp_path: Path) -> Cli:
 def items(cli: Cli, *options: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = cli.ok("threads", "list", "--limit", "1000", *options, "--json").json["items"]
     return found
+
+
+def of_threads(tmp_path: Path, *threads: Thread) -> Cli:
+    """A home that holds these threads and no rollouts."""
+    home = tmp_path / "home"
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.begin() as state:
+        state.threads.upsert_many(threads)
+    return InProcess(home)
 
 
 def titled(cli: Cli, part: str, *options: str) -> dict[str, Any]:
@@ -158,14 +172,15 @@ def test_piped_listings_are_plain_lines_with_whole_values(indexed: Cli) -> None:
 def test_a_terminal_gets_a_table_that_fits(indexed: Cli, columns: int) -> None:
     done = indexed.on_terminal("threads", "list", columns=columns, NO_COLOR="1")
     assert done.status == 0
-    lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
-    assert len(lines) == LISTED + 1  # one line each, below the header
-    assert lines[0].startswith("ID ")
-    assert lines[0].endswith("TITLE")
-    assert ("PROJECT" in lines[0]) is (columns >= 100)
-    assert ("BRANCH" in lines[0]) is (columns >= 120)
-    assert max(map(len, lines)) <= columns
-    assert sum("…" in line for line in lines) > 5
+    lines = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("ID ")]
+    header, *rows = [line for line in lines[at:] if not line.startswith("codex-state: ")]
+    assert len(rows) == LISTED  # one line each
+    assert header.endswith("TITLE")
+    assert ("PROJECT" in header) is (columns >= 100)
+    assert ("BRANCH" in header) is (columns >= 120)
+    assert max(map(len, [header, *rows])) <= columns
+    assert sum("…" in row for row in rows) > 5
 
 
 def test_a_page_that_is_not_the_last_says_how_to_go_on(indexed: Cli) -> None:
@@ -228,19 +243,100 @@ def test_archiving_moves_the_rollout_and_back(own: Cli) -> None:
     assert titled(own, "ORCH-311") == item
 
 
-def test_a_title_of_the_user_survives_a_new_reading_of_all_rollouts(own: Cli) -> None:
+@pytest.mark.parametrize("command", ["name", "title"])
+def test_a_name_survives_a_new_reading_of_all_rollouts_and_is_shown_in_place_of_the_title(
+    own: Cli, command: str
+) -> None:
     item = titled(own, "ORCH-311")
-    done = own.ok("threads", "title", item["id"], "  Ticket 311: order & paging 🍏 ")
+    done = own.ok("threads", command, item["id"], "  Ticket 311: order & paging 🍏 ")
     assert done.stdout == ""
     own.ok("backfill", "--again")
-    assert own.ok("threads", "show", item["id"], "--json").json["title"] == "Ticket 311: order & paging 🍏"
+    shown = own.ok("threads", "show", item["id"], "--json").json
+    assert (shown["name"], shown["title"]) == ("Ticket 311: order & paging 🍏", item["title"])
+    (line,) = [line for line in own.ok("threads", "list").stdout.splitlines() if line.startswith(item["id"])]
+    assert line.endswith("\tTicket 311: order & paging 🍏")
 
 
-def test_a_row_whose_rollout_is_gone_leaves_the_listing(own: Cli) -> None:
+def test_a_name_can_be_taken_away(own: Cli) -> None:
+    item = titled(own, "ORCH-311")
+    own.ok("threads", "name", item["id"], "mine")
+    done = own.ok("threads", "name", item["id"], "--clear")
+    assert done.stderr == f"codex-state: {item['id']} has no name now\n"
+    assert own.ok("threads", "show", item["id"], "--json").json["name"] is None
+    for arguments in ([], ["new", "--clear"]):
+        assert "either a NAME or --clear" in own.refused("threads", "name", item["id"], *arguments).stderr
+
+
+def test_a_thread_whose_rollout_is_gone_leaves_the_listing_and_keeps_its_row(own: Cli) -> None:
+    """L7."""
     item = titled(own, "ORCH-311")
     Path(item["rollout_path"]).unlink()
     assert item["id"] not in {left["id"] for left in items(own)}
-    assert "thread not found" in own.refused("threads", "show", item["id"]).stderr
+    assert own.ok("threads", "show", item["id"], "--json").json["gone_at"] is not None
+    done = own.ok("threads", "list")
+    assert "the rollout of 1 more is gone: --all lists them" in done.stderr
+    assert item["id"] in {left["id"] for left in items(own, "--all")}
+    assert "(gone) " in own.on_terminal("threads", "list", "--all", columns=200, NO_COLOR="1").stdout
+
+
+def test_threads_with_nothing_to_show_are_counted_and_listed_with_all(tmp_path: Path) -> None:
+    empty = [a_thread(first_user_message=None, title="", rollout_path=tmp_path / f"{each}.jsonl") for each in "abc"]
+    cli = of_threads(tmp_path, a_thread(rollout_path=None), *empty)
+    done = cli.ok("threads", "list")
+    assert "codex-state: 3 more have neither a name nor a message: --all lists them\n" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    everything = cli.ok("threads", "list", "--all")
+    assert "--all" not in everything.stderr
+    assert len(everything.stdout.splitlines()) == 4
+    assert "--all" not in cli.ok("threads", "list", "--json").stderr
+
+
+def test_a_service_that_knows_no_rollouts_has_its_threads_listed(tmp_path: Path) -> None:
+    thread = a_thread(rollout_path=Path(), first_user_message=None, title="")
+    cli = of_threads(tmp_path, thread)
+    (item,) = cli.ok("threads", "list", "--json").json["items"]
+    assert (item["id"], item["rollout_path"]) == (str(thread.id), None)
+    assert "no rollout" in cli.refused("threads", "path", str(thread.id)).stderr
+
+
+def test_spawned_threads_can_be_left_out_or_drawn_below_their_parents(tmp_path: Path) -> None:
+    def a_child(of: Thread, title: str, hours: int) -> Thread:
+        moment = NOON + timedelta(hours=hours)
+        return a_thread(parent_thread_id=of.id, title=title, updated_at=moment, rollout_path=None)
+
+    parent, other = (a_thread(title=title, rollout_path=None) for title in ("parent", "other"))
+    first, second = a_child(parent, "first", 1), a_child(parent, "second", 2)
+    grandchild = a_child(first, "grandchild", 3)
+    orphan = a_child(a_thread(), "orphan", 4)
+    ring = a_thread(title="its own", rollout_path=None, updated_at=NOON - timedelta(hours=1))
+    ring.parent_thread_id = ring.id
+    cli = of_threads(tmp_path, parent, other, first, second, grandchild, orphan, ring)
+
+    def names(*options: str) -> list[str]:
+        return [line.rpartition("\t")[2] for line in cli.ok("threads", "list", *options).stdout.splitlines()]
+
+    assert sorted(names("--no-children")) == ["other", "parent"]
+    assert names("--tree") == ["orphan", "parent", "second", "first", "grandchild", "other", "its own"]
+    done = cli.on_terminal("threads", "list", "--tree", columns=80, NO_COLOR="1")
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
+    drawn = [line.partition("2026-02-10  ")[2] for line in lines if "2026-02-10  " in line]
+    assert drawn == ["orphan", "parent", "├─ second", "└─ first", "   └─ grandchild", "other", "its own"]
+    assert "--tree is for people" in cli.refused("threads", "list", "--tree", "--json").stderr
+
+
+def test_a_row_that_can_not_be_read_is_named_and_the_others_are_listed(tmp_path: Path) -> None:
+    threads = [a_thread(rollout_path=None) for _ in range(5)]
+    cli = of_threads(tmp_path, *threads)
+    with closing(sqlite3.connect(StateSettings(codex_home=cli.home).database_path)) as connection, connection:
+        for thread in threads[:4]:
+            connection.execute("UPDATE threads SET updated_at = 'yesterday' WHERE id = ?", (str(thread.id),))
+    done = cli.ok("threads", "list", "--json")
+    assert [item["id"] for item in done.json["items"]] == [str(threads[4].id)]
+    notes = [line for line in done.stderr.splitlines() if "can't be read" in line]
+    assert len(notes) == 4
+    named = {line.removeprefix("codex-state: the row of thread ").partition(" ")[0] for line in notes[:3]}
+    assert len(named & {str(thread.id) for thread in threads[:4]}) == 3
+    assert notes[3] == "codex-state: 1 more row can't be read"
 
 
 def test_a_listing_of_an_incomplete_index_says_so_and_does_not_fail(tmp_path: Path) -> None:
@@ -252,7 +348,8 @@ def test_a_listing_of_an_incomplete_index_says_so_and_does_not_fail(tmp_path: Pa
 
 def test_a_thread_that_is_not_indexed_yet_may_be_the_reason_why_it_is_not_found(tmp_path: Path) -> None:
     thread_id = "019d2931-6038-7f85-98dd-1f67f15e8ef8"
-    for command in (["show", thread_id], ["title", thread_id, "new"]):
+    (tmp_path / "home").mkdir()
+    for command in (["show", thread_id], ["name", thread_id, "new"]):
         done = InProcess(tmp_path / "home").refused("threads", *command)
         assert done.status == 1
         assert f"thread not found: {thread_id} (the index hasn't been built yet; run" in done.stderr
@@ -260,8 +357,8 @@ def test_a_thread_that_is_not_indexed_yet_may_be_the_reason_why_it_is_not_found(
 
 def test_an_unknown_thread_is_named(indexed: Cli) -> None:
     unknown = "00000000-0000-7000-8000-000000000000"
-    for command in (["show"], ["path"], ["archive"], ["unarchive"], ["title"]):
-        arguments = [*command, unknown, *(["new"] if command == ["title"] else [])]
+    for command in (["show"], ["path"], ["archive"], ["unarchive"], ["name"]):
+        arguments = [*command, unknown, *(["new"] if command == ["name"] else [])]
         done = indexed.refused("threads", *arguments)
         assert done.status == 1
         assert unknown in done.stderr

@@ -20,6 +20,7 @@ from copied_states import (
     MODELS,
     backfill_row,
     change,
+    file_row,
     fill,
     held,
     job_row,
@@ -182,7 +183,7 @@ def goes_on_in_the_source(source: StateRuntime) -> None:
     put(source, "thread_memory", memory_row(thread_row(50)))
     put(source, "logs", log_row(5_000_000_001))
     change(source, "UPDATE threads SET updated_at = updated_at + 5, tokens_used = 77 WHERE id = :id", id=first["id"])
-    change(source, "UPDATE threads SET title = 'given by the user' WHERE id = :id", id=second["id"])
+    change(source, "UPDATE threads SET name = 'by the user', name_at = name_at + 1 WHERE id = :id", id=second["id"])
     change(
         source,
         "UPDATE thread_memory SET updated_at = updated_at + 1, raw_memory = 'new' WHERE thread_id = :id",
@@ -282,7 +283,7 @@ def test_two_homes_meet_in_one_database(state_on: Opened) -> None:
         ]
         assert copy_state(second, other_door, logs=False).complete
     with target.read() as state:
-        assert len(state.threads.list_ids(ThreadQuery(limit=100, home="two", archived=True))) == 2
+        assert len(state.threads.list_ids(ThreadQuery(limit=100, home="two", archived=True, all=True))) == 2
         assert {state.backfill.get(name).last_watermark for name in ("one", "two")} == {  # type: ignore[union-attr]
             "sessions/9.jsonl",
             "sessions/2.jsonl",
@@ -342,7 +343,8 @@ def unclear() -> list[Any]:
     thread = thread_row(1)
     pairs = [
         ("threads", thread, thread_row(1, tokens_used=99)),
-        ("threads", thread_row(1, title="mine"), thread_row(1, title="yours")),
+        ("threads", thread_row(1, name="mine"), thread_row(1, name="yours")),
+        ("threads", thread_row(1, pinned=1), thread_row(1)),
         ("thread_dynamic_tools", tool_row(thread), tool_row(thread, name="other")),
         ("thread_memory", memory_row(thread), memory_row(thread, raw_memory="other")),
         ("memory_phase1_jobs", job_row(thread), job_row(thread, ownership_token="other")),
@@ -369,13 +371,31 @@ def test_where_nothing_tells_which_row_is_newer_the_targets_stays_and_is_named(
 
 @pytest.mark.parametrize("given_in", ["source", "target"])
 @pytest.mark.parametrize("seconds", [-1, 0, 1])
-def test_a_title_that_a_user_gave_is_never_lost(state_on: Opened, given_in: str, seconds: int) -> None:
-    plain = thread_row(1)
-    titled = thread_row(1, title="given", updated_at=plain["updated_at"] + seconds)
-    ours, theirs = (titled, plain) if given_in == "source" else (plain, titled)
+@pytest.mark.parametrize(("column", "time"), [("name", "name_at"), ("memory_mode", "memory_mode_chosen_at")])
+def test_what_a_user_gave_a_thread_last_is_never_lost(
+    state_on: Opened, column: str, time: str, seconds: int, given_in: str
+) -> None:
+    before = thread_row(1, **{column: None if column == "name" else "disabled", time: None})
+    given = before | {column: "polluted", time: 1, "updated_at": before["updated_at"] + seconds}
+    ours, theirs = (given, before) if given_in == "source" else (before, given)
     _, standing, report = met(state_on, "threads", ours, theirs)
     assert report.complete
-    assert standing == thread_row(1, title="given", updated_at=plain["updated_at"] + max(seconds, 0))
+    assert standing == given | {"updated_at": before["updated_at"] + max(seconds, 0)}
+
+
+def test_a_file_that_the_databases_know_differently_is_read_again(state_on: Opened) -> None:
+    _, standing, report = met(state_on, "rollout_files", file_row(1), file_row(1, size=7))
+    assert report.complete
+    assert standing == file_row(1, size=7, mtime_ns=None)
+
+
+@pytest.mark.parametrize("newer_in", ["source", "target"])
+def test_of_two_names_the_newer_one_stands(state_on: Opened, newer_in: str) -> None:
+    older, newer = thread_row(1), thread_row(1, name=None, name_at=1_770_000_051)
+    ours, theirs = (newer, older) if newer_in == "source" else (older, newer)
+    _, standing, report = met(state_on, "threads", ours, theirs)
+    assert report.complete
+    assert standing == newer
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from rollout_files import (
     rollout_path,
     session_meta,
@@ -35,6 +37,7 @@ from codex_state.rollout import (
     list_threads,
     unarchive_thread,
 )
+from codex_state.testing.samples import a_thread
 
 MODIFIED = 1_767_400_000
 TOOL = ToolSpec(name="t", description="d", input_schema=msgspec.Raw(b"{}"))
@@ -276,6 +279,129 @@ def test_hosts_that_index_their_homes_at_the_same_time_do_not_disturb_each_other
             listed = set(state.threads.list_ids(ThreadQuery(limit=1000, home=f"{host}:{tmp_path / host}")))
             assert listed == {thread_id(place * 100 + number) for number in range(40)}
         assert len(state.threads.list_ids(ThreadQuery(limit=1000))) == 160
+
+
+# Files that several homes share, and files that are one home's
+
+
+@pytest.fixture
+def work_and_personal(tmp_path: Path) -> dict[str, StateSettings]:
+    """Two homes whose states lie in one directory, as ``CODEX_SQLITE_HOME`` makes it for every home."""
+    for number, name in enumerate(("work", "personal")):
+        write_rollout(tmp_path / name, number, session_meta(number), user_message(name))
+    return {
+        name: StateSettings(codex_home=tmp_path / name, sqlite_home=tmp_path / "databases")
+        for name in ("work", "personal")
+    }
+
+
+def listed(runtime: StateRuntime) -> list[str]:
+    page = list_threads(runtime, page_size=9, home=runtime.home)
+    return [thread.title for thread in page.items]
+
+
+@pytest.mark.parametrize("by_url", [False, True])
+def test_two_homes_under_one_sqlite_home_are_kept_apart(
+    work_and_personal: dict[str, StateSettings],
+    opened: Callable[[StateSettings], StateRuntime],
+    tmp_path: Path,
+    by_url: bool,
+) -> None:
+    if by_url:
+        url = SecretStr(f"sqlite:///{tmp_path / 'shared.sqlite'}")
+        changes = {"sqlite_home": None, "database_url": url}
+        work_and_personal = {name: each.model_copy(update=changes) for name, each in work_and_personal.items()}
+    runtimes = {name: opened(each) for name, each in work_and_personal.items()}
+    for name, runtime in runtimes.items():
+        assert runtime.home == str(tmp_path / name)
+        assert not runtime.has_own_database
+        assert backfill(runtime).upserted == 1
+    for name, runtime in runtimes.items():
+        assert listed(runtime) == [name]
+    with pytest.raises(ThreadNotFoundError):
+        archive_thread(runtimes["personal"], thread_id(0))
+    assert rollout_path(tmp_path / "work", 0).is_file()
+
+
+def test_a_home_is_known_by_where_links_to_it_lead(
+    work_and_personal: dict[str, StateSettings], opened: Callable[[StateSettings], StateRuntime], tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "work")
+    settings = work_and_personal["work"]
+    backfill(opened(settings))
+    runtime = opened(settings.model_copy(update={"codex_home": tmp_path / "link"}))
+    assert runtime.home == str(tmp_path / "work")
+    assert listed(runtime) == ["work"]
+
+
+def test_a_setting_names_a_home_on_sqlite_as_well(
+    work_and_personal: dict[str, StateSettings], opened: Callable[[StateSettings], StateRuntime]
+) -> None:
+    assert opened(work_and_personal["work"].model_copy(update={"home": "mine"})).home == "mine"
+
+
+@pytest.mark.parametrize("copied", [shutil.copytree, shutil.move])
+@pytest.mark.parametrize("below", ["", "sqlite"])
+def test_a_home_that_is_moved_or_copied_keeps_the_rows_of_a_file_inside_it(
+    tmp_path: Path, opened: Callable[[StateSettings], StateRuntime], copied: Callable[[Path, Path], object], below: str
+) -> None:
+    home, moved = tmp_path / "home", tmp_path / "elsewhere" / "home"
+    moved.parent.mkdir()
+    home.mkdir()
+    with StateRuntime.open(StateSettings(codex_home=home, sqlite_home=home / below)) as runtime:
+        assert runtime.has_own_database
+        assert runtime.home == LOCAL_HOME
+        with runtime.begin() as state:
+            state.threads.upsert(a_thread(title="a service's own", home=runtime.home))
+    copied(home, moved)
+    runtime = opened(StateSettings(codex_home=moved, sqlite_home=moved / below))
+    assert runtime.home == LOCAL_HOME
+    with runtime.read() as state:
+        assert [t.title for t in state.threads.list(page_size=9, home=runtime.home).items] == ["a service's own"]
+
+
+def test_a_file_in_another_home_is_not_this_homes_alone(
+    tmp_path: Path, opened: Callable[[StateSettings], StateRuntime]
+) -> None:
+    theirs = opened(StateSettings(codex_home=tmp_path / "theirs"))
+    mine = opened(StateSettings(codex_home=tmp_path / "mine", sqlite_home=tmp_path / "theirs"))
+    assert theirs.home == LOCAL_HOME
+    assert mine.home == str(tmp_path / "mine")
+
+
+def test_rows_from_before_homes_had_names_in_a_shared_file_go_to_the_home_that_their_rollouts_lie_in(
+    work_and_personal: dict[str, StateSettings], opened: Callable[[StateSettings], StateRuntime], tmp_path: Path
+) -> None:
+    """L7: whichever home opens the file first gets none of another's rows."""
+    for each in work_and_personal.values():
+        with StateRuntime.open(each.model_copy(update={"home": LOCAL_HOME})) as runtime:
+            backfill(runtime, again=True)
+            with runtime.begin() as state:
+                number = 0 if each.codex_home.name == "work" else 1
+                state.threads.set_title(thread_id(number), f"named in {each.codex_home.name}")
+    with runtime_of_nobody(tmp_path) as runtime, runtime.begin() as state:
+        # A home whose path begins alike, and rows that lie in no home of today.
+        state.threads.upsert(a_thread(id=thread_id(7), rollout_path=tmp_path / "work-2" / "a.jsonl"))
+        state.threads.upsert(a_thread(id=thread_id(8), rollout_path=Path("/gone/a.jsonl")))
+    for name in ("personal", "work"):
+        assert listed(opened(work_and_personal[name])) == [f"named in {name}"]
+    with opened(work_and_personal["work"]).read() as state:
+        homes = {number: state.threads.get(thread_id(number)).home for number in (0, 1, 7, 8)}  # type: ignore[union-attr]
+    assert homes == {0: str(tmp_path / "work"), 1: str(tmp_path / "personal"), 7: LOCAL_HOME, 8: LOCAL_HOME}
+
+
+def test_an_indexed_home_takes_in_no_unnamed_row_any_more(
+    work_and_personal: dict[str, StateSettings], opened: Callable[[StateSettings], StateRuntime], tmp_path: Path
+) -> None:
+    backfill(opened(work_and_personal["work"]))
+    with runtime_of_nobody(tmp_path) as runtime, runtime.begin() as state:
+        state.threads.upsert(a_thread(id=thread_id(7), rollout_path=tmp_path / "work" / "a.jsonl"))
+    with opened(work_and_personal["work"]).read() as state:
+        assert state.threads.get(thread_id(7)).home == LOCAL_HOME  # type: ignore[union-attr]
+
+
+def runtime_of_nobody(tmp_path: Path) -> StateRuntime:
+    return StateRuntime.open(StateSettings(codex_home=tmp_path / "nobody", sqlite_home=tmp_path / "databases"))
 
 
 def test_a_home_that_is_being_indexed_keeps_no_other_home_from_it(homes: list[StateRuntime]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -498,16 +496,15 @@ def test_extractions_are_not_called_done_when_their_memories_cannot_be_read(
     thread = UUID(REMEMBERED["memories-0.147.0"][0])
     add(runtime, thread)
     path = home / "memories_1.sqlite"
-    changed(
-        path,
-        "CREATE TABLE at (page)",
-        "INSERT INTO at SELECT rootpage FROM sqlite_schema WHERE name = 'stage1_outputs'",
-    )
+    changed(path, f"UPDATE stage1_outputs SET raw_memory = printf('%.20000c', 'Z') WHERE thread_id = '{thread}'")
+    pages = path.read_bytes()
+    size = 4096
+    long = [start for start in range(0, len(pages), size) if pages[start + 4 : start + size] == b"Z" * (size - 4)]
+    assert long
     with path.open("r+b") as file:
-        with closing(sqlite3.connect(path)) as connection:
-            (page,) = connection.execute("SELECT page FROM at").fetchone()
-        file.seek((page - 1) * 4096)
-        file.write(b"\xff" * 4096)
+        for start in long:
+            file.seek(start)
+            file.write(b"\xff" * 4)  # where the text goes on
     report = import_original(runtime, home)
     assert not report.complete
     assert not report.changed

@@ -140,21 +140,22 @@ class TestFinding:
         assert thread is not None
         assert (thread.archived, thread.archived_at) == (True, from_epoch_seconds(MODIFIED + 1))
 
-    def test_a_repair_changes_nothing_else_and_writes_nothing_when_nothing_is_wrong(
+    def test_a_repair_takes_in_what_the_file_says_now_and_keeps_what_only_the_row_knows(
         self, indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with indexed.begin() as state:
             state.threads.set_name(thread_id(1), "Mine")
-        point_row_at(indexed, indexed.codex_home / "gone")
+            state.threads.set_memory_mode(thread_id(1), "polluted")
         before = row(indexed)
+        point_row_at(indexed, indexed.codex_home / "gone")
         path = rollout_path(indexed.codex_home, 1)
         write(path, body(session_meta(), user_message("other")), modified=MODIFIED + 99)
-        find_thread_path(indexed, thread_id(1))
+        assert find_thread_path(indexed, thread_id(1)) == path
         after = row(indexed)
         assert before is not None
         assert after is not None
         changed = {name for name in Thread.column_names() if getattr(before, name) != getattr(after, name)}
-        assert changed == {"rollout_path"}
+        assert changed == {"first_user_message", "title", "tokens_used", "updated_at"}
         monkeypatch.setattr(indexed.database, "begin", lambda: pytest.fail("wrote"))
         assert find_thread_path(indexed, thread_id(1)) == path
 
@@ -239,7 +240,7 @@ class TestListing:
     def test_a_thread_that_never_had_a_rollout_is_listed(self, indexed: StateRuntime) -> None:
         with indexed.begin() as state:
             state.threads.upsert(a_thread(id=thread_id(7), rollout_path=Path(), first_user_message=None))
-        assert self.listed(indexed) == [2, 1, 7]
+        assert self.listed(indexed) == [7, 2, 1]
 
     def test_rows_stay_when_the_whole_tree_is_away(self, indexed: StateRuntime) -> None:
         (indexed.codex_home / "sessions").rename(indexed.codex_home / "unmounted")
@@ -286,7 +287,9 @@ def test_another_homes_rows_are_never_judged(
     assert [thread.id for thread in list_threads(mine, page_size=9).items] == [thread_id(1)]
     assert row(mine) is not None
     assert list_threads(theirs, page_size=9).items == []
-    assert row(mine) is None
+    judged = row(mine)
+    assert judged is not None
+    assert judged.gone_at is not None
 
 
 def test_a_search_skips_a_directory_that_cannot_be_read(runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> None:

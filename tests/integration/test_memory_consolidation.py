@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -155,9 +157,9 @@ def test_a_scope_that_somebody_else_consolidates_is_skipped_until_their_lock_is_
     remember(runtime)
     lock(runtime, USER)
     report = consolidate_memories(runtime, nothing, owner=OWNER, scopes=[USER])
-    assert [(result.outcome, result.reason) for result in report.results] == [
-        (ConsolidationOutcome.SKIPPED, "somebody else consolidates it")
-    ]
+    (result,) = report.results
+    assert result.outcome is ConsolidationOutcome.SKIPPED
+    assert re.fullmatch(rf".* process {os.getpid()}, last seen .* UTC, consolidates it", result.reason or "")
     assert dirty(runtime) >= {USER}
     let_leases_end(runtime, 6)
     report = consolidate_memories(runtime, nothing, owner=OWNER, scopes=[USER], options=SHORT)

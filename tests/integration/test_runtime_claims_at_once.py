@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -216,16 +216,22 @@ def test_a_thread_that_is_deleted_at_the_same_time_is_found_or_missed(runtime: S
         assert state.phase1_jobs.list() == []
 
 
-@pytest.mark.parametrize("primary", ["memory", "job", "title"])
-def test_a_vanished_rollout_does_not_take_what_is_written_at_the_same_time(runtime: StateRuntime, primary: str) -> None:
-    """L7: memories, jobs and titles are in no rollout."""
+@pytest.mark.parametrize("primary", ["memory", "job", "name", "a service's row"])
+def test_deleting_what_is_gone_does_not_take_what_is_written_at_the_same_time(
+    runtime: StateRuntime, primary: str
+) -> None:
+    """L7: memories, jobs and names are in no rollout."""
     thread = a_thread()
     with runtime.begin() as state:
         state.threads.upsert(thread)
+        state.threads.mark_gone([thread.id], thread.home)
+        kind = "uuid" if runtime.database.dialect == "postgresql" else "TEXT"
+        definition = f"CREATE TABLE tickets (thread {kind} REFERENCES threads (id) ON DELETE CASCADE)"
+        state.session.connection().execute(text(definition))
 
-    def delete() -> bool:
+    def delete() -> Sequence[UUID]:
         with runtime.autocommit() as state:
-            return state.threads.delete_vanished(thread.id, thread.rollout_path, thread.home)
+            return state.threads.delete_gone([thread.id], thread.home)
 
     with ThreadPoolExecutor(1) as pool:
         with runtime.begin() as state:
@@ -235,12 +241,14 @@ def test_a_vanished_rollout_does_not_take_what_is_written_at_the_same_time(runti
                 case "job":
                     key = Phase1Key(thread.id, MemoryScope.user())
                     state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=NOON, lease=_HOUR)
-                case _:
+                case "name":
                     state.threads.set_name(thread.id, "mine")
+                case _:
+                    state.session.connection().execute(text(f"INSERT INTO tickets VALUES ('{thread.id}')"))
             deleted = pool.submit(delete)
             time.sleep(0.3)  # it judges the row now, and must judge again when it can have it
             assert not deleted.done()
-        assert deleted.result(60) is False
+        assert deleted.result(60) == []
     with runtime.read() as state:
         assert state.threads.get(thread.id) is not None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -49,10 +48,10 @@ def home(tmp_path: Path) -> Path:
 def test_the_first_start_makes_the_home_and_the_file(home: Path) -> None:
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
         assert runtime.codex_home == home
-        assert runtime.database.path == home / "state_4.sqlite"
+        assert runtime.database.path == home / "codex_state_4.sqlite"
         with runtime.begin() as state:
             state.threads.upsert(a_thread())
-    assert (home / "state_4.sqlite").exists()
+    assert (home / "codex_state_4.sqlite").exists()
 
 
 def test_a_later_start_finds_what_was_stored(home: Path) -> None:
@@ -80,40 +79,8 @@ def test_the_file_is_in_wal_mode_and_can_give_space_back(home: Path) -> None:
 def test_the_file_may_lie_elsewhere(home: Path, tmp_path: Path) -> None:
     settings = StateSettings(codex_home=home, sqlite_home=tmp_path / "local disk")
     with StateRuntime.open(settings) as runtime:
-        assert runtime.database.path == tmp_path / "local disk" / "state_4.sqlite"
+        assert runtime.database.path == tmp_path / "local disk" / "codex_state_4.sqlite"
     assert list(home.iterdir()) == []
-
-
-OLDER = ["state.sqlite", "state_0.sqlite", "state_3.sqlite", "state_03.sqlite"]
-NEWER = ["state_5.sqlite", "state_40.sqlite"]
-UNRELATED = [
-    "state.sqlite_backup", "state_.sqlite", "state_4a.sqlite", "state_3.sqlite.bak", "my_state_3.sqlite", "123",
-    "state_3.sqlite-wal2", "state_٣.sqlite", "State_3.sqlite", "logs_1.sqlite", "history.jsonl",
-]  # fmt: skip
-SUFFIXES = ["", "-wal", "-shm", "-journal"]
-
-
-def test_older_state_files_go_with_their_side_files_and_nothing_else_does(
-    home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """L7."""
-    home.mkdir(parents=True)
-    older = [home / f"{name}{suffix}" for name in OLDER for suffix in SUFFIXES]
-    kept = [home / f"{name}{suffix}" for name in NEWER for suffix in SUFFIXES] + [home / name for name in UNRELATED]
-    for path in [*older, *kept]:
-        path.write_text(path.name)
-    (home / "state_2.sqlite").mkdir()
-    (home / "state_1.sqlite").symlink_to(home / "history.jsonl")
-    with caplog.at_level(logging.INFO, "codex_state"):
-        StateRuntime.open(StateSettings(codex_home=home)).close()
-    assert [path for path in older if path.exists()] == []
-    assert [path.read_text() for path in kept] == [path.name for path in kept]
-    assert (home / "state_2.sqlite").is_dir()
-    assert (home / "state_1.sqlite").is_symlink()
-    removed = {record.getMessage() for record in caplog.records if record.levelno == logging.INFO}
-    assert {f"removed the older state file {path}" for path in older} <= removed
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [f"left the newer {name} in {home} alone" for name in ("state_5.sqlite", "state_40.sqlite")]
 
 
 def test_the_side_files_of_the_current_file_stay(home: Path) -> None:
@@ -127,16 +94,9 @@ def test_the_side_files_of_the_current_file_stay(home: Path) -> None:
         killed.mkdir()
         for path in home.iterdir():
             (killed / path.name).write_bytes(path.read_bytes())
-    assert (killed / "state_4.sqlite-wal").stat().st_size > 0
+    assert (killed / "codex_state_4.sqlite-wal").stat().st_size > 0
     with StateRuntime.open(StateSettings(codex_home=killed)) as runtime, runtime.read() as state:
         assert state.threads.get(thread.id) == thread
-
-
-def test_with_a_database_elsewhere_no_file_of_the_home_is_touched(home: Path) -> None:
-    home.mkdir(parents=True)
-    (home / "state_3.sqlite").touch()
-    StateRuntime.open(StateSettings(codex_home=home, database_url="sqlite://")).close()
-    assert [path.name for path in home.iterdir()] == ["state_3.sqlite"]
 
 
 # Refusals
@@ -165,7 +125,7 @@ def test_a_directory_that_cannot_be_written_is_refused(home: Path) -> None:
 
 
 def test_a_directory_in_the_files_place_is_refused(home: Path) -> None:
-    (home / "state_4.sqlite").mkdir(parents=True)
+    (home / "codex_state_4.sqlite").mkdir(parents=True)
     with pytest.raises(DatabaseUnavailableError):
         StateRuntime.open(StateSettings(codex_home=home))
 
@@ -174,7 +134,7 @@ def test_a_directory_in_the_files_place_is_refused(home: Path) -> None:
 def test_a_file_that_is_no_database_is_refused_and_kept(home: Path, content: bytes) -> None:
     """L7, L8."""
     home.mkdir(parents=True)
-    path = home / "state_4.sqlite"
+    path = home / "codex_state_4.sqlite"
     path.write_bytes(content)
     with pytest.raises(NotADatabaseError, match="not an SQLite database"):
         StateRuntime.open(StateSettings(codex_home=home))
@@ -183,7 +143,7 @@ def test_a_file_that_is_no_database_is_refused_and_kept(home: Path, content: byt
 
 def test_an_empty_file_is_a_new_database(home: Path) -> None:
     home.mkdir(parents=True)
-    (home / "state_4.sqlite").touch()
+    (home / "codex_state_4.sqlite").touch()
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.begin() as state:
         state.threads.upsert(a_thread())
 
@@ -193,7 +153,7 @@ def test_a_database_of_another_program_is_refused_and_kept(home: Path) -> None:
     import sqlite3
 
     home.mkdir(parents=True)
-    path = home / "state_4.sqlite"
+    path = home / "codex_state_4.sqlite"
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE threads (mine TEXT)")
     connection.execute("INSERT INTO threads VALUES ('precious')")
@@ -209,7 +169,7 @@ def test_a_database_of_another_program_is_refused_and_kept(home: Path) -> None:
 def _filled(home: Path) -> Path:
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.begin() as state:
         state.threads.upsert_many([a_thread(title="x" * 500) for _ in range(200)])
-    path = home / "state_4.sqlite"
+    path = home / "codex_state_4.sqlite"
     assert path.stat().st_size > 50 * 4096
     return path
 
@@ -310,7 +270,7 @@ def test_starts_are_counted_by_their_outcome(home: Path, counted: Any) -> None:
     StateRuntime.open(StateSettings(codex_home=home)).close()
     StateRuntime.open(StateSettings(codex_home=home)).close()
     with pytest.raises(StateError):
-        StateRuntime.open(StateSettings(codex_home=home / "state_4.sqlite"))
+        StateRuntime.open(StateSettings(codex_home=home / "codex_state_4.sqlite"))
     assert counted() == {
         ("codex.db.init", "status=created"): 1,
         ("codex.db.init", "status=opened"): 2,

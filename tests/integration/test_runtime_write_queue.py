@@ -17,7 +17,7 @@ from codex_state import write_queue
 from codex_state.database import Database
 from codex_state.errors import DatabaseBusyError
 from codex_state.repositories import LogRepository, ThreadRepository
-from codex_state.sqlite_engine import QUEUE_SUFFIX
+from codex_state.state_files import QUEUE_SUFFIX
 from codex_state.testing.samples import a_log_line, a_thread
 from tests import stores
 

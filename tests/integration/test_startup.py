@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,10 @@ import pytest
 from rollout_files import rollout_path, thread_id, write, write_rollout
 
 from codex_state import BackfillStatus, BackfillTimeoutError, Claimed, StateRuntime, StateSettings, ThreadQuery
+from codex_state.repositories import BackfillRepository
 from codex_state.rollout import open_state
+
+MODIFIED = 1_767_400_000
 
 Opened = Callable[[StateSettings], StateRuntime]
 
@@ -35,11 +39,34 @@ def test_opening_only_never_backfills(settings: StateSettings, opened: Opened) -
         assert all(each.status is BackfillStatus.PENDING for each in state.backfill.list())
 
 
-def test_a_complete_index_is_opened_without_looking_at_the_files(settings: StateSettings) -> None:
+def test_opening_takes_in_what_is_new_and_writes_nothing_when_nothing_is(settings: StateSettings) -> None:
     open_state(settings).close()
-    write_rollout(settings.codex_home, 1)
+    write_rollout(settings.codex_home, 1, modified=MODIFIED)
     with open_state(settings) as runtime, runtime.read() as state:
-        assert state.threads.get(thread_id(1)) is None
+        assert state.threads.get(thread_id(1)) is not None
+    claimed = []
+
+    def claim(*_arguments: object, **_options: object) -> None:
+        claimed.append(True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BackfillRepository, "try_claim", claim)
+        open_state(settings).close()
+    assert claimed == []
+
+
+def test_an_index_that_was_complete_is_used_while_another_process_freshens_it(
+    settings: StateSettings, opened: Opened
+) -> None:
+    write_rollout(settings.codex_home, 1)
+    open_state(settings).close()
+    write_rollout(settings.codex_home, 2)
+    other = opened(settings)
+    with other.autocommit() as state:
+        assert isinstance(state.backfill.try_claim(other.home, lease=timedelta(hours=1), refresh=True), Claimed)
+    with open_state(settings) as runtime, runtime.read() as state:
+        assert state.threads.get(thread_id(1)) is not None
+        assert state.threads.get(thread_id(2)) is None
 
 
 def test_a_missing_home_is_made_and_complete_at_once(tmp_path: Path) -> None:
@@ -77,12 +104,12 @@ def test_a_stuck_backfill_is_an_error_that_says_who_holds_it_since_when(
 ) -> None:
     other = opened(settings)
     with other.autocommit() as state:
-        state.backfill.try_claim(other.home, owner="laptop process 77", lease=timedelta(seconds=900))
+        state.backfill.try_claim(other.home, owner="laptop", lease=timedelta(seconds=900))
     began = time.monotonic()
     with pytest.raises(BackfillTimeoutError, match="timed out waiting 1 s for the backfill") as caught:
         open_state(short(settings))
     assert 0.9 < time.monotonic() - began < 15
-    assert "laptop process 77 works on it since 20" in str(caught.value)
+    assert f"process {os.getpid()} (laptop) works on it since 20" in str(caught.value)
     assert "codex-state backfill" in str(caught.value)
 
 

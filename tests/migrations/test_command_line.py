@@ -43,8 +43,11 @@ def test_history_lists_every_revision() -> None:
 def test_the_default_is_the_state_file_of_the_home(alembic: Alembic, tmp_path: Path) -> None:
     home = tmp_path / "homes" / "new"
     alembic.ok("upgrade", "head", CODEX_HOME=str(home))
-    assert [path.name for path in home.iterdir()] == ["state_4.sqlite"]
-    with stores.opened(f"sqlite:///{home / 'state_4.sqlite'}") as database, database.engine.connect() as connection:
+    assert [path.name for path in home.iterdir()] == ["codex_state_4.sqlite"]
+    with (
+        stores.opened(f"sqlite:///{home / 'codex_state_4.sqlite'}") as database,
+        database.engine.connect() as connection,
+    ):
         assert migrations.check(connection) == []
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
         assert connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one() == 2

@@ -33,16 +33,16 @@ class Bench:
         self.directory = directory
         self._held = held
         self._template = stores.sqlite_template(directory)
-        self._memory = held.enter_context(stores.in_memory())
+        self.memory = held.enter_context(stores.in_memory())
         self._clock = held.enter_context(ManualClock(directory / "clock", NOON))
-        self._clock.install(self._memory)
+        self._clock.install(self.memory)
         self._files = 0
 
     @contextmanager
     def session(self) -> Iterator[tuple[State, ManualClock]]:
         """All repositories in one transaction on empty tables, at noon; nothing of it is kept."""
         self._clock.set(NOON)
-        with Session(self._memory.engine, expire_on_commit=False) as session:
+        with Session(self.memory.engine, expire_on_commit=False) as session:
             yield State(session), self._clock
 
     @contextmanager

@@ -138,7 +138,7 @@ def _careless_acquire(mode: str, met: Callable[[], None]) -> Any:
 
 def _careless_backfill_claim(mode: str, met: Callable[[], None]) -> Any:
     def try_claim(
-        self: BackfillRepository, home: str = "local", *, owner: str, lease: timedelta, again: bool = False
+        self: BackfillRepository, home: str = "local", *, owner: str = "", lease: timedelta, again: bool = False
     ) -> Any:
         met()
         with _MODES[mode](self._connection):

@@ -40,6 +40,7 @@ _COMPARISON = re.compile(
 )
 _AMONG = re.compile(rf"{_COLUMN} IN \([^()]*\)")
 _MEMBERSHIP = re.compile(r"\? IN \(SELECT.*?\)", re.DOTALL)
+_OF_THE_DEAD = re.compile(r"\+[a-z0-9_]+\.owner_process IN \(SELECT .*? AS dead\)", re.DOTALL)
 _FRESH_TOKEN = "lower(hex(randomblob(16)))"
 _OWN_TABLES = re.compile(
     r"\b(?:memory_phase1_jobs|memory_consolidation_locks|backfill_state|memory_scope_dirty|thread_memory)\."
@@ -55,6 +56,7 @@ _CORE = (
     "without [excluded.updated_at",
     "client's clock",
     "same token",
+    "without [+owner_process IN",
 )
 _MOVED = {"<=": "<", "<": "<=", ">=": ">", ">": ">="}
 
@@ -121,14 +123,20 @@ def statements() -> Iterator[Statement]:
             if isinstance(value, UpdateBase) and name.isupper():
                 yield Statement(f"{_short(module)}.{name.lower().strip('_')}", _exactly(value), _compiled(value))
     search, _ = search_of(scope_kinds=["cwd", "user"], max_age_seconds=1, sources=["cli"], home="home")
-    batch, _ = phase1_candidates.statement_of(
-        search, owner=UUID(int=1), lease_seconds=1, limit=1, exclude=UUID(int=1), max_running=1
-    )
-    yield Statement("phase1_candidates.claim", lambda _, text: "WITH candidates" in text, _compiled(batch))
+    for from_the_dead in (False, True):
+        batch, _ = phase1_candidates.statement_of(
+            search, owner=UUID(int=1), limit=1, exclude=UUID(int=1), max_running=1, from_the_dead=from_the_dead
+        )
+        name = "phase1_candidates.claim_from_the_dead" if from_the_dead else "phase1_candidates.claim"
+        yield Statement(name, _is_batch(from_the_dead=from_the_dead), _compiled(batch))
 
 
 def _short(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
+
+
+def _is_batch(*, from_the_dead: bool) -> Callable[[Executable, str], bool]:
+    return lambda _, text: "WITH candidates" in text and (" AS dead)" in text) is from_the_dead
 
 
 def _exactly(statement: Executable) -> Callable[[Executable, str], bool]:
@@ -147,7 +155,7 @@ def sql_mutants() -> tuple[SqlMutant, ...]:
 
 def _mutants_of(statement: Statement) -> Iterator[SqlMutant]:
     body = statement.text.partition(" RETURNING ")[0]
-    for pattern in (_COMPARISON, _MEMBERSHIP):
+    for pattern in (_COMPARISON, _MEMBERSHIP, _OF_THE_DEAD):
         for fragment in dict.fromkeys(match.group() for match in pattern.finditer(body)):
             yield SqlMutant(
                 statement, f"without [{_plain(fragment)}]", _substitution(pattern, fragment, f"({fragment} OR 1)")

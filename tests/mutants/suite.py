@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import product
 from typing import Any
 
 from codex_state.testing import conformance
+from codex_state.testing.processes import ManualProcesses
 from tests.mutants.bench import Bench, Check
 
 SUITE = (
@@ -18,6 +20,8 @@ SUITE = (
     conformance.TestConsolidationLocks,
     conformance.TestBackfills,
     conformance.TestCandidates,
+    conformance.TestDeadOwners,
+    conformance.TestDeadOwnersOfBatches,
 )
 
 
@@ -43,10 +47,14 @@ def _parameters_of(test: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _in_suite(family: type, test: Any, values: dict[str, Any]) -> Callable[[Bench], None]:
-    wants_clock = "clock" in inspect.signature(test).parameters
+    wanted = inspect.signature(test).parameters
 
     def run(bench: Bench) -> None:
-        with bench.session() as (state, clock):
-            test(family(), state, **values, **({"clock": clock} if wants_clock else {}))
+        processes = ManualProcesses()
+        with bench.session() as (state, clock), ExitStack() as held:
+            there = {"clock": clock, "processes": processes}
+            if "processes" in wanted:
+                held.enter_context(processes.installed(bench.memory))
+            test(family(), state, **values, **{name: value for name, value in there.items() if name in wanted})
 
     return run

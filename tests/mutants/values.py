@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from codex_state.models import MemoryScope, Skipped, ThreadMemory
+from codex_state.processes import THIS_HOST
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread
 from tests.mutants.bench import Bench, Check
@@ -118,7 +119,8 @@ def _taking(name: str) -> Check:
                     assert row == before
                     continue
                 assert row is not None
-                assert (row.owner, row.claimed_at, row.updated_at) == ("new", clock.now, clock.now)
+                assert (row.claimed_at, row.updated_at) == (clock.now, clock.now)
+                assert row.owner_name == THIS_HOST.this().known_as("new")
                 assert (row.status, row.last_watermark) == ("running", None if forgets else "watermark")
                 assert row.ownership_token != old.ownership_token
 

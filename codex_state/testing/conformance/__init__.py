@@ -22,7 +22,7 @@ from codex_state.testing.conformance.at_once import TestLeasesAtOnce
 from codex_state.testing.conformance.backfills import TestBackfills
 from codex_state.testing.conformance.candidates import TestCandidates
 from codex_state.testing.conformance.claims import TestClaims
-from codex_state.testing.conformance.dead_owners import TestDeadOwners, TestDeadOwnersOfBatches, held
+from codex_state.testing.conformance.dead_owners import TestDeadOwners, TestDeadOwnersOfBatches
 from codex_state.testing.conformance.dynamic_tools import TestDynamicTools
 from codex_state.testing.conformance.fixtures import clock, front, processes, state
 from codex_state.testing.conformance.holder_writes import TestHolderWrites
@@ -56,7 +56,6 @@ __all__ = [
     "TestTransactionModes",
     "clock",
     "front",
-    "held",
     "processes",
     "state",
 ]

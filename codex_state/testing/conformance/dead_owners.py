@@ -10,7 +10,6 @@ from uuid import UUID
 
 import pytest
 
-from codex_state.database import Database
 from codex_state.models import Claimed, MemoryScope, Phase1Key, Skipped, SkipReason
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
@@ -62,39 +61,34 @@ def _owner_of(row: Any) -> tuple[str, str | None, int]:
     return row.owner_name, row.owner_process, row.lease_seconds
 
 
-@pytest.fixture
-def held(state: State, processes: ManualProcesses) -> Callable[[str], Any]:
-    """Work of each kind that process 1 holds, while process 2 is at work."""
+def _hold(state: State, processes: ManualProcesses, kind: str) -> Any:
+    """Have process 1 hold work, and process 2 be at work."""
     state.threads.upsert(a_thread(id=_THREAD))
-
-    def hold(kind: str) -> Any:
-        processes.become(1)
-        lease = _claim(state, kind, owner=1)
-        processes.become(2)
-        return lease
-
-    return hold
+    processes.become(1)
+    lease = _claim(state, kind, owner=1)
+    processes.become(2)
+    return lease
 
 
 class TestDeadOwners:
     """The claims of jobs, locks and backfills, whose holders die."""
 
     @_EVERY_KIND
-    def test_who_holds_it_is_in_the_row(self, state: State, held: Callable[[str], Any], kind: str) -> None:
-        held(kind)
+    def test_who_holds_it_is_in_the_row(self, state: State, processes: ManualProcesses, kind: str) -> None:
+        _hold(state, processes, kind)
         assert _owner_of(_row(state, kind)) == ("here process 1", f"{HERE}:1:0", 90)
 
     @_EVERY_KIND
-    def test_who_renews_it_is_in_the_row(self, state: State, held: Callable[[str], Any], kind: str) -> None:
-        assert _renew(state, kind, held(kind))
+    def test_who_renews_it_is_in_the_row(self, state: State, processes: ManualProcesses, kind: str) -> None:
+        assert _renew(state, kind, _hold(state, processes, kind))
         assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 90)
 
     @_EVERY_KIND
     def test_what_a_dead_process_of_this_host_held_is_taken_over_at_once(
-        self, state: State, processes: ManualProcesses, held: Callable[[str], Any], kind: str
+        self, state: State, processes: ManualProcesses, kind: str
     ) -> None:
         """L2: and its lease is void."""
-        stale = held(kind)
+        stale = _hold(state, processes, kind)
         processes.kill(a_process(1))
         _claim(state, kind, owner=2)
         assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 90)
@@ -102,9 +96,9 @@ class TestDeadOwners:
 
     @_EVERY_KIND
     def test_what_a_living_process_holds_is_not(
-        self, state: State, processes: ManualProcesses, clock: ManualClock, held: Callable[[str], Any], kind: str
+        self, state: State, processes: ManualProcesses, clock: ManualClock, kind: str
     ) -> None:
-        held(kind)
+        _hold(state, processes, kind)
         processes.kill(a_process(3))
         clock.advance(_LEASE - _SECOND)
         before = _row(state, kind)
@@ -113,10 +107,10 @@ class TestDeadOwners:
 
     @_EVERY_KIND
     def test_who_is_on_another_host_cannot_be_judged(
-        self, state: State, processes: ManualProcesses, clock: ManualClock, held: Callable[[str], Any], kind: str
+        self, state: State, processes: ManualProcesses, clock: ManualClock, kind: str
     ) -> None:
         """The lease decides, as it does for who doesn't know where it is."""
-        held(kind)
+        _hold(state, processes, kind)
         processes.kill(a_process(1))
         clock.advance(_LEASE - _SECOND)
         for host in (ELSEWHERE, None):
@@ -141,64 +135,65 @@ class TestDeadOwners:
 
     @_EVERY_KIND
     def test_a_lease_that_was_renewed_in_another_process_outlives_the_first(
-        self, state: State, processes: ManualProcesses, held: Callable[[str], Any], kind: str
+        self, state: State, processes: ManualProcesses, kind: str
     ) -> None:
-        assert _renew(state, kind, held(kind))
+        assert _renew(state, kind, _hold(state, processes, kind))
         processes.kill(a_process(1))
         processes.become(3)
         assert _try_claim(state, kind, owner=3) == _RUNNING
 
     @_EVERY_KIND
     def test_of_two_that_find_the_holder_dead_one_takes_over(
-        self, database: Database, processes: ManualProcesses, kind: str
+        self, state: State, processes: ManualProcesses, kind: str
     ) -> None:
-        """L1: the other comes while the first has judged and not yet claimed, and then it is the other's."""
-        with database.autocommit() as session:
-            state = State(session)
-            state.threads.upsert(a_thread(id=_THREAD))
-            processes.become(1)
-            _claim(state, kind, owner=1)
+        """L1: the other comes when the first has judged and not yet claimed, and then it is the other's."""
+        _hold(state, processes, kind)
+        processes.kill(a_process(1))
+
+        def another_takes_over() -> None:
+            processes.become(3)
+            _claim(state, kind, owner=3)
             processes.become(2)
-            others: list[Any] = []
 
-            class _Meanwhile(ManualProcesses):
-                def is_dead(self, process: str) -> bool:
-                    if not others:
-                        processes.become(3)
-                        with processes.installed(database):
-                            processes.kill(a_process(1))
-                            others.append(_claim(state, kind, owner=3))
-                    return process == f"{HERE}:1:0"
+        processes.meanwhile = another_takes_over
+        assert _try_claim(state, kind, owner=2) == _RUNNING
+        assert _owner_of(_row(state, kind)) == ("here process 3", f"{HERE}:3:0", 90)
 
-            meanwhile = _Meanwhile()
-            meanwhile.become(2)
-            with meanwhile.installed(database):
-                # What is installed is asked for each question, so the claim goes on with the dead that it has found.
-                assert _try_claim(state, kind, owner=2) == _RUNNING
-            assert _row(state, kind).ownership_token == others[0].ownership_token
+    @_EVERY_KIND
+    def test_work_that_is_given_back_after_the_judgement_is_not_taken_for_held(
+        self, state: State, processes: ManualProcesses, kind: str
+    ) -> None:
+        """L1: what was finished in between is for a claim of its own to decide."""
+        lease = _hold(state, processes, kind)
+        processes.kill(a_process(1))
+        finish: dict[str, Callable[[], object]] = {
+            "job": lambda: state.phase1_jobs.fail(lease, "broken"),
+            "lock": lambda: state.consolidation_locks.release(lease),
+            "backfill": lambda: state.backfill.complete(lease),
+        }
+        processes.meanwhile = finish[kind]
+        assert isinstance(_try_claim(state, kind, owner=2), Claimed) is (kind == "lock")
 
     def test_a_dead_holder_of_an_older_version_is_taken_over_for_any_version(
-        self, state: State, processes: ManualProcesses, held: Callable[[str], Any]
+        self, state: State, processes: ManualProcesses
     ) -> None:
-        held("job")
+        _hold(state, processes, "job")
         state.threads.upsert(a_thread(id=_THREAD, updated_at=NOON + _SECOND))
         processes.kill(a_process(1))
         _claim(state, "job", owner=2)
 
-    def test_what_a_dead_process_finished_stays_finished(
-        self, state: State, processes: ManualProcesses, held: Callable[[str], Any]
-    ) -> None:
-        state.phase1_jobs.succeed(held("job"), raw_memory_path=None, summary_hash=None)
-        state.backfill.complete(held("backfill"))
+    def test_what_a_dead_process_finished_stays_finished(self, state: State, processes: ManualProcesses) -> None:
+        state.phase1_jobs.succeed(_hold(state, processes, "job"), raw_memory_path=None, summary_hash=None)
+        state.backfill.complete(_hold(state, processes, "backfill"))
         processes.kill(a_process(1))
         assert _try_claim(state, "job") == _try_claim(state, "backfill") == Skipped(SkipReason.UP_TO_DATE)
         assert state.phase1_jobs.claim_candidates(owner=UUID(int=2), lease=_LEASE, scope_kinds=["user"]) == []
 
     @pytest.mark.parametrize("claim", [{"again": True}, {"refresh": True}, {}], ids=["again", "refresh", "as it is"])
     def test_a_backfill_of_the_dead_goes_on_where_it_stopped_or_from_the_start(
-        self, state: State, processes: ManualProcesses, held: Callable[[str], Any], claim: dict[str, Any]
+        self, state: State, processes: ManualProcesses, claim: dict[str, Any]
     ) -> None:
-        state.backfill.checkpoint(held("backfill"), "sessions/a")
+        state.backfill.checkpoint(_hold(state, processes, "backfill"), "sessions/a")
         processes.kill(a_process(2))
         processes.become(3)
         taken = state.backfill.try_claim(owner="again", lease=_LEASE, **claim)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from itertools import product
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import bindparam, text
 
-from codex_state.models import Anchor, SortKey, Thread, ThreadQuery
+from codex_state.models import Anchor, SortKey, Thread, ThreadQuery, UnshownThreads
+from codex_state.models.columns import UuidText
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread
 
@@ -40,6 +43,11 @@ def _all_pages(state: State, page_size: int, **filters: Any) -> list[UUID]:
         last = page.items[-1]
         assert page.next_anchor == Anchor(getattr(last, sort_key.value), last.id)
         anchor = Anchor.parse(page.next_anchor.cursor())
+
+
+def _execute(state: State, statement: str, thread: Thread) -> None:
+    bound = text(statement).bindparams(bindparam("id", thread.id, type_=UuidText()))
+    state.session.connection().execute(bound)
 
 
 def _in_order(threads: list[Thread], sort_key: SortKey = SortKey.UPDATED_AT) -> list[UUID]:
@@ -112,12 +120,137 @@ class TestListing:
             thread.id for thread in threads[3:]
         ]
 
-    @pytest.mark.parametrize("first_user_message", [None, ""])
-    def test_a_thread_without_a_first_message_is_not_listed(self, state: State, first_user_message: str | None) -> None:
-        state.threads.upsert(a_thread(first_user_message=first_user_message))
-        listed = a_thread()
-        state.threads.upsert(listed)
-        assert _all_pages(state, 10) == [listed.id]
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"first_user_message": "hello"},
+            {"name": "mine"},
+            {"preview": "make all tests pass"},
+            {"rollout_path": None},
+            {"rollout_path": Path()},
+        ],
+    )
+    def test_a_thread_is_shown_when_there_is_something_to_show_or_it_never_had_a_rollout(
+        self, state: State, given: dict[str, Any]
+    ) -> None:
+        thread = a_thread(**({"first_user_message": None, "title": ""} | given))
+        state.threads.upsert(thread)
+        assert _all_pages(state, 10) == [thread.id]
+        assert state.threads.count_unshown() == UnshownThreads(0, 0, complete=True)
+
+    @pytest.mark.parametrize("nothing", [None, ""])
+    def test_other_threads_are_counted_and_listed_with_all(self, state: State, nothing: str | None) -> None:
+        shown = [a_thread(updated_at=NOON - number * _SECOND) for number in range(5)]
+        empty = [
+            a_thread(
+                updated_at=NOON - number * _SECOND,
+                created_at=NOON - number * _SECOND,
+                first_user_message=nothing,
+                name=nothing,
+                preview=nothing,
+            )
+            for number in range(3)
+        ]
+        state.threads.upsert_many([*shown, *empty])
+        assert _all_pages(state, 2) == _in_order(shown)
+        assert state.threads.count_unshown() == UnshownThreads(3, 0, complete=True)
+        for sort_key in SortKey:
+            assert _all_pages(state, 3, all=True, sort_key=sort_key) == _in_order([*shown, *empty], sort_key)
+
+    def test_a_thread_whose_rollout_is_gone_is_listed_with_all_alone(self, state: State) -> None:
+        gone, there = a_thread(name="kept"), a_thread()
+        state.threads.upsert_many([gone, there])
+        state.threads.mark_gone([gone.id], gone.home)
+        assert _all_pages(state, 10) == [there.id]
+        assert _all_pages(state, 10, all=True) == _in_order([gone, there])
+        assert state.threads.count_unshown() == UnshownThreads(0, 1, complete=True)
+        state.threads.mark_found([gone.id], gone.home)
+        assert _all_pages(state, 10) == _in_order([gone, there])
+
+    @pytest.mark.parametrize("sources", [[], ["cli"], ["cli", "exec"], [*_SOURCES, *map(str, range(20))]])
+    @pytest.mark.parametrize("archived", [False, True])
+    def test_what_is_not_shown_is_counted_and_listed_by_the_same_filters(
+        self, state: State, sources: list[str], archived: bool
+    ) -> None:
+        threads = _many_threads(120)
+        for number, thread in enumerate(threads):
+            thread.archived_at = NOON if number % 2 else None
+            thread.first_user_message = None if number % 7 < 3 else "hello"
+        state.threads.upsert_many(threads)
+        wanted = [
+            thread
+            for thread in threads
+            if thread.home == "server"
+            and (thread.archived_at is not None) is archived
+            and (not sources or thread.source in sources)
+        ]
+        filters: dict[str, Any] = {"sources": sources, "archived": archived, "home": "server"}
+        assert _all_pages(state, 4, all=True, **filters) == _in_order(wanted)
+        empty = sum(thread.first_user_message is None for thread in wanted)
+        assert empty
+        query = ThreadQuery(limit=1, anchor=Anchor(NOON - timedelta(days=9), uuid4()), **filters)
+        assert state.threads.count_unshown(query) == UnshownThreads(empty, 0, complete=True)
+
+    def test_counting_what_is_not_shown_ends_at_a_thousand(self, state: State) -> None:
+        """L10."""
+        state.threads.upsert_many([a_thread(first_user_message=None) for _ in range(999)])
+        assert state.threads.count_unshown() == UnshownThreads(999, 0, complete=True)
+        state.threads.upsert_many([a_thread(first_user_message=None) for _ in range(5)])
+        assert state.threads.count_unshown() == UnshownThreads(1000, 0, complete=False)
+
+    def test_spawned_threads_can_be_left_out(self, state: State) -> None:
+        parent = a_thread()
+        children = [a_thread(parent_thread_id=parent.id, updated_at=NOON + _SECOND) for _ in range(5)]
+        fork = a_thread(forked_from_id=parent.id)
+        state.threads.upsert_many([parent, *children, fork])
+        assert _all_pages(state, 3) == _in_order([parent, *children, fork])
+        assert _all_pages(state, 1, children=False) == _in_order([parent, fork])
+        assert _all_pages(state, 9, children=False, all=True, sources=["cli", "exec"]) == _in_order([parent, fork])
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "UPDATE threads SET updated_at = 9223372036854775807 WHERE id = :id",
+            "UPDATE threads SET archived_at = -9223372036854775807 WHERE id = :id",
+        ],
+    )
+    @pytest.mark.parametrize("page_size", [1, 2, 3, 10])
+    def test_rows_that_can_not_be_read_are_named_and_cost_no_other_thread(
+        self, state: State, damage: str, page_size: int
+    ) -> None:
+        threads = [a_thread(updated_at=NOON - number * _SECOND) for number in range(6)]
+        state.threads.upsert_many(threads)
+        broken = {str(threads[number].id) for number in (0, 1, 4)}
+        for thread in threads:
+            if str(thread.id) in broken:
+                _execute(state, damage, thread)
+        left = [thread.id for thread in threads if str(thread.id) not in broken]
+        listed, named, anchor = [], set(), None
+        while True:
+            page = state.threads.list(ThreadQuery(limit=page_size, anchor=anchor))
+            listed += [thread.id for thread in page.items]
+            named |= {row.key for row in page.unreadable}
+            assert all("out of range" in row.reason for row in page.unreadable)
+            anchor = page.next_anchor
+            if anchor is None:
+                break
+            assert len(page.items) == page_size
+        assert listed == left
+        assert named == broken
+        for filters in ({"sort_key": SortKey.CREATED_AT}, {"sources": ["cli", "exec"]}, {"all": True}):
+            found = state.threads.list(ThreadQuery(**filters))
+            assert {thread.id for thread in found.items} == set(left)
+            assert {row.key for row in found.unreadable} == broken
+
+    def test_a_page_of_rows_that_can_not_be_read_goes_on_to_those_that_can(self, state: State) -> None:
+        readable = a_thread(updated_at=NOON - timedelta(days=1))
+        state.threads.upsert_many([readable, *(a_thread() for _ in range(20))])
+        _execute(state, "UPDATE threads SET archived_at = 9223372036854775807 WHERE id <> :id", readable)
+        page = state.threads.list(ThreadQuery(limit=3))
+        assert [thread.id for thread in page.items] == [readable.id]
+        assert len(page.unreadable) == 20
+        assert page.next_anchor is None
+        assert page.num_scanned_rows == 21
 
     def test_archived_threads_have_a_listing_of_their_own(self, state: State) -> None:
         live = [a_thread(updated_at=NOON - number * _SECOND) for number in range(5)]

@@ -9,8 +9,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
+from codex_state.errors import InvalidInputError
 from codex_state.models import MemoryScope, Phase1Key, Thread, ThreadQuery
 from codex_state.runtime import State
+from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON, a_thread, a_tool
 
 _LATER = NOON + timedelta(hours=1)
@@ -40,6 +42,16 @@ _FULL = {
     "model": "gpt-5",
     "reasoning_effort": "high",
     "home": "laptop",
+    "name": "Mine",
+    "name_at": NOON,
+    "preview": "make all tests pass",
+    "thread_source": "subagent",
+    "originator": "codex_cli",
+    "parent_thread_id": uuid4(),
+    "forked_from_id": uuid4(),
+    "memory_mode_chosen_at": NOON,
+    "gone_at": NOON,
+    "pinned": True,
 }
 
 
@@ -57,14 +69,15 @@ class TestThreads:
         assert state.threads.find_rollout_path(uuid4()) is None
 
     def test_upsert_replaces_everything_but_the_memory_mode(self, state: State) -> None:
-        thread = a_thread(memory_mode="polluted", git_sha="old", title="renamed")
+        thread = a_thread(memory_mode="polluted", git_sha="old", title="before")
         state.threads.upsert(thread)
         changed = a_thread(**(_FULL | {"id": thread.id, "memory_mode": "enabled", "git_sha": None}))
         state.threads.upsert(changed)
         stored = state.threads.get(thread.id)
         assert stored is not None
-        assert stored.memory_mode == "polluted"
-        assert stored.model_dump(exclude={"memory_mode"}) == changed.model_dump(exclude={"memory_mode"})
+        kept = {"memory_mode", "memory_mode_chosen_at"}
+        assert (stored.memory_mode, stored.memory_mode_chosen_at) == ("polluted", None)
+        assert stored.model_dump(exclude=kept) == changed.model_dump(exclude=kept)
 
     def test_upsert_many_stores_all_and_takes_the_last_of_one_id(self, state: State) -> None:
         threads = [a_thread(title=str(number)) for number in range(300)]
@@ -90,35 +103,13 @@ class TestThreads:
         assert rebuilt is not None
         assert {name: getattr(rebuilt, name) for name in rollout} == rollout | stored
 
-    @pytest.mark.parametrize(
-        ("title", "first_user_message", "rebuilt"),
-        [
-            ("my name for it", "fix the bug", "my name for it"),
-            ("my name for it", None, "my name for it"),
-            ("fix the bug", "fix the bug", "fix the other bug"),
-            (" fix the bug ", "fix the bug", "fix the other bug"),
-            ("", "fix the bug", "fix the other bug"),
-            ("  ", "fix the bug", "fix the other bug"),
-            ("", None, "fix the other bug"),
-        ],
-    )
-    def test_a_rebuild_keeps_a_title_that_the_user_gave(
-        self, state: State, title: str, first_user_message: str | None, rebuilt: str
-    ) -> None:
-        thread = a_thread(title=title, first_user_message=first_user_message)
-        state.threads.upsert(thread)
-        from_rollout = a_thread(id=thread.id, title="fix the other bug", first_user_message="fix the other bug")
-        state.threads.upsert_from_rollouts([from_rollout])
-        stored = state.threads.get(thread.id)
-        assert stored is not None
-        assert (stored.title, stored.first_user_message) == (rebuilt, "fix the other bug")
-
     def test_a_rebuild_takes_everything_else_from_the_rollout(self, state: State) -> None:
         thread = a_thread()
         state.threads.upsert(thread)
-        rollout = a_thread(**(_FULL | {"id": thread.id}))
+        given = {name: getattr(thread, name) for name in ("name", "name_at", "memory_mode_chosen_at", "pinned")}
+        rollout = a_thread(**(_FULL | {"id": thread.id} | given))
         new = a_thread(**_FULL)
-        state.threads.upsert_from_rollouts([rollout, new])
+        state.threads.upsert_from_rollouts([a_thread(**(_FULL | {"id": thread.id})), new])
         assert state.threads.get(thread.id) == rollout
         assert state.threads.get(new.id) == new
 
@@ -176,16 +167,6 @@ class TestThreads:
             True: [None, Path("/old")],
         }
 
-    def test_the_memory_mode_and_the_title_can_be_set(self, state: State) -> None:
-        thread, other = a_thread(), a_thread()
-        state.threads.upsert_many([thread, other])
-        assert state.threads.set_memory_mode(thread.id, "disabled") is True
-        assert state.threads.set_name(thread.id, "mine") is True
-        stored = state.threads.get(thread.id)
-        assert stored is not None
-        assert (stored.memory_mode, stored.title) == ("disabled", "mine")
-        assert state.threads.get(other.id) == other
-
     def test_changing_a_thread_without_a_row_says_so_and_makes_none(self, state: State) -> None:
         nobody = uuid4()
         assert state.threads.mark_archived(nobody, Path("/a"), NOON) is False
@@ -234,44 +215,222 @@ class TestThreads:
         assert list(state.threads.rollout_paths("laptop")) == [Path("/c")]
         assert list(state.threads.rollout_paths("nowhere")) == []
 
-    def test_a_thread_whose_rollout_vanished_is_deleted_with_its_tools(self, state: State) -> None:
-        thread = a_thread()
-        state.threads.upsert(thread)
-        state.dynamic_tools.persist([a_tool(thread)])
-        assert state.threads.delete_vanished(thread.id, thread.rollout_path, thread.home) is True
-        assert state.threads.get(thread.id) is None
-        assert state.dynamic_tools.get(thread.id) is None
-        assert state.threads.delete_vanished(thread.id, thread.rollout_path, thread.home) is False
+    def test_a_name_can_be_given_and_taken_away_and_the_title_stays(self, state: State, clock: ManualClock) -> None:
+        """L3: when it was given is the database's time."""
+        thread, other = a_thread(), a_thread()
+        state.threads.upsert_many([thread, other])
+        assert state.threads.set_name(thread.id, "mine") is True
+        named = state.threads.get(thread.id)
+        assert named is not None
+        assert named == a_thread(**(thread.model_dump() | {"name": "mine", "name_at": clock.now}))
+        assert named.display_name == "mine"
+        assert state.threads.set_name(thread.id, None) is True
+        nameless = state.threads.get(thread.id)
+        assert nameless is not None
+        later = clock.now + timedelta(seconds=1)
+        assert (nameless.name, nameless.name_at) == (None, later), "no older name may come back"
+        assert state.threads.get(other.id) == other
 
-    @pytest.mark.parametrize("reason", ["memory", "job", "title", "moved", "home"])
-    def test_a_thread_with_something_to_lose_survives_its_rollout(self, state: State, reason: str) -> None:
-        """L7: and only its own home may judge that the file is gone."""
+    def test_a_name_given_here_is_newer_than_one_from_a_clock_that_is_ahead(self, state: State) -> None:
+        ahead = datetime(2999, 1, 1, tzinfo=UTC)
+        thread = a_thread(name="theirs", name_at=ahead)
+        state.threads.upsert(thread)
+        state.threads.set_name(thread.id, "mine")
+        stored = state.threads.get(thread.id)
+        assert stored is not None
+        assert (stored.name, stored.name_at) == ("mine", ahead + timedelta(seconds=1))
+
+    @pytest.mark.parametrize("name", ["", " ", "\t\n"])
+    def test_a_blank_name_is_refused(self, state: State, name: str) -> None:
         thread = a_thread()
         state.threads.upsert(thread)
-        path, home = thread.rollout_path, thread.home
+        with pytest.raises(InvalidInputError, match="blank"):
+            state.threads.set_name(thread.id, name)
+        assert state.threads.get(thread.id) == thread
+
+    @pytest.mark.parametrize(
+        ("stored", "written", "expected"),
+        [
+            (("old", NOON), (None, None), ("old", NOON)),
+            (("old", NOON), (None, _LATER), ("old", NOON)),
+            (("old", NOON), ("new", _LATER), ("new", _LATER)),
+            (("old", NOON), ("new", NOON), ("new", NOON)),
+            (("new", _LATER), ("old", NOON), ("new", _LATER)),
+            ((None, _LATER), ("old", NOON), (None, _LATER)),
+            ((None, NOON), ("new", _LATER), ("new", _LATER)),
+            ((None, None), ("new", NOON), ("new", NOON)),
+            (("old", NOON), ("", None), ("old", NOON)),
+        ],
+    )
+    def test_upsert_keeps_a_name_unless_it_brings_one_that_is_not_older(
+        self,
+        state: State,
+        stored: tuple[str | None, datetime | None],
+        written: tuple[str | None, datetime | None],
+        expected: tuple[str | None, datetime | None],
+    ) -> None:
+        thread = a_thread(name=stored[0], name_at=stored[1])
+        state.threads.upsert(thread)
+        state.threads.upsert(a_thread(id=thread.id, name=written[0], name_at=written[1]))
+        found = state.threads.get(thread.id)
+        assert found is not None
+        assert (found.name, found.name_at) == expected
+
+    def test_a_name_that_is_written_without_a_time_is_given_now(self, state: State, clock: ManualClock) -> None:
+        """L3."""
+        thread, again = a_thread(name="first"), a_thread(name="old", name_at=NOON)
+        state.threads.upsert_many([thread, again])
+        state.threads.upsert(a_thread(id=again.id, name="new"))
+        for thread_id, name in ((thread.id, "first"), (again.id, "new")):
+            found = state.threads.get(thread_id)
+            assert found is not None
+            assert (found.name, found.name_at) == (name, clock.now)
+
+    @pytest.mark.parametrize("path", [None, Path()])
+    def test_a_rollout_path_may_be_unknown(self, state: State, path: Path | None) -> None:
+        thread = a_thread(rollout_path=path)
+        state.threads.upsert(thread)
+        stored = state.threads.get(thread.id)
+        assert stored is not None
+        assert stored.rollout_path is None
+        assert state.threads.find_rollout_path(thread.id) is None
+        assert list(state.threads.rollout_paths()) == []
+        assert state.threads.rollouts_of([thread.id]) == {}
+
+    def test_the_memory_mode_can_be_chosen(self, state: State, clock: ManualClock) -> None:
+        """L3: when it was chosen is the database's time."""
+        thread, other = a_thread(), a_thread()
+        state.threads.upsert_many([thread, other])
+        assert state.threads.set_memory_mode(thread.id, "disabled") is True
+        stored = state.threads.get(thread.id)
+        assert stored is not None
+        assert (stored.memory_mode, stored.memory_mode_chosen_at) == ("disabled", clock.now)
+        assert state.threads.get(other.id) == other
+        state.threads.upsert(a_thread(id=thread.id))
+        state.threads.upsert_from_rollouts([a_thread(id=thread.id, memory_mode="polluted")])
+        assert state.threads.get(thread.id) == stored
+
+    def test_a_rebuild_keeps_what_somebody_gave_the_thread(self, state: State) -> None:
+        thread = a_thread(pinned=True, name="mine", name_at=NOON, memory_mode="disabled", memory_mode_chosen_at=NOON)
+        state.threads.upsert(thread)
+        state.threads.upsert_from_rollouts([a_thread(id=thread.id, name="theirs", name_at=_LATER)])
+        assert state.threads.get(thread.id) == thread
+
+    def test_a_rollout_is_gone_or_found_and_a_row_stays(self, state: State, clock: ManualClock) -> None:
+        """L7."""
+        thread, other = a_thread(), a_thread()
+        state.threads.upsert_many([thread, other])
+        assert list(state.threads.mark_gone([thread.id], thread.home)) == [thread.id]
+        gone = state.threads.get(thread.id)
+        assert gone is not None
+        assert gone.gone_at == clock.now
+        clock.advance(timedelta(hours=1))
+        assert list(state.threads.mark_gone([thread.id], thread.home)) == []
+        assert state.threads.get(thread.id) == gone, "since when stays"
+        assert list(state.threads.mark_found([thread.id, other.id], thread.home)) == [thread.id]
+        assert state.threads.get(thread.id) == thread
+        assert state.threads.get(other.id) == other
+        assert list(state.threads.mark_gone([], thread.home)) == []
+
+    def test_only_its_own_home_judges_a_rollout_and_only_where_there_is_one(self, state: State) -> None:
+        elsewhere, without = a_thread(home="laptop"), a_thread(rollout_path=None)
+        state.threads.upsert_many([elsewhere, without])
+        assert list(state.threads.mark_gone([elsewhere.id, without.id, uuid4()], "local")) == []
+        assert state.threads.mark_gone([elsewhere.id], "laptop") == [elsewhere.id]
+        assert list(state.threads.mark_found([elsewhere.id], "local")) == []
+
+    @pytest.mark.parametrize("step", ["upsert", "upsert elsewhere", "rollout", "archive", "unarchive", "relocate"])
+    def test_a_rollout_is_gone_until_one_is_seen_or_named(self, state: State, step: str) -> None:
+        thread = a_thread(rollout_path=Path("/a"))
+        state.threads.upsert(thread)
+        state.threads.mark_gone([thread.id], thread.home)
+        match step:
+            case "upsert":
+                state.threads.upsert(thread)
+            case "upsert elsewhere":
+                state.threads.upsert(a_thread(id=thread.id, rollout_path=Path("/b")))
+            case "rollout":
+                state.threads.upsert_from_rollouts([thread])
+            case "archive":
+                state.threads.mark_archived(thread.id, Path("/b"), NOON)
+            case "unarchive":
+                state.threads.mark_unarchived(thread.id, Path("/b"))
+            case _:
+                state.threads.relocate(thread.id, Path("/b"), cwd=Path("/"), archived_at=None)
+        stored = state.threads.get(thread.id)
+        assert stored is not None
+        assert (stored.gone_at is not None) is (step == "upsert")
+
+    def test_a_repair_deletes_rows_of_rollouts_that_are_gone_with_their_tools(self, state: State) -> None:
+        gone, there = a_thread(), a_thread()
+        state.threads.upsert_many([gone, there])
+        state.dynamic_tools.persist([a_tool(gone)])
+        both = [gone.id, there.id]
+        assert list(state.threads.delete_gone(both, "local")) == []
+        state.threads.mark_gone([gone.id], "local")
+        assert list(state.threads.delete_gone(both, "laptop")) == []
+        assert list(state.threads.delete_gone([], "local")) == []
+        assert list(state.threads.delete_gone(both, "local")) == [gone.id]
+        assert state.threads.get(gone.id) is None
+        assert state.dynamic_tools.get(gone.id) is None
+        assert state.threads.get(there.id) == there
+
+    @pytest.mark.parametrize("reason", ["memory", "job", "name", "pin", "memory mode", "found"])
+    def test_a_thread_with_something_to_lose_survives_its_rollout(self, state: State, reason: str) -> None:
+        """L7."""
+        thread = a_thread(pinned=reason == "pin")
+        state.threads.upsert(thread)
+        state.threads.mark_gone([thread.id], thread.home)
         match reason:
             case "memory":
                 state.thread_memories.upsert(thread.id, "raw", "summary")
             case "job":
                 key = Phase1Key(thread.id, MemoryScope.user())
                 state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=NOON, lease=timedelta(hours=1))
-            case "title":
+            case "name":
                 state.threads.set_name(thread.id, "mine")
-            case "moved":
-                path = Path("/where/it/was/before")
-            case _:
-                home = "laptop"
+            case "memory mode":
+                state.threads.set_memory_mode(thread.id, "disabled")
+            case "found":
+                state.threads.mark_found([thread.id], thread.home)
         stored = state.threads.get(thread.id)
-        assert state.threads.delete_vanished(thread.id, path, home) is False
+        assert list(state.threads.delete_gone([thread.id], thread.home)) == []
         assert state.threads.get(thread.id) == stored
 
+    @pytest.mark.parametrize(
+        "definition",
+        [
+            "CREATE TABLE {name} (thread {type} REFERENCES threads (id) ON DELETE CASCADE)",
+            "CREATE TABLE {name} (thread {type} REFERENCES threads ON DELETE SET NULL)",
+            'CREATE TABLE {name} (n INTEGER, thread {type}, FOREIGN KEY (thread) REFERENCES "threads" (id))',
+        ],
+    )
+    def test_a_thread_that_a_services_row_refers_to_survives_its_rollout(self, state: State, definition: str) -> None:
+        """L7: whatever would become of the service's row."""
+        threads = [a_thread(), a_thread()]
+        state.threads.upsert_many(threads)
+        ids = [thread.id for thread in threads]
+        state.threads.mark_gone(ids, "local")
+        connection = state.session.connection()
+        kind = "uuid" if connection.dialect.name == "postgresql" else "TEXT"
+        name = '"Tickets of ours"'
+        connection.execute(text(definition.format(name=name, type=kind)))
+        try:
+            connection.execute(text(f"INSERT INTO {name} (thread) VALUES ('{ids[0]}')"))  # noqa: S608
+            assert list(state.threads.delete_gone(ids, "local")) == [ids[1]]
+            assert state.threads.get(ids[0]) is not None
+            connection.execute(text(f"DELETE FROM {name}"))  # noqa: S608
+            assert list(state.threads.delete_gone(ids, "local")) == [ids[0]]
+        finally:
+            connection.execute(text(f"DROP TABLE {name}"))
+
     def test_what_was_handed_out_does_not_change_with_later_writes(self, state: State) -> None:
-        thread = a_thread(title="before")
+        thread = a_thread(name="before")
         state.threads.upsert(thread)
         handed_out = state.threads.get(thread.id)
         state.threads.set_name(thread.id, "after")
         assert handed_out is not None
-        assert handed_out.title == "before"
+        assert handed_out.name == "before"
         read_again = state.threads.get(thread.id)
         assert read_again is not None
-        assert read_again.title == "after"
+        assert read_again.name == "after"

@@ -209,7 +209,7 @@ def test_an_id_that_is_no_uuid_is_an_invalid_row(tmp_path: Path) -> None:
             ThreadRepository(session).upsert(a_thread())
             session.connection().execute(text("UPDATE threads SET id = 'not-a-uuid'"))
         with store.read() as session, pytest.raises(InvalidRowError, match="'not-a-uuid'"):
-            ThreadRepository(session).list(ThreadQuery(limit=1))
+            ThreadRepository(session).list_ids(ThreadQuery(limit=1))
 
 
 def test_a_snapshot_is_an_ordinary_entity_that_belongs_to_no_session(store: Database, thread: Thread) -> None:

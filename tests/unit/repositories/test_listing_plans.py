@@ -12,38 +12,56 @@ import pytest
 from sqlalchemy import text
 from stores import fresh_settings
 
-from codex_state.models import Anchor, SortKey
-from codex_state.repositories.thread_listing import statement_of
+from codex_state.models import Anchor, SortKey, ThreadQuery
+from codex_state.repositories.thread_listing import Reads, statement_of
 from codex_state.runtime import State, StateRuntime
 from codex_state.testing.samples import NOON
 
 _THREADS = 20_000
 _FILL = """
 INSERT INTO threads (id, rollout_path, created_at, updated_at, source, model_provider, cwd, title, sandbox_policy,
-    approval_mode, archived, archived_at, first_user_message)
+    approval_mode, archived, archived_at, first_user_message, gone_at)
 SELECT gen_random_uuid(), '/rollouts/' || n, :noon - n * 7919 % :threads, :noon - n,
-    CASE WHEN n % 10 = 0 THEN 'vscode' ELSE 'cli' END, 'openai', '/code', 'a title', 'read-only', 'on-request',
-    CASE WHEN n % 10 = 1 THEN 1 ELSE 0 END, CASE WHEN n % 10 = 1 THEN :noon END, 'a message'
+    CASE n % 10 WHEN 0 THEN 'vscode' WHEN 5 THEN 'exec' ELSE 'cli' END, 'openai', '/code', 'a title', 'read-only',
+    'on-request',
+    CASE WHEN n % 10 = 1 THEN 1 ELSE 0 END, CASE WHEN n % 10 = 1 THEN :noon END,
+    CASE WHEN n % 2 = 0 THEN 'a message' ELSE '' END, CASE WHEN n % 3 = 0 THEN :noon END
 FROM generate_series(1, :threads) AS numbers (n)
 """
 
 
 @pytest.fixture(scope="module")
-def state(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StateRuntime]:
+    """A store whose tables nobody has analysed."""
     home: Path = tmp_path_factory.mktemp("home")
     with fresh_settings("postgresql", home, request) as settings, StateRuntime.open(settings) as runtime:
         with runtime.begin() as state:
             connection = state.session.connection()
+            connection.exec_driver_sql("ALTER TABLE threads SET (autovacuum_enabled = off)")
             connection.execute(text(_FILL), {"noon": int(NOON.timestamp()), "threads": _THREADS})
-            connection.exec_driver_sql("ANALYZE threads")
-        with runtime.read() as state:
-            yield state
+        yield runtime
 
 
-def _plan_of(state: State, sort_key: SortKey, *, deep: bool, **filters: Any) -> str:
+@pytest.fixture
+def state(runtime: StateRuntime) -> Iterator[State]:
+    """The same store with statistics, for as long as the test runs."""
+    with runtime.begin() as state:
+        state.session.connection().exec_driver_sql("ANALYZE threads")
+        yield state
+        state.session.rollback()
+
+
+def _plan_of(
+    state: State,
+    sort_key: SortKey,
+    *,
+    deep: bool = False,
+    reads: Reads = Reads.THREADS,
+    limit: int = 51,
+    **filters: Any,
+) -> str:
     anchor = Anchor(NOON.fromtimestamp(NOON.timestamp() - _THREADS / 2, NOON.tzinfo), uuid4()) if deep else None
-    wanted = {"archived": False, "sources": (), "providers": (), "home": None} | filters
-    statement, parameters = statement_of(sort_key, anchor=anchor, limit=51, **wanted)
+    statement, parameters = statement_of(ThreadQuery(sort_key=sort_key, anchor=anchor, limit=limit, **filters), reads)
     connection = state.session.connection()
     compiled = statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
     values = compiled.construct_params(parameters)
@@ -59,9 +77,12 @@ def _plan_of(state: State, sort_key: SortKey, *, deep: bool, **filters: Any) -> 
         ({}, "archived"),
         ({"archived": True}, "archived"),
         ({"sources": ["vscode"]}, "source"),
-        ({"sources": ["cli", "vscode"]}, "source"),
-        ({"sources": ["cli"], "archived": True}, "source"),
+        ({"sources": ["exec", "vscode"]}, "source"),
+        ({"sources": ["exec"], "archived": True}, "source"),
         ({"providers": ["openai"]}, "provider"),
+        ({"all": True}, "archived"),
+        ({"all": True, "sources": ["exec", "vscode"]}, "source"),
+        ({"children": False}, "archived"),
     ],
 )
 @pytest.mark.parametrize("sort_key", SortKey)
@@ -69,9 +90,35 @@ def test_a_page_is_read_from_an_index_in_its_order(
     state: State, sort_key: SortKey, filters: dict[str, Any], index: str, deep: bool
 ) -> None:
     plan = _plan_of(state, sort_key, deep=deep, **filters)
-    by_created = {"archived": "created_at"}.get(index, f"{index}_created_at")
-    expected = f"idx_threads_{by_created if sort_key is SortKey.CREATED_AT else index}"
-    scans = re.findall(r"(\w[\w ]*Scan)(?: using (\w+))?", plan)
-    wanted = max(len(filters.get("sources", ())), 1)
-    assert [scan for scan in scans if scan[0] != "Subquery Scan"] == [("Index Scan", expected)] * wanted
+    wanted = max(len(filters.get("sources", ())), 1) * (2 if filters.get("all") else 1)
+    assert _scans_of(plan) == [("Index Scan", _index_in_order(index, sort_key))] * wanted
     assert "Sort" not in plan.replace("Sort Key", ""), plan
+
+
+@pytest.mark.parametrize("filters", [{"children": False}, {"home": "local"}])
+@pytest.mark.parametrize("sort_key", SortKey)
+def test_without_statistics_a_filter_beside_the_index_does_not_have_all_threads_sorted(
+    runtime: StateRuntime, sort_key: SortKey, filters: dict[str, Any]
+) -> None:
+    with runtime.read() as state:
+        plan = _plan_of(state, sort_key, limit=2, **filters)
+    assert _scans_of(plan) == [("Index Scan", _index_in_order("archived", sort_key))]
+    assert "Sort" not in plan, plan
+
+
+@pytest.mark.parametrize(("filters", "index"), [({}, "archived"), ({"sources": ["exec", "vscode"]}, "source")])
+def test_what_is_not_shown_is_counted_by_an_index(state: State, filters: dict[str, Any], index: str) -> None:
+    plan = _plan_of(state, SortKey.UPDATED_AT, reads=Reads.UNSHOWN, **filters)
+    assert _scans_of(plan) == [("Index Scan", _index_in_order(index, SortKey.UPDATED_AT))] * max(
+        len(filters.get("sources", ())), 1
+    )
+
+
+def _index_in_order(index: str, sort_key: SortKey) -> str:
+    by_created = {"archived": "created_at"}.get(index, f"{index}_created_at")
+    return f"idx_threads_{by_created if sort_key is SortKey.CREATED_AT else index}"
+
+
+def _scans_of(plan: str) -> list[tuple[str, str]]:
+    scans = re.findall(r"(\w[\w ]*Scan)(?: using (\w+))?", plan)
+    return [scan for scan in scans if scan[0] != "Subquery Scan"]

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import StaticPool
+from sqlmodel import Session
 
 from codex_state.models import Claimed, MemoryScope, Phase1Key, Thread, open_threads
 from codex_state.repositories import phase1_jobs, phase1_open_threads
 from codex_state.repositories.phase1_search import search_of
 from codex_state.runtime import State
-from codex_state.testing.samples import NOON, a_thread
+from codex_state.testing.samples import NOON, a_thread, a_tool
 from tests import stores
 
 HOUR = timedelta(hours=1)
@@ -125,22 +128,85 @@ def test_a_directory_that_a_services_session_writes_is_looked_at(clocked: stores
     assert claim(state) == 1
 
 
+@pytest.fixture
+def unattended(shared: stores.Clocked) -> Iterator[None]:
+    """Tables that nobody analyses meanwhile, as on a server that has much else to do."""
+
+    def set_for_tables(setting: str) -> None:
+        with shared.database.begin() as session:
+            for table in ("threads", "memory_phase1_jobs", "thread_dynamic_tools"):
+                session.connection().execute(text(f"ALTER TABLE {table} {setting}"))
+
+    set_for_tables("SET (autovacuum_enabled = false)")
+    yield
+    set_for_tables("RESET (autovacuum_enabled)")
+
+
+@pytest.fixture(params=["held", "a service's own"])
+def session(request: pytest.FixtureRequest, clocked: stores.Clocked, unattended: None) -> Iterator[Session]:
+    """A session of ours in which every statement commits by itself, or one of a service in which nothing does."""
+    if request.param == "held":
+        with clocked.database.autocommit() as session:
+            yield session
+        return
+    engine = create_engine(clocked.database.engine.url, poolclass=StaticPool)
+    clocked.clock.install(SimpleNamespace(engine=engine, dialect="postgresql", begin=clocked.database.begin))  # type: ignore[arg-type]
+    with Session(engine) as session:
+        yield session
+    engine.dispose()
+
+
+def claim_often(state: State, threads: list[Thread]) -> None:
+    for _ in range(8):
+        assert claim(state) == 128
+    assert claim(state, max_running=2000) == 128
+
+
+def store_tools(state: State, threads: list[Thread]) -> None:
+    for position in range(8):
+        state.dynamic_tools.persist(a_tool(thread, position) for thread in threads[:100])
+
+
 @pytest.mark.only_on("postgresql")  # SQLite's plan is asserted with the others
-def test_a_claim_reads_no_table_from_end_to_end_though_nobody_has_analysed_it(state: State) -> None:
-    """By PostgreSQL's estimates reading two thousand threads would be cheaper than seeking some of them."""
-    state.threads.upsert_many([a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(2000)])
-    connection = state.session.connection()
+@pytest.mark.parametrize("work", [claim_often, store_tools])
+def test_no_table_is_read_from_end_to_end_though_nobody_has_analysed_it_since_it_was_small(
+    clocked: stores.Clocked, session: Session, work: Callable[[State, list[Thread]], None]
+) -> None:
+    """By PostgreSQL's estimates reading two thousand threads would be cheaper than seeking some of them.
+
+    And it keeps the plan by which it has checked foreign keys while there was one thread.
+    """
+    state = State(session)
+    first = a_thread(updated_at=NOON - timedelta(days=400))
+    with clocked.database.autocommit() as another:
+        another.connection().execute(text("TRUNCATE threads CASCADE"))
+        State(another).threads.upsert(first)
+        another.connection().execute(text("VACUUM ANALYZE threads"))
+    for number in range(10):
+        key = Phase1Key(first.id, MemoryScope.cwd(Path(f"/{number}")))
+        state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=first.updated_at, lease=HOUR)
+        state.session.add(a_tool(first, number))
+        state.session.flush()
+    threads = [a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(2000)]
+    state.threads.upsert_many(threads)
+    session.commit()
 
     def whole_reads() -> int:
-        connection.execute(text("SELECT pg_stat_force_next_flush()"))
-        read: int = connection.execute(
-            text("SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname IN ('threads', 'memory_phase1_jobs')")
-        ).scalar_one()
+        session.commit()
+        session.connection().execute(text("SELECT pg_stat_force_next_flush()"))
+        session.commit()
+        read: int = (
+            session.connection()
+            .execute(
+                text("SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname IN ('threads', 'memory_phase1_jobs')")
+            )
+            .scalar_one()
+        )
         return read
 
     before = whole_reads()
-    for _ in range(8):
-        assert claim(state) == 128
+    work(state, threads)
+    assert session.connection().execute(text("SHOW enable_seqscan")).scalar_one() == "on"
     assert whole_reads() == before
 
 

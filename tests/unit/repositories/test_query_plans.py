@@ -68,12 +68,12 @@ def _claim(state: State) -> Any:
 
 
 _FILTERS: list[tuple[dict[str, Any], str]] = [
-    ({}, "archived (archived=?"),
-    ({"archived": True}, "archived (archived=?"),
-    ({"home": "local"}, "archived (archived=?"),
-    ({"sources": ["cli"]}, "source (source=? AND archived=?"),
-    ({"providers": ["azure"]}, "provider (model_provider=? AND archived=?"),
-    ({"providers": ["azure"], "archived": True}, "provider (model_provider=? AND archived=?"),
+    ({}, "archived (archived=? AND <expr>=?"),
+    ({"archived": True}, "archived (archived=? AND <expr>=?"),
+    ({"home": "local"}, "archived (archived=? AND <expr>=?"),
+    ({"sources": ["cli"]}, "source (source=? AND archived=? AND <expr>=?"),
+    ({"providers": ["azure"]}, "provider (model_provider=? AND archived=? AND <expr>=?"),
+    ({"providers": ["azure"], "archived": True}, "provider (model_provider=? AND archived=? AND <expr>=?"),
 ]
 
 
@@ -100,7 +100,21 @@ def test_a_page_is_read_from_an_index_in_its_order(
 
 def test_more_filters_than_are_worth_a_branch_each_walk_the_threads_in_order(state: State) -> None:
     (step,) = _plan_of(state, lambda state: state.threads.list(ThreadQuery(limit=50, sources=list("abcdefghijklm"))))
-    assert step == "SEARCH threads USING INDEX idx_threads_archived (archived=?)"
+    assert step == "SEARCH threads USING INDEX idx_threads_archived (archived=? AND <expr>=?)"
+
+
+def test_all_threads_are_those_shown_and_the_others_each_by_one_seek(state: State) -> None:
+    """L10."""
+    steps = _plan_of(state, lambda state: state.threads.list(ThreadQuery(all=True, anchor=_ANCHOR)))
+    seek = "SEARCH threads USING INDEX idx_threads_archived (archived=? AND <expr>=? AND (updated_at,id)<(?,?))"
+    assert [step for step in steps if "threads" in step] == [seek] * 2
+
+
+def test_what_is_not_shown_is_counted_by_one_seek(state: State) -> None:
+    """L10."""
+    steps = _plan_of(state, lambda state: state.threads.count_unshown(ThreadQuery(sources=["cli"])))
+    seek = "SEARCH threads USING INDEX idx_threads_source (source=? AND archived=? AND <expr>=?)"
+    assert [step for step in steps if "threads" in step] == [seek]
 
 
 def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state: State) -> None:
@@ -109,10 +123,10 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
         lambda state: state.threads.list(ThreadQuery(limit=50, sources=["cli", "vscode", "exec"], anchor=_ANCHOR)),
     )
     seeks = [step for step in steps if "threads" in step]
-    assert (
-        seeks
-        == ["SEARCH threads USING INDEX idx_threads_source (source=? AND archived=? AND (updated_at,id)<(?,?))"] * 3
+    seek = (
+        "SEARCH threads USING INDEX idx_threads_source (source=? AND archived=? AND <expr>=? AND (updated_at,id)<(?,?))"
     )
+    assert seeks == [seek] * 3
 
 
 @pytest.mark.parametrize(

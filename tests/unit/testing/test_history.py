@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from histories import call, clock_reads
 
@@ -113,3 +115,45 @@ def test_a_legal_history_passes(calls: list[Call]) -> None:
 
 def test_it_reads_as_a_table_of_who_was_answered_what_and_where_tokens_come_from() -> None:
     assert str(told_of([FIRST, AFTER_LEASE, ZOMBIE])) == TABLE
+
+
+def death(worker: str, start: float) -> Call:
+    return replace(call("conductor", Kind.WORKER, "die", start, start + 1, Answer(APPLIED)), key=worker)
+
+
+RENEWED_BY_TWO = call("two", Kind.JOB, "renew", 150, 151, Answer(APPLIED, seconds=100), token="token one")
+TAKEN_BY_THREE = claim("three", 300, "token three", at=100, attempt=2)
+
+
+@pytest.mark.parametrize(
+    ("calls", "is_legal"),
+    [
+        ([FIRST, death("one", 150), SECOND], True),
+        ([LOCKED, death("one", 150), LOCKED_AGAIN], True),
+        ([FIRST, death("one", 200.5), SECOND], True),
+        ([FIRST, death("one", 150), refused("two", 200)], True),
+        ([FIRST, death("one", 300), SECOND], False),
+        ([FIRST, death("two", 150), TAKEN_BY_THREE], False),
+        ([FIRST, RENEWED_BY_TWO, death("one", 200), TAKEN_BY_THREE], False),
+        ([FIRST, RENEWED_BY_TWO, death("two", 200), TAKEN_BY_THREE], True),
+        ([replace(FIRST, end=None, answer=None), death("one", 150), SECOND], True),
+    ],
+    ids=[
+        "a job of the dead",
+        "a lock of the dead",
+        "while it is being killed",
+        "not found dead",
+        "before its death",
+        "another's death",
+        "renewed by a living one",
+        "renewed by a dead one",
+        "a grant that the dead didn't hear of",
+    ],
+)
+def test_a_dead_worker_may_be_taken_over_at_once_and_no_other(calls: list[Call], is_legal: bool) -> None:
+    calls = [*calls, *clock_reads(4)]
+    if is_legal:
+        assert_legal(calls)
+    else:
+        with pytest.raises(IllegalHistoryError):
+            assert_legal(calls)
