@@ -162,7 +162,7 @@ class Fold:
         self._response_came_first = True
 
     def _session_meta(self, meta: SessionMeta, timestamp: str) -> None:
-        if meta.memory_mode is not None:
+        if meta.memory_mode:
             self.memory_mode, self.memory_mode_at = meta.memory_mode, parse_timestamp(timestamp)
         draft = self.draft
         if self.first_meta is None and not draft.id:

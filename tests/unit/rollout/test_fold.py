@@ -181,7 +181,10 @@ class TestSettings:
     def test_an_effort_that_is_no_text_costs_nothing_else_of_its_turn(self, odd: Any) -> None:
         turn = record("turn_context", {"model": "m", "approval_policy": "never", "effort": odd})
         draft = folded(turn_context(effort="low"), turn)
-        assert (draft.model, draft.approval_mode) == ("m", "never")
+        assert (draft.model, draft.approval_mode, draft.reasoning_effort) == ("m", "never", "low")
+        settings = event("thread_settings_applied", thread_settings={"model": "m", "reasoning_effort": odd})
+        draft = folded(turn_context(effort="low"), settings)
+        assert (draft.model, draft.reasoning_effort) == ("m", "low")
 
     @pytest.mark.parametrize("word", ["on-failure", "unless-trusted", "later"])
     def test_an_approval_policy_stays_what_the_writer_said(self, word: str) -> None:
@@ -244,9 +247,10 @@ class TestSettings:
         assert (draft.cwd, draft.model, draft.approval_mode) == ("/set", "new", "untrusted")
         assert (draft.sandbox_policy, draft.reasoning_effort) == ('{"type":"disabled"}', "max")
 
-    def test_applied_settings_leave_what_they_do_not_name(self) -> None:
+    def test_applied_settings_leave_what_they_do_not_name_but_the_effort(self) -> None:
         draft = folded(turn_context(effort="low"), settings_applied(model="new"))
         assert (draft.cwd, draft.model, draft.approval_mode) == ("/code-x/proj", "new", "never")
+        assert draft.reasoning_effort is None
         assert folded(turn_context(), settings_applied(cwd="/set"), turn_context()).cwd == "/set"
 
     def test_a_thread_without_a_turn_has_the_settings_that_were_applied(self) -> None:
@@ -300,6 +304,12 @@ class TestSessionMeta:
         extraction = extracted(tmp_path, *metas)
         assert (extraction.memory_mode, extraction.draft.memory_mode) == ("polluted", "polluted")
         assert extraction.memory_mode_at == CREATED_AT
+
+    def test_an_empty_memory_mode_is_none(self, tmp_path: Path) -> None:
+        extraction = extracted(tmp_path, session_meta(memory_mode=""))
+        assert (extraction.memory_mode, extraction.memory_mode_at) == (None, None)
+        extraction = extracted(tmp_path, session_meta(memory_mode="disabled"), session_meta(memory_mode=""))
+        assert (extraction.memory_mode, extraction.draft.memory_mode) == ("disabled", "disabled")
 
     def test_what_comes_before_the_first_one_is_not_lost(self, tmp_path: Path) -> None:
         early = turn_context(cwd="/early", effort="low"), user_message("early"), token_count(4)
