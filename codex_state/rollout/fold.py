@@ -94,9 +94,9 @@ def telling_time(mtime_ns: int) -> int | None:
 class Fold:
     """Folds the items of one rollout as they come.
 
-    The first session_meta decides whose rollout it is, but it need not come first. When lines before it could not be
-    read, one of them may have been the thread's own, as in a fork, which goes on with its parent's: then the name of
-    the file counts.
+    The first session_meta decides whose rollout it is, but it need not come first. When something before it could not
+    be read, that may have been the thread's own, as in a fork, which goes on with its parent's: then the name of the
+    file counts.
     """
 
     def __init__(self, draft: ThreadDraft, default_provider: str) -> None:
