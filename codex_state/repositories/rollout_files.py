@@ -131,7 +131,7 @@ _WITHOUT_THREADS = (
                 _threads.c.home != _files.c.home,
                 or_(
                     _threads.c.gone_at.is_not(None),
-                    seconds_of(_threads.c.updated_at) < _files.c.mtime_ns // literal_column("1000000000"),
+                    seconds_of(_threads.c.updated_at) < _files.c.mtime_ns.op("/")(literal_column("1000000000")),
                 ),
             ),
         ),
