@@ -78,6 +78,49 @@ class json_item(FunctionElement[str]):  # noqa: N801 - reads as the SQL function
     name = "json_item"
 
 
+class normal_path(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
+    """``normal_path(text)``: one spelling for all that a path may have, as ``normal_spelling`` gives it."""
+
+    inherit_cache = True
+    type = String()
+    name = "normal_path"
+
+
+def normal_spelling(path: str) -> str:
+    r"""One spelling of a path, whatever needless slashes and dots it has, and however Windows spells its drive.
+
+    ``/a//b/./`` is ``/a/b``; ``\\?\c:\x\`` is ``C:\x``. Nothing is looked up: a directory that doesn't exist has a
+    normal spelling as well. ``normal_path`` is the same in SQL.
+    """
+    drive = path[4:] if path[:4] == "\\\\?\\" else path
+    if drive[1:3] == ":\\":
+        return drive[:1].upper() + drive[1:].rstrip("\\")
+    if not path:
+        return path
+    spelled = f"{path}/"
+    for _ in range(_ROUNDS):
+        spelled = spelled.replace("/./", "/").replace("//", "/")
+    return spelled.rstrip("/") or "/"
+
+
+_ROUNDS = 4
+"""How often needless parts are taken out: each round halves a row of slashes."""
+
+
+@compiles(normal_path)
+def _normal_path(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
+    path = compiler.process(element.clauses, **kw)
+    drive = f"CASE WHEN substr({path}, 1, 4) = '\\\\?\\' THEN substr({path}, 5) ELSE {path} END"
+    spelled = f"{path} || '/'"
+    for _ in range(_ROUNDS):
+        spelled = f"replace(replace({spelled}, '/./', '/'), '//', '/')"
+    return (
+        f"CASE WHEN substr({drive}, 2, 2) = ':\\' "
+        f"THEN upper(substr({drive}, 1, 1)) || rtrim(substr({drive}, 2), '\\') "
+        f"WHEN {path} = '' THEN '' ELSE coalesce(nullif(rtrim({spelled}, '/'), ''), '/') END"
+    )
+
+
 @compiles(fresh_token, "sqlite")
 def _fresh_token_sqlite(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
     return "lower(hex(randomblob(16)))"

@@ -14,6 +14,7 @@ from typing import Generic, Self, TypeVar
 from uuid import UUID
 
 from codex_state.models.columns import path_to_text
+from codex_state.sql import normal_spelling
 
 SCOPE_CWD = "cwd"
 SCOPE_USER = "user"
@@ -28,8 +29,8 @@ class MemoryScope:
 
     @classmethod
     def cwd(cls, path: Path) -> Self:
-        """The memories of one working directory (normalised, as threads store it)."""
-        return cls(SCOPE_CWD, path_to_text(path))
+        """The memories of one working directory, in whatever way its path is spelled; links are not followed."""
+        return cls(SCOPE_CWD, normal_spelling(path_to_text(path)))
 
     @classmethod
     def user(cls) -> Self:

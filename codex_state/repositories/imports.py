@@ -34,7 +34,7 @@ from codex_state.repositories.base import Repository, seconds_of, table_of
 from codex_state.repositories.given_rows import given_rows, parameters_of, storable
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.phase1_claims import FAILED, SUCCEEDED
-from codex_state.repositories.phase1_scopes import has_scope
+from codex_state.repositories.phase1_scopes import has_scope, key_of
 from codex_state.repositories.prepared import atomically
 from codex_state.repositories.threads import ThreadRepository
 
@@ -84,6 +84,7 @@ _jobs = table_of(Phase1Job)
 
 _CWD = literal_column(f"'{SCOPE_CWD}'", text)
 _EMPTY = literal_column("''", text)
+_CWD_KEY = key_of(SCOPE_CWD, _threads.c.cwd)
 _HAS_SCOPE = has_scope(SCOPE_CWD, _threads.c.cwd)
 
 
@@ -144,14 +145,12 @@ _insert_memory = insert(_memories)
 _IS_MEMORY = and_(
     _memories.c.thread_id == _threads.c.id,
     _memories.c.scope_kind == _CWD,
-    _memories.c.scope_key == _threads.c.cwd,
+    _memories.c.scope_key == _CWD_KEY,
 )
 _TAKE_MEMORIES = (
     _insert_memory.from_select(
         ["thread_id", "scope_kind", "scope_key", "raw_memory", "memory_summary", "updated_at"],
-        select(
-            _threads.c.id, _CWD, _threads.c.cwd, _memory.c.raw_memory, _memory.c.memory_summary, _memory.c.updated_at
-        )
+        select(_threads.c.id, _CWD, _CWD_KEY, _memory.c.raw_memory, _memory.c.memory_summary, _memory.c.updated_at)
         .where(_threads.c.id == _memory.c.thread_id, _HAS_SCOPE)
         # On PostgreSQL a thread that is being deleted is waited for, and then missed.
         .with_for_update(of=_threads, read=True, key_share=True),
@@ -206,7 +205,7 @@ _job = given_rows(
     thread_id=UuidText(), source_updated_at=BigInteger(), started_at=BigInteger(), finished_at=BigInteger()
 )
 _insert_job = insert(_jobs)
-_IS_JOB = and_(_jobs.c.thread_id == _threads.c.id, _jobs.c.scope_kind == _CWD, _jobs.c.scope_key == _threads.c.cwd)
+_IS_JOB = and_(_jobs.c.thread_id == _threads.c.id, _jobs.c.scope_kind == _CWD, _jobs.c.scope_key == _CWD_KEY)
 _NOT_OF_A_SUCCESS = (
     "owner_session_id", "failure_reason", "raw_memory_path", "summary_hash", "ownership_token", "retry_at"
 )  # fmt: skip
@@ -216,7 +215,7 @@ _TAKE_JOBS = (
         select(
             _threads.c.id,
             _CWD,
-            _threads.c.cwd,
+            _CWD_KEY,
             SUCCEEDED,
             _job.c.source_updated_at,
             _job.c.started_at,

@@ -158,7 +158,7 @@ class SessionMeta(Struct, kw_only=True, omit_defaults=True):
 
 
 class TurnContext(Struct, kw_only=True, omit_defaults=True, gc=False):
-    """The settings of one turn. A field that isn't there changes nothing, but for the effort: none is a setting."""
+    """The settings of one turn. What isn't there stays as it was, except the effort."""
 
     cwd: str = ""
     approval_policy: str | dict[str, Any] | None = None
@@ -167,10 +167,11 @@ class TurnContext(Struct, kw_only=True, omit_defaults=True, gc=False):
     """What later versions say in place of ``sandbox_policy``, or beside it."""
     model: str | None = None
     effort: str | UnsetType | None = None
+    """How much the model thinks. A turn that names none has none; ``UNSET`` is one that can't be read."""
 
 
 class ThreadSettings(Struct, kw_only=True, omit_defaults=True, frozen=True, gc=False):
-    """The settings of a thread from here on."""
+    """The settings of a thread from here on, read like those of a turn."""
 
     cwd: str = ""
     approval_policy: str | dict[str, Any] | None = None
@@ -513,7 +514,7 @@ class _Tolerant:
         for field in msgspec.structs.fields(wanted):
             if field.encode_name in value:
                 read = self.read(field.type, value[field.encode_name])
-                if read is not UNSET:
+                if read is not UNSET or UnsetType in _options(field.type):
                     fields[field.name] = read
         try:
             return wanted(**fields)
