@@ -203,7 +203,7 @@ class RolloutFileRepository(Repository):
         return len(self._all(_FORGET_FAILED if failed else _FORGET, {"of_home": home}))
 
     def without_threads(self, home: str = LOCAL_HOME) -> Sequence[str]:
-        """Indexed files whose thread has no row, or one of another home by a file that is gone or was written earlier."""
+        """Indexed files whose thread has no row, or another home's by a file that is gone or was written earlier."""
         return [row.path for row in self._all(_WITHOUT_THREADS, {"of_home": home})]
 
     def sample(self, home: str = LOCAL_HOME) -> tuple[str, str] | None:
