@@ -27,7 +27,7 @@ from codex_state import migrations
 from codex_state.database import Database
 from codex_state.errors import DatabaseError, SchemaError
 from codex_state.migrations.location import configuration
-from codex_state.models import open_threads
+from codex_state.models import IS_SHOWN, open_threads
 
 SCRIPTS = ScriptDirectory.from_config(configuration())
 REVISIONS = [script.revision for script in reversed(list(SCRIPTS.walk_revisions()))]
@@ -348,7 +348,8 @@ def test_0013_has_every_thread_looked_at_and_walks_the_open_ones_by_an_index(
     migrations.upgrade(database.engine, "0013_open_threads")
     threads = contents(database)["threads"]
     assert {(row["cwd_settled_for"], row["user_settled_for"]) for row in threads} == {(None, None)}
-    query = f"SELECT id FROM threads WHERE {open_threads(kinds)} ORDER BY updated_at DESC, id DESC LIMIT 64"
+    were_open = open_threads(kinds).replace(" AND gone_at IS NULL", "")  # which 0019 adds
+    query = f"SELECT id FROM threads WHERE {were_open} ORDER BY updated_at DESC, id DESC LIMIT 64"
     with database.engine.connect() as connection:
         if database.dialect == "sqlite":
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
@@ -374,6 +375,30 @@ def test_0014_lets_every_listing_read_its_order_from_an_index(database: Database
             connection.exec_driver_sql("SET LOCAL enable_sort = off")
             plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
     told = str(plan)
+    assert "idx_threads_" in told
+    assert "TEMP B-TREE" not in told, "SQLite would sort"
+    assert "Sort" not in told, "PostgreSQL would sort"
+
+
+@pytest.mark.parametrize("order", ["updated_at", "created_at"])
+@pytest.mark.parametrize("shown", ["true", "false"])
+@pytest.mark.parametrize(
+    "condition", ["archived = 0", "source = 'cli' AND archived = 1", "model_provider = 'a' AND archived = 0"]
+)
+def test_0017_lets_shown_threads_and_the_others_be_read_in_their_order(
+    database: Database, condition: str, shown: str, order: str
+) -> None:
+    at(database, "0016_lease_owners")
+    migrations.upgrade(database.engine, "0017_shown_threads")
+    query = f"SELECT id FROM threads WHERE {condition} AND {IS_SHOWN} = {shown} ORDER BY {order} DESC, id DESC LIMIT 50"
+    with database.engine.connect() as connection:
+        if database.dialect == "sqlite":
+            told = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all())
+            assert "<expr>=?" in told
+        else:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL enable_sort = off")
+            told = str(connection.exec_driver_sql(f"EXPLAIN {query}").all())
     assert "idx_threads_" in told
     assert "TEMP B-TREE" not in told, "SQLite would sort"
     assert "Sort" not in told, "PostgreSQL would sort"
