@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -52,6 +53,7 @@ _FULL = {
     "memory_mode_chosen_at": NOON,
     "gone_at": NOON,
     "pinned": True,
+    "original_name": "theirs",
 }
 
 
@@ -75,8 +77,8 @@ class TestThreads:
         state.threads.upsert(changed)
         stored = state.threads.get(thread.id)
         assert stored is not None
-        kept = {"memory_mode", "memory_mode_chosen_at"}
-        assert (stored.memory_mode, stored.memory_mode_chosen_at) == ("polluted", None)
+        kept = {"memory_mode", "memory_mode_chosen_at", "original_name"}
+        assert (stored.memory_mode, stored.memory_mode_chosen_at, stored.original_name) == ("polluted", None, None)
         assert stored.model_dump(exclude=kept) == changed.model_dump(exclude=kept)
 
     def test_upsert_many_stores_all_and_takes_the_last_of_one_id(self, state: State) -> None:
@@ -106,12 +108,16 @@ class TestThreads:
     def test_a_rebuild_takes_everything_else_from_the_rollout(self, state: State) -> None:
         thread = a_thread()
         state.threads.upsert(thread)
-        given = {name: getattr(thread, name) for name in ("name", "name_at", "memory_mode_chosen_at", "pinned")}
-        rollout = a_thread(**(_FULL | {"id": thread.id} | given))
-        new = a_thread(**_FULL)
-        state.threads.upsert_from_rollouts([a_thread(**(_FULL | {"id": thread.id})), new])
-        assert state.threads.get(thread.id) == rollout
-        assert state.threads.get(new.id) == new
+        not_in_rollouts: dict[str, Any] = {
+            "memory_mode_chosen_at": None,
+            "gone_at": None,
+            "pinned": False,
+            "original_name": None,
+        }
+        for thread_id in (thread.id, uuid4()):
+            rollout = a_thread(**(_FULL | {"id": thread_id}))
+            state.threads.upsert_from_rollouts([rollout])
+            assert state.threads.get(thread_id) == a_thread(**(_FULL | {"id": thread_id} | not_in_rollouts))
 
     @pytest.mark.parametrize(("archived", "archived_at"), [(True, None), (False, NOON)])
     def test_every_write_derives_the_archived_flag_from_its_time(
@@ -313,7 +319,7 @@ class TestThreads:
     def test_a_rebuild_keeps_what_somebody_gave_the_thread(self, state: State) -> None:
         thread = a_thread(pinned=True, name="mine", name_at=NOON, memory_mode="disabled", memory_mode_chosen_at=NOON)
         state.threads.upsert(thread)
-        state.threads.upsert_from_rollouts([a_thread(id=thread.id, name="theirs", name_at=_LATER)])
+        state.threads.upsert_from_rollouts([a_thread(id=thread.id, name="theirs", name_at=NOON - timedelta(hours=1))])
         assert state.threads.get(thread.id) == thread
 
     def test_a_rollout_is_gone_or_found_and_a_row_stays(self, state: State, clock: ManualClock) -> None:
