@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from codex_state import migrations, state_files, telemetry
-from codex_state.database import Database, prepare_sqlite_file
+from codex_state.database import Database, file_of, prepare_sqlite_file
 from codex_state.errors import (
     DatabaseError,
     DatabaseUnavailableError,
@@ -152,13 +152,15 @@ class StateRuntime:
 
     @classmethod
     def _open(cls, settings: StateSettings, for_reading: bool) -> tuple[Self, bool]:  # noqa: FBT001
-        if settings.database_url is None:
-            if for_reading:
+        if for_reading:
+            if settings.database_url is None:
                 state_files.require_home(settings.codex_home)
-                if not state_files.can_be_written(settings.database_path):
-                    return cls._open_unwritable(settings), False
-            else:
-                state_files.make_directory(settings.codex_home)
+            path = file_of(settings)
+            if path is not None and not state_files.can_be_written(path):
+                return cls._open_unwritable(settings, path), False
+        else:
+            state_files.make_directory(settings.codex_home)
+        if settings.database_url is None:
             state_files.make_directory(settings.database_path.parent)
         database = Database.of(settings)
         created = database.path is not None and not database.path.exists()
@@ -180,12 +182,11 @@ class StateRuntime:
         return runtime, created
 
     @classmethod
-    def _open_unwritable(cls, settings: StateSettings) -> Self:
-        path = state_files.locate(settings.database_path, adopt=False)
+    def _open_unwritable(cls, settings: StateSettings, path: Path) -> Self:
         if state_files.is_missing(path):
             return cls._open_in_memory(settings)
         database = Database.of(settings, Access.READ_ONLY)
-        advice = f"{path} can't be written; set CODEX_SQLITE_HOME to a directory that can, and run the command again"
+        advice = f"{path} can't be written; set CODEX_SQLITE_HOME to a directory that can, and try again"
         try:
             with database.autocommit() as session:
                 revision = migrations.verified_revision(session.connection())

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import codex_state
 from codex_state.cli.entry import run
 
+PACKAGE = Path(codex_state.__file__).parent
 EXECUTABLE = Path(sys.executable).with_name("codex-state")
 
 
@@ -126,6 +128,7 @@ class Cli:
             "HOME": str(self.home.parent),
             "LANG": "C.UTF-8",
             "CODEX_HOME": str(self.home),
+            "PYTHONPATH": str(PACKAGE.parent),  # of the code that is tested, whichever is installed
             **self._environment,
             **more,
         }

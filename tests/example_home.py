@@ -15,11 +15,11 @@ import make_home  # noqa: E402
 FILES = 48
 """One of them is damaged."""
 
-INDEXED = FILES - 1
-"""Files that could be read."""
-
 THREADS = 46
 """One thread has two files: it was reverted."""
+
+UNKNOWN_LINES = 27
+"""Lines of kinds that aren't read."""
 
 LISTED = 40
 """Threads that `threads list` shows: not archived, with a name, a message or a goal. One has none of them."""

@@ -78,7 +78,7 @@ def _summary(report: BackfillReport) -> str:
         f"{report.failed:,} failed",
         *([f"{report.gone:,} gone"] if report.gone else []),
         f"{counted(report.parse_errors, 'broken line')} skipped",
-        *([f"{counted(report.unknown_lines, 'line')} of unknown kinds"] if report.unknown_lines else []),
+        *([f"{counted(report.unknown_lines, 'line')} of kinds that aren't read"] if report.unknown_lines else []),
     ]
     return (
         f"{report.status.value.replace('_', ' ')}: {counted(report.scanned, 'file')} in {report.seconds:.1f} s, "

@@ -19,7 +19,7 @@ from codex_state.models.base import StateModel
 LOCAL_HOME = "local"
 """The ``home`` of every row in a database that serves one Codex home, which an SQLite file always does."""
 
-EXTRACTABLE_THREADS = "archived = 0 AND memory_mode = 'enabled'"
+EXTRACTABLE_THREADS = "archived = 0 AND memory_mode = 'enabled' AND gone_at IS NULL"
 """The threads whose memories may be extracted, as SQL."""
 
 SHOWN_THREADS = "gone_at IS NULL AND (name <> '' OR first_user_message <> '' OR preview <> '' OR rollout_path = '')"

@@ -27,7 +27,7 @@ from sqlalchemy.types import TypeEngine
 from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, RolloutFile, RolloutFileState, Thread
 from codex_state.models.columns import UuidText, big_integer, stored_type, stored_uuid, text
-from codex_state.repositories.base import Repository, table_of
+from codex_state.repositories.base import Repository, seconds_of, table_of
 
 _threads = table_of(Thread)
 _files = table_of(RolloutFile)
@@ -117,7 +117,7 @@ _DROP = delete(_files).where(_OF_HOME, _files.c.path == bindparam("of_path", typ
 _FORGET = update(_files).where(_OF_HOME).values(mtime_ns=null()).returning(_files.c.path)
 _FORGET_FAILED = _FORGET.where(_files.c.state == literal_column(f"'{RolloutFileState.FAILED.value}'", text))
 _is_indexed = _files.c.state == literal_column(f"'{RolloutFileState.INDEXED.value}'", text)
-# The row was lost, or its home lost the file that this home has as well.
+# The row was lost, or another home has it, which lost its file or whose file was written earlier than this one.
 _WITHOUT_THREADS = (
     select(_files.c.path)
     .select_from(_files.outerjoin(_threads, _threads.c.id == _files.c.thread_id))
@@ -125,7 +125,16 @@ _WITHOUT_THREADS = (
         _OF_HOME,
         _is_indexed,
         _files.c.thread_id.is_not(None),
-        or_(_threads.c.id.is_(None), and_(_threads.c.home != _files.c.home, _threads.c.gone_at.is_not(None))),
+        or_(
+            _threads.c.id.is_(None),
+            and_(
+                _threads.c.home != _files.c.home,
+                or_(
+                    _threads.c.gone_at.is_not(None),
+                    seconds_of(_threads.c.updated_at) < _files.c.mtime_ns.op("/")(literal_column("1000000000")),
+                ),
+            ),
+        ),
     )
 )
 _SAMPLE = (
@@ -194,7 +203,7 @@ class RolloutFileRepository(Repository):
         return len(self._all(_FORGET_FAILED if failed else _FORGET, {"of_home": home}))
 
     def without_threads(self, home: str = LOCAL_HOME) -> Sequence[str]:
-        """Indexed files whose thread has no row, or one of another home that has lost its file."""
+        """Indexed files whose thread has no row, or another home's by a file that is gone or was written earlier."""
         return [row.path for row in self._all(_WITHOUT_THREADS, {"of_home": home})]
 
     def sample(self, home: str = LOCAL_HOME) -> tuple[str, str] | None:

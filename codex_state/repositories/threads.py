@@ -209,13 +209,15 @@ class ThreadRepository(Repository):
     def upsert_from_rollouts(self, threads: Iterable[Thread]) -> None:
         """Write what rollouts say, keeping what they can't know: all threads or none.
 
-        Each git field that the row already has stays. So do its name, its pin, and a memory mode that somebody chose.
-        Everything else is taken from the rollout. A row of another home stays as it is when its rollout was written
-        later than this one: the thread has moved there.
+        Each git field that the row already has stays. So do its pin, and a memory mode that somebody chose; of two
+        names the newer one does. Everything else is taken from the rollout. A row of another home stays as it is when
+        its rollout was written later than this one: the thread has moved there.
         """
-        # No other values: where SQLAlchemy executes the statement, it would write them as well.
-        said = [{name: row[name] for name in (*ROLLOUT_COLUMNS, "home")} for row in map(_row_of, threads)]
-        self._many(UPSERT_FROM_ROLLOUTS, [row | {"memory_mode_said_at": None} for row in said])
+        told = (*ROLLOUT_COLUMNS, "home")
+        rows = (_row_of(thread) for thread in threads)
+        self._many(
+            UPSERT_FROM_ROLLOUTS, [{name: row[name] for name in told} | {"memory_mode_said_at": None} for row in rows]
+        )
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""

@@ -94,9 +94,9 @@ def telling_time(mtime_ns: int) -> int | None:
 class Fold:
     """Folds the items of one rollout as they come.
 
-    The first session_meta decides whose rollout it is, but it need not come first. When lines before it could not be
-    read, one of them may have been the thread's own, as in a fork, which goes on with its parent's: then the name of
-    the file counts.
+    The first session_meta decides whose rollout it is, but it need not come first. When something before it could not
+    be read, that may have been the thread's own, as in a fork, which goes on with its parent's: then the name of the
+    file counts.
     """
 
     def __init__(self, draft: ThreadDraft, default_provider: str) -> None:
@@ -162,7 +162,7 @@ class Fold:
         self._response_came_first = True
 
     def _session_meta(self, meta: SessionMeta, timestamp: str) -> None:
-        if meta.memory_mode is not None:
+        if meta.memory_mode:
             self.memory_mode, self.memory_mode_at = meta.memory_mode, parse_timestamp(timestamp)
         draft = self.draft
         if self.first_meta is None and not draft.id:
@@ -386,8 +386,6 @@ def extract(path: str, default_provider: str) -> Extraction:
     if not _EARLIEST <= draft.updated_at <= _LATEST:
         raise RolloutError(f"the rollout {path} has a modification time out of range: {draft.updated_at} s")
     owner, tools = fold.tools
-    base = None if fold.first_meta is None else fold.first_meta.history_base
-    continues = base is not None and canonical_uuid(base.thread_id) == draft.id
     return Extraction(
         draft=draft,
         stamp=stamp,
@@ -397,7 +395,7 @@ def extract(path: str, default_provider: str) -> Extraction:
         tools_thread_id=owner,
         parse_errors=parse_errors,
         unknown_lines=unknown_lines,
-        base_end=base.end_ordinal_exclusive if base is not None and continues else None,
+        base_end=_base_end(fold.first_meta, draft.id),
     )
 
 
@@ -406,7 +404,7 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
 
     Its first message, its goal and its name are usually in the first file, and so is the count of its tokens until the
     last one counts some. Earlier files count up to the ordinal at which the later one begins; one that begins at or
-    after it was rolled back wholly.
+    after it was rolled back wholly. One that can't be read is passed over.
 
     Args:
         extraction: of the thread's last file.
@@ -415,7 +413,7 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
     """
     draft, end = extraction.draft, extraction.base_end
     for path in earlier:
-        if end is None:
+        if not end:
             return
         fold = Fold(ThreadDraft("", path), default_provider)
         try:
@@ -425,22 +423,30 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
             found = fold.finish()
         except (OSError, RolloutError):
             continue
-        if begins_at >= end or found.id != draft.id:
+        if begins_at is None or begins_at >= end or found.id != draft.id:
             continue
-        draft.title, draft.first_user_message = (
-            found.title or draft.title,
-            (found.first_user_message or draft.first_user_message),
-        )
+        draft.title = found.title or draft.title
+        draft.first_user_message = found.first_user_message or draft.first_user_message
         draft.preview = found.preview or draft.preview
         draft.tokens_used = draft.tokens_used or found.tokens_used
-        draft.name, draft.name_at = (draft.name, draft.name_at) if draft.name else (found.name, found.name_at)
-        meta = fold.first_meta
-        base = None if meta is None else meta.history_base
-        end = None if base is None or base.end_ordinal_exclusive is None else min(end, base.end_ordinal_exclusive)
+        if not draft.name:
+            draft.name, draft.name_at = found.name, found.name_at
+        # Where its head is lost, its first ordinal says where it goes on from.
+        end = begins_at if fold.first_meta is None else min(end, _base_end(fold.first_meta, draft.id) or 0)
 
 
-def _fold_up_to(fold: Fold, lines: Lines, end: int) -> int:
-    """Fold the lines before an ordinal. Lines that have none are counted. Returns where the file begins."""
+def _base_end(meta: SessionMeta | None, thread_id: str) -> int | None:
+    """Up to which ordinal a thread's history is in earlier files of its own; ``None`` when it is all in this one."""
+    base = None if meta is None else meta.history_base
+    return base.end_ordinal_exclusive if base is not None and canonical_uuid(base.thread_id) == thread_id else None
+
+
+def _fold_up_to(fold: Fold, lines: Lines, end: int) -> int | None:
+    """Fold the lines before an ordinal. Lines that have none are counted.
+
+    Returns:
+        The ordinal of the file's first line; ``None`` when no line can be read.
+    """
     begins_at: int | None = None
     following = 0
     for line in lines:
@@ -460,7 +466,7 @@ def _fold_up_to(fold: Fold, lines: Lines, end: int) -> int:
         for each in salvaged.lines:
             fold.add(each.payload, each.timestamp)
         following = ordinal + 1
-    return 0 if begins_at is None else begins_at
+    return begins_at
 
 
 def storable(draft: ThreadDraft) -> ThreadDraft:

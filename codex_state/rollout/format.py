@@ -158,7 +158,7 @@ class SessionMeta(Struct, kw_only=True, omit_defaults=True):
 
 
 class TurnContext(Struct, kw_only=True, omit_defaults=True, gc=False):
-    """The settings of one turn. A field that isn't there changes nothing, but for the effort: none is a setting."""
+    """The settings of one turn. What isn't there stays as it was, except the effort."""
 
     cwd: str = ""
     approval_policy: str | dict[str, Any] | None = None
@@ -167,10 +167,11 @@ class TurnContext(Struct, kw_only=True, omit_defaults=True, gc=False):
     """What later versions say in place of ``sandbox_policy``, or beside it."""
     model: str | None = None
     effort: str | UnsetType | None = None
+    """How much the model thinks. A turn that names none has none; ``UNSET`` is one that can't be read."""
 
 
 class ThreadSettings(Struct, kw_only=True, omit_defaults=True, frozen=True, gc=False):
-    """The settings of a thread from here on."""
+    """The settings of a thread from here on, read like those of a turn."""
 
     cwd: str = ""
     approval_policy: str | dict[str, Any] | None = None
@@ -513,7 +514,7 @@ class _Tolerant:
         for field in msgspec.structs.fields(wanted):
             if field.encode_name in value:
                 read = self.read(field.type, value[field.encode_name])
-                if read is not UNSET:
+                if read is not UNSET or UnsetType in _options(field.type):
                     fields[field.name] = read
         try:
             return wanted(**fields)
@@ -580,6 +581,8 @@ UNKNOWN_SOURCE = "unknown"
 
 _PLAIN_SOURCES = frozenset({"cli", "vscode", "exec", "mcp", UNKNOWN_SOURCE})
 
+_SPAWN_FIELDS = ("parent_thread_id", "depth", "agent_path", "agent_nickname", "agent_role")
+
 _MAX_NESTING = 100
 """How deeply nested a value may be that is kept, so that every later reader can read it."""
 
@@ -603,7 +606,7 @@ def source_text(source: str | dict[str, Any] | None) -> str:
     """Who started a thread, as a row stores it.
 
     ``cli``, ``vscode``, ``exec``, ``mcp``; ``unknown`` for another bare word; compact JSON for one with details, as
-    sub-agents have.
+    sub-agents have. That of a spawned thread has its fields in the original's order, so that it can be looked for.
     """
     if source is None:
         return DEFAULT_SOURCE
@@ -616,7 +619,10 @@ def source_text(source: str | dict[str, Any] | None) -> str:
         return compact_json(source)
     named = {"agent_path": None, "agent_nickname": None, "agent_role": spawn.get("agent_type")}
     whole = named | {name: value for name, value in spawn.items() if name != "agent_type"}
-    return compact_json({"subagent": {"thread_spawn": whole}})
+    if (parent := spawned_by(source)) is not None:
+        whole["parent_thread_id"] = parent
+    ordered = {name: whole[name] for name in _SPAWN_FIELDS if name in whole}
+    return compact_json({"subagent": {"thread_spawn": ordered | whole}})
 
 
 def _spawn(source: str | dict[str, Any] | None) -> dict[str, Any]:

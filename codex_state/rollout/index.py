@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -62,7 +62,7 @@ class Settling:
         self._home = str(runtime.codex_home)
         self._provider = runtime.default_provider
         # For this run only: links may change while a service lives.
-        self._normalized = cache(normalized_cwd_text)
+        self._normalized = lru_cache(maxsize=4096)(normalized_cwd_text)
 
     def settle(self, batch: Sequence[tuple[Change, Result | None]]) -> Settled:
         """What these changes come to. Nothing is written yet.

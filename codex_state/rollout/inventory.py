@@ -41,7 +41,13 @@ class Change:
     @property
     def is_retry(self) -> bool:
         """Whether the file looks unchanged, and only the reason why it couldn't be read may be over."""
-        return self.found is not None and self.known is not None and self.known.state == RolloutFileState.FAILED
+        known, found = self.known, self.found
+        return (
+            known is not None
+            and found is not None
+            and known.state == RolloutFileState.FAILED
+            and (known.size, known.mtime_ns) == (found.size, None)
+        )
 
     @property
     def named(self) -> str | None:

@@ -119,6 +119,8 @@ def why_unusable(path: str, parse_errors: int, unknown_lines: int) -> str:
         return f"holds no line of a kind that is known ({unknown_lines} of other kinds, {parse_errors} can't be read)"
     if parse_errors:
         return f"holds no usable line ({parse_errors} can't be read)"
+    if b"\0" in head:
+        return "holds nothing but NUL bytes, as a power failure may leave it"
     return "is empty: it holds no session metadata"
 
 

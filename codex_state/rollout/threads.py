@@ -51,7 +51,7 @@ _AFFECTING = frozenset(
 class ThreadMetadataBuilder:
     """What is known of a thread when it starts; ``build`` makes the thread of it.
 
-    Four values are needed, the others have the defaults of a new thread.
+    Three values are needed, the others have the defaults of a new thread.
     """
 
     id: UUID

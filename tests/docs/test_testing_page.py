@@ -16,7 +16,9 @@ from codex_state.testing.history import read_calls
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-ENGINE, FRONTS, CLOCK, MACHINE, MODEL, HISTORY = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+ENGINE, FRONTS, CLOCK, DEATH, MACHINE, MODEL, HISTORY = re.findall(
+    r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL
+)
 
 
 def run(block: str, **names: Any) -> None:
@@ -73,6 +75,11 @@ def test_the_page_says_what_every_class_of_the_suite_is_for() -> None:
 def test_the_clock_ends_a_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(CLOCK, home=tmp_path)
     assert capsys.readouterr().out == "Claimed None\n"
+
+
+def test_a_death_ends_a_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(DEATH, home=tmp_path)
+    assert capsys.readouterr().out == "Skipped Claimed\n"
 
 
 def test_the_model_answers_by_itself() -> None:

@@ -32,7 +32,7 @@ WITHOUT_AN_ANSWER = edge_id(151)
 """Its working directory is ``.``: whatever the original was started in. No answer is recorded."""
 
 ONLY_OURS = {"edge": {edge_id(11), edge_id(37), WITHOUT_AN_ANSWER}}
-"""Threads that the original has no row for. In case 11 one byte that isn't UTF-8 spoils the whole file there, in case 37
+"""Threads that the original has no row for. In case 11 one byte that is not UTF-8 spoils the whole file there, in 37
 all records are on one line, parted by carriage returns."""
 
 IN_A_LINKED_DIRECTORY = {edge_id(155), edge_id(373)}

@@ -140,19 +140,35 @@ def test_a_backfill_killed_at_random_points_ends_with_the_rows_of_an_undisturbed
     assert watermark(killed) == watermark(calm)
 
 
-def test_another_worker_goes_on_when_the_lease_of_a_killed_one_is_over(tmp_path: Path) -> None:
+def test_another_worker_takes_over_from_a_killed_one_at_once(tmp_path: Path) -> None:
     many_rollouts(tmp_path, 20)
     with started(tmp_path, batch_size=5, lease=900, pause=2) as process:
         assert _stdout(process).readline() == "5\n"
         process.kill()
         process.wait()
+    with StateRuntime.open(StateSettings(codex_home=tmp_path)) as runtime:
+        report = backfill(runtime)
+    assert (report.status, report.scanned) == ("complete", 15)
+    assert len(rows(tmp_path)) == 20
+
+
+def test_one_that_may_live_elsewhere_is_waited_for_until_its_lease_is_over(tmp_path: Path) -> None:
+    many_rollouts(tmp_path, 20)
+    with started(tmp_path, batch_size=5, lease=2, pause=2) as process:
+        assert _stdout(process).readline() == "5\n"
+        assert _stdout(process).readline() == "paused\n"
+        process.kill()
+        process.wait()
     settings = StateSettings(codex_home=tmp_path, backfill_lease=timedelta(seconds=2))
     with StateRuntime.open(settings) as runtime:
+        with runtime.begin() as state:
+            state.session.connection().exec_driver_sql(
+                "UPDATE backfill_state SET owner_process = 'another boot:1:1:1', updated_at = unixepoch()"
+            )
         assert backfill(runtime).status == "running"
         time.sleep(3.1)
         report = backfill(runtime)
     assert (report.status, report.scanned) == ("complete", 15)
-    assert len(rows(tmp_path)) == 20
 
 
 def test_a_paused_worker_changes_nothing_after_takeover(tmp_path: Path) -> None:
@@ -169,13 +185,13 @@ def test_a_paused_worker_changes_nothing_after_takeover(tmp_path: Path) -> None:
         settings = StateSettings(codex_home=tmp_path, backfill_lease=timedelta(seconds=1))
         with StateRuntime.open(settings) as runtime:
             report = backfill(runtime)
-        assert (report.status, report.scanned) == ("complete", 15)
+        assert (report.status, report.scanned) == ("complete", 20), "the first five were written again since"
         before = rows(tmp_path)
         process.send_signal(signal.SIGCONT)
         outcome, upserted, *_ = finished(process)
     assert (outcome, upserted) == ("lease_lost", 5)
     assert rows(tmp_path) == before
-    assert sum(row["title"].startswith("newer") for row in before.values()) == 15
+    assert all(row["title"].startswith("newer") for row in before.values())
 
 
 def test_two_workers_at_once_do_the_work_once(tmp_path: Path) -> None:

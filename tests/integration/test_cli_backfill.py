@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_process import Cli, InProcess
-from example_home import ARCHIVED, FILES, INDEXED, LISTED, THREADS, copy_of_the_example_home
+from example_home import ARCHIVED, FILES, LISTED, THREADS, UNKNOWN_LINES, copy_of_the_example_home
 
 from codex_state.models import BackfillStatus, Claimed
 from codex_state.runtime import StateRuntime
@@ -33,7 +33,16 @@ def test_the_report_is_one_object_on_stdout(executable: Cli) -> None:
     seconds = report.pop("seconds")
     failures = report.pop("failures")
     watermark = report.pop("watermark")
-    assert report == {"status": "complete", "scanned": FILES, "upserted": INDEXED, "failed": 1, "parse_errors": 2}
+    assert report == {
+        "status": "complete",
+        "scanned": FILES,
+        "upserted": THREADS,
+        "failed": 1,
+        "gone": 0,
+        "parse_errors": 2,
+        "unknown_lines": UNKNOWN_LINES,
+        "skipped": [],
+    }
     assert 0 < seconds < 60
     assert [set(failure) for failure in failures] == [{"path", "error"}]
     assert failures[0]["path"].endswith("2026-04-07T03-00-00-019d65e1-f380-7d82-b082-532b629f6fbe.jsonl")
@@ -43,7 +52,7 @@ def test_the_report_is_one_object_on_stdout(executable: Cli) -> None:
 def test_people_get_a_sentence_and_the_names_of_what_failed(executable: Cli) -> None:
     done = executable.ok("backfill")
     assert done.stdout.startswith(f"complete: {FILES} files in ")
-    assert f"{INDEXED} indexed, 1 failed, 2 broken lines skipped" in done.stdout
+    assert f"{THREADS} indexed, 1 failed, 2 broken lines skipped, {UNKNOWN_LINES} lines of unknown kinds" in done.stdout
     assert done.stderr.startswith("codex-state: failed: ")
     assert done.stderr.count("\n") == 1
 
@@ -51,11 +60,11 @@ def test_people_get_a_sentence_and_the_names_of_what_failed(executable: Cli) -> 
 def test_only_what_is_new_or_failed_is_read_again_unless_asked(cli: Cli) -> None:
     cli.ok("backfill")
     done = cli.ok("backfill", "--json").json
-    assert (done["status"], done["scanned"], done["upserted"], done["failed"]) == ("complete", 1, 0, 1)
+    assert (done["status"], done["scanned"], done["upserted"], done["failed"]) == ("complete", 0, 0, 1)
     retried = cli.ok("backfill", "--retry-failed", "--json").json
     assert (retried["scanned"], retried["failed"]) == (1, 1)
     again = cli.ok("backfill", "--again", "--json").json
-    assert (again["scanned"], again["upserted"]) == (FILES, INDEXED)
+    assert (again["scanned"], again["upserted"]) == (FILES, THREADS)
 
 
 def test_a_mended_file_is_found_by_retrying(cli: Cli) -> None:
@@ -193,8 +202,9 @@ def many_rollouts(home: Path, count: int) -> Path:
 def test_two_homes_share_a_postgresql_database_and_each_lists_its_own(tmp_path: Path, postgres_url: str) -> None:
     first = InProcess(copy_of_the_example_home(tmp_path / "first"), CODEX_STATE_DATABASE_URL=postgres_url)
     second = InProcess(many_rollouts(tmp_path / "second", 3), CODEX_STATE_DATABASE_URL=postgres_url)
-    assert first.ok("backfill", "--json").json["upserted"] == INDEXED
-    assert second.ok("threads", "list").stderr.startswith("codex-state: the index hasn't been built yet")
+    assert first.ok("backfill", "--json").json["upserted"] == THREADS
+    not_refreshed = second.ok("threads", "list", "--no-refresh")
+    assert not_refreshed.stderr.startswith("codex-state: the index isn't complete yet")
     assert second.ok("backfill", "--json").json["upserted"] == 3
     assert len(first.ok("threads", "list", "--json").json["items"]) == LISTED
     assert len(second.ok("threads", "list", "--all-homes", "--json").json["items"]) == LISTED + 3

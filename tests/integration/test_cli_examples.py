@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 from cli_process import Cli, InProcess
-from example_home import ARCHIVED, EXAMPLES, FILES, INDEXED, LISTED, THREADS, copy_of_the_example_home, make_home
+from example_home import ARCHIVED, EXAMPLES, FILES, LISTED, THREADS, copy_of_the_example_home, make_home
 
 HOME = make_home.HOME
 
@@ -144,7 +144,7 @@ def test_the_story_leaves_a_postgresql_database_without_made_up_memories(tmp_pat
     home = copy_of_the_example_home(tmp_path / "home")
     done = run_example("run.py", tmp_path, CODEX_HOME=str(home), CODEX_STATE_DATABASE_URL=postgres_url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{INDEXED} threads indexed" in done.stdout
+    assert f"{THREADS} threads indexed" in done.stdout
     assert "Left out: it would write made-up memories" in done.stdout
 
 

@@ -33,6 +33,7 @@ from codex_state.rollout import (
     archive_thread,
     backfill,
     builder_from_items,
+    extract_metadata,
     find_thread_path,
     list_threads,
     unarchive_thread,
@@ -296,8 +297,8 @@ def work_and_personal(tmp_path: Path) -> dict[str, StateSettings]:
 
 
 def listed(runtime: StateRuntime) -> list[str]:
-    page = list_threads(runtime, page_size=9, home=runtime.home)
-    return [thread.title for thread in page.items]
+    page = list_threads(runtime, ThreadQuery(home=runtime.home))
+    return [thread.display_name for thread in page.items]
 
 
 @pytest.mark.parametrize("by_url", [False, True])
@@ -357,7 +358,8 @@ def test_a_home_that_is_moved_or_copied_keeps_the_rows_of_a_file_inside_it(
     runtime = opened(StateSettings(codex_home=moved, sqlite_home=moved / below))
     assert runtime.home == LOCAL_HOME
     with runtime.read() as state:
-        assert [t.title for t in state.threads.list(page_size=9, home=runtime.home).items] == ["a service's own"]
+        page = state.threads.list(ThreadQuery(home=runtime.home))
+    assert [thread.title for thread in page.items] == ["a service's own"]
 
 
 def test_a_file_in_another_home_is_not_this_homes_alone(
@@ -373,12 +375,12 @@ def test_rows_from_before_homes_had_names_in_a_shared_file_go_to_the_home_that_t
     work_and_personal: dict[str, StateSettings], opened: Callable[[StateSettings], StateRuntime], tmp_path: Path
 ) -> None:
     """L7: whichever home opens the file first gets none of another's rows."""
-    for each in work_and_personal.values():
-        with StateRuntime.open(each.model_copy(update={"home": LOCAL_HOME})) as runtime:
-            backfill(runtime, again=True)
-            with runtime.begin() as state:
-                number = 0 if each.codex_home.name == "work" else 1
-                state.threads.set_title(thread_id(number), f"named in {each.codex_home.name}")
+    with runtime_of_nobody(tmp_path) as runtime, runtime.begin() as state:
+        for number, name in enumerate(("work", "personal")):
+            thread = extract_metadata(rollout_path(tmp_path / name, number), "openai").thread
+            assert thread.home == LOCAL_HOME
+            state.threads.upsert(thread)
+            state.threads.set_name(thread.id, f"named in {name}")
     with runtime_of_nobody(tmp_path) as runtime, runtime.begin() as state:
         # A home whose path begins alike, and rows that lie in no home of today.
         state.threads.upsert(a_thread(id=thread_id(7), rollout_path=tmp_path / "work-2" / "a.jsonl"))

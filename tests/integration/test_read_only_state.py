@@ -31,8 +31,8 @@ import sys
 from codex_state import StateRuntime, StateSettings
 from codex_state.errors import StateError
 from codex_state.rollout import backfill
-home, sqlite_home, index = sys.argv[1:]
-settings = StateSettings(codex_home=home, sqlite_home=sqlite_home or None)
+home, sqlite_home, index, url = sys.argv[1:]
+settings = StateSettings(codex_home=home, sqlite_home=sqlite_home or None, database_url=url or None)
 try:
     with StateRuntime.open(settings, for_reading=True) as runtime:
         if index:
@@ -45,9 +45,9 @@ except StateError as error:
 """
 
 
-def listed(medium: Path, home: Path, sqlite_home: Path | None = None, *, index: bool = False) -> str:
+def listed(medium: Path, home: Path, sqlite_home: Path | None = None, *, index: bool = False, url: str = "") -> str:
     """What a process finds to which ``medium`` is read-only."""
-    arguments = [str(home), str(sqlite_home or ""), "index" if index else ""]
+    arguments = [str(home), str(sqlite_home or ""), "index" if index else "", url]
     done = run_with_read_only(medium, [sys.executable, "-c", _LIST, *arguments])
     assert done.stderr == ""
     return done.stdout.strip()
@@ -71,6 +71,11 @@ def test_an_index_on_a_medium_that_cannot_be_written_is_read(home: Path) -> None
     before = contents(home)
     assert listed(home, home) == f"True False {thread_id(1)}"
     assert contents(home) == before
+
+
+def test_a_file_there_that_a_url_names_is_read_as_well(home: Path) -> None:
+    url = f"sqlite:///{home / 'codex_state_4.sqlite'}"
+    assert listed(home, home, url=url) == f"True False {thread_id(1)}"
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["in use", "after a kill"])
@@ -147,7 +152,7 @@ def test_commands_that_only_read_work_there_and_others_say_what_is_wrong(home: P
     for command in (["jobs", "list"], ["logs"], ["homes"], ["db", "current"], ["db", "check"]):
         done = run(*command)
         assert done.returncode == 0, done
-    for command in (["backfill"], ["jobs", "requeue", "--all-failed"], ["db", "upgrade"]):
+    for command in (["backfill"], ["db", "upgrade"]):
         done = run(*command)
         assert done.returncode == 1, done
         assert done.stderr.count("\n") == 1

@@ -10,7 +10,7 @@ from rollout_files import write_rollout
 
 from codex_state import StateRuntime, backfill
 from codex_state.models import metadata
-from codex_state.repositories import ThreadRepository
+from codex_state.repositories import RolloutFileRepository
 from codex_state.rollout.progress import BackfillOutcome
 from tests.mutants.bench import Bench, Check
 
@@ -40,22 +40,22 @@ def _a_batch_that_fails_leaves_the_watermark_where_it_was(bench: Bench) -> None:
             write_rollout(runtime.codex_home, number)
         watermarks = []
 
-        def broken(_threads: object, _these: object) -> None:
+        def broken(_files: object, _threads: object) -> None:
             with runtime.read() as state:
                 before = state.backfill.get(runtime.home)
             watermarks.append(before and before.last_watermark)
             raise ZeroDivisionError
 
         def break_once(_progress: object) -> None:
-            ThreadRepository.upsert_from_rollouts = broken  # type: ignore[method-assign]
+            RolloutFileRepository.upsert_threads = broken  # type: ignore[method-assign]
 
-        intact = ThreadRepository.upsert_from_rollouts
+        intact = RolloutFileRepository.upsert_threads
         try:
             backfill(runtime, on_progress=break_once, workers=0)
         except ZeroDivisionError:
             pass
         finally:
-            ThreadRepository.upsert_from_rollouts = intact  # type: ignore[method-assign]
+            RolloutFileRepository.upsert_threads = intact  # type: ignore[method-assign]
         with runtime.read() as state:
             after = state.backfill.get(runtime.home)
             indexed = len(state.threads.rollout_paths(runtime.home))

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 _SINGLETON = "a CHECK of the schema allows no other id"
 
+_HELD = "what the dead hold is running"
+
 EQUIVALENT: dict[str, str] = {
+    **{
+        f"{claim} keeps the old status": _HELD
+        for claim in (
+            "phase1_jobs.claim_from_the_dead",
+            "phase1_candidates.claim_from_the_dead",
+            "backfills.claim_from_the_dead",
+            "backfills.claim_from_the_dead_again",
+        )
+    },
     **{f"backfills.{verb} without [id = 1]": _SINGLETON for verb in ("renew", "checkpoint", "complete_it", "release")},
     "backfills.checkpoint with [>=] in [last_watermark > ?]": "of two equal watermarks either may stay",
     "backfills.complete_it with [>=] in [last_watermark > ?]": "of two equal watermarks either may stay",

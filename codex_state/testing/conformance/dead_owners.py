@@ -10,7 +10,20 @@ from uuid import UUID
 
 import pytest
 
-from codex_state.models import Claimed, MemoryScope, Phase1Key, Skipped, SkipReason
+from codex_state.models import (
+    BackfillState,
+    BackfillStatus,
+    Claimed,
+    ConsolidationLock,
+    MemoryScope,
+    Phase1Job,
+    Phase1Key,
+    Phase1Lease,
+    Phase1Status,
+    Skipped,
+    SkipReason,
+    Thread,
+)
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.processes import ELSEWHERE, HERE, ManualProcesses, a_process
@@ -70,6 +83,53 @@ def _hold(state: State, processes: ManualProcesses, kind: str) -> Any:
     return lease
 
 
+_BY_TWO: dict[str, Any] = {"owner_name": "here process 2", "owner_process": f"{HERE}:2:0", "lease_seconds": 90}
+
+
+def _leave_behind(state: State, thread: Thread, processes: ManualProcesses) -> None:
+    """A running job of process 1, which is dead, as no claim would leave it. Process 2 is at work."""
+    state.session.add(
+        Phase1Job(
+            thread_id=thread.id,
+            scope_kind="user",
+            scope_key="user",
+            status=Phase1Status.RUNNING,
+            owner_session_id=UUID(int=1),
+            started_at=NOON - _SECOND,
+            finished_at=NOON - _LEASE,
+            failure_reason="an earlier failure",
+            source_updated_at=NOON - _SECOND,
+            raw_memory_path=Path("/earlier"),
+            summary_hash="earlier",
+            ownership_token=f"earlier token of {thread.id}",
+            attempt=7,
+            retry_at=NOON + _LEASE,
+            owner_name="here process 1",
+            owner_process=f"{HERE}:1:0",
+            lease_seconds=60,
+        )
+    )
+    state.session.flush()
+    state.session.expunge_all()
+    processes.kill(a_process(1))
+    processes.become(2)
+
+
+def _taken_over(lease: Phase1Lease) -> Phase1Job:
+    return Phase1Job(
+        thread_id=_THREAD,
+        scope_kind="user",
+        scope_key="user",
+        status=Phase1Status.RUNNING,
+        owner_session_id=UUID(int=2),
+        started_at=NOON,
+        source_updated_at=NOON,
+        ownership_token=lease.ownership_token,
+        attempt=8,
+        **_BY_TWO,
+    )
+
+
 class TestDeadOwners:
     """The claims of jobs, locks and backfills, whose holders die."""
 
@@ -90,9 +150,31 @@ class TestDeadOwners:
         """L2: and its lease is void."""
         stale = _hold(state, processes, kind)
         processes.kill(a_process(1))
-        _claim(state, kind, owner=2)
-        assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 90)
+        lease = _claim(state, kind, owner=2)
+        assert _row(state, kind).ownership_token == lease.ownership_token != stale.ownership_token
         assert not _renew(state, kind, stale)
+
+    def test_nothing_of_the_dead_stays_in_a_job(self, state: State, processes: ManualProcesses) -> None:
+        thread = a_thread(id=_THREAD)
+        state.threads.upsert(thread)
+        _leave_behind(state, thread, processes)
+        lease = _claim(state, "job", owner=2)
+        assert _row(state, "job") == _taken_over(lease)
+
+    def test_nothing_of_the_dead_stays_in_a_lock(
+        self, state: State, processes: ManualProcesses, clock: ManualClock
+    ) -> None:
+        _hold(state, processes, "lock")
+        processes.kill(a_process(1))
+        clock.advance(_SECOND)
+        lease = _claim(state, "lock", owner=2)
+        assert _row(state, "lock") == ConsolidationLock(
+            cwd=_ROOT,
+            working_thread_id=UUID(int=2),
+            updated_at=NOON + _SECOND,
+            ownership_token=lease.ownership_token,
+            **_BY_TWO,
+        )
 
     @_EVERY_KIND
     def test_what_a_living_process_holds_is_not(
@@ -182,6 +264,40 @@ class TestDeadOwners:
         processes.kill(a_process(1))
         _claim(state, "job", owner=2)
 
+    def test_a_thread_that_gets_newer_after_the_judgement_is_not_taken_over_for_its_old_version(
+        self, state: State, processes: ManualProcesses
+    ) -> None:
+        """Batch claims would take it for settled."""
+        _hold(state, processes, "job")
+        processes.kill(a_process(1))
+        processes.meanwhile = lambda: state.threads.upsert(a_thread(id=_THREAD, updated_at=NOON + _SECOND))
+        assert _try_claim(state, "job", owner=2) == _RUNNING
+        _claim(state, "job", owner=2)
+
+    def test_a_take_over_from_the_dead_concerns_its_own_job_only(
+        self, state: State, processes: ManualProcesses
+    ) -> None:
+        _hold(state, processes, "job")
+        other = a_thread()
+        state.threads.upsert(other)
+        processes.kill(a_process(1))
+        _claim(state, "job", owner=2)
+        assert [job.thread_id for job in state.phase1_jobs.list()] == [_THREAD]
+
+    @pytest.mark.parametrize("newer", [True, False])
+    def test_failures_before_the_death_count_for_their_version(
+        self, state: State, processes: ManualProcesses, newer: bool
+    ) -> None:
+        state.phase1_jobs.fail(_hold(state, processes, "job"), "broken", retry_after=timedelta(0))
+        assert _claim(state, "job", owner=2).failures == 1
+        processes.kill(a_process(2))
+        processes.become(3)
+        source = NOON + _SECOND if newer else NOON
+        state.threads.upsert(a_thread(id=_THREAD, updated_at=source))
+        taken = state.phase1_jobs.try_claim(_KEY, owner=UUID(int=3), source_updated_at=source, lease=_LEASE)
+        assert isinstance(taken, Claimed)
+        assert taken.lease.failures == (0 if newer else 1)
+
     def test_what_a_dead_process_finished_stays_finished(self, state: State, processes: ManualProcesses) -> None:
         state.phase1_jobs.succeed(_hold(state, processes, "job"), raw_memory_path=None, summary_hash=None)
         state.backfill.complete(_hold(state, processes, "backfill"))
@@ -189,17 +305,46 @@ class TestDeadOwners:
         assert _try_claim(state, "job") == _try_claim(state, "backfill") == Skipped(SkipReason.UP_TO_DATE)
         assert state.phase1_jobs.claim_candidates(owner=UUID(int=2), lease=_LEASE, scope_kinds=["user"]) == []
 
+    def test_a_take_over_of_a_lock_or_backfill_concerns_no_other(
+        self, state: State, processes: ManualProcesses
+    ) -> None:
+        for kind in ("lock", "backfill"):
+            _hold(state, processes, kind)
+        processes.become(1)
+        others = [
+            state.consolidation_locks.try_acquire(_ROOT / "other", owner=UUID(int=1), lease=_LEASE),
+            state.backfill.try_claim("other", lease=_LEASE),
+        ]
+        processes.become(2)
+        processes.kill(a_process(1))
+        for kind in ("lock", "backfill"):
+            _claim(state, kind, owner=2)
+        rows: list[Any] = [state.consolidation_locks.get(_ROOT / "other"), state.backfill.get("other")]
+        tokens = [claim.lease.ownership_token for claim in others if isinstance(claim, Claimed)]
+        assert [row.ownership_token for row in rows] == tokens
+
     @pytest.mark.parametrize("claim", [{"again": True}, {"refresh": True}, {}], ids=["again", "refresh", "as it is"])
     def test_a_backfill_of_the_dead_goes_on_where_it_stopped_or_from_the_start(
-        self, state: State, processes: ManualProcesses, claim: dict[str, Any]
+        self, state: State, processes: ManualProcesses, clock: ManualClock, claim: dict[str, Any]
     ) -> None:
         state.backfill.checkpoint(_hold(state, processes, "backfill"), "sessions/a")
         processes.kill(a_process(2))
         processes.become(3)
+        clock.advance(_SECOND)
         taken = state.backfill.try_claim(owner="again", lease=_LEASE, **claim)
         assert isinstance(taken, Claimed)
-        assert taken.lease.last_watermark == (None if claim.get("again") else "sessions/a")
-        assert _owner_of(_row(state, "backfill")) == ("here process 3 (again)", f"{HERE}:3:0", 90)
+        watermark = None if claim.get("again") else "sessions/a"
+        assert taken.lease.last_watermark == watermark
+        assert state.backfill.get() == BackfillState(
+            status=BackfillStatus.RUNNING,
+            last_watermark=watermark,
+            updated_at=NOON + _SECOND,
+            ownership_token=taken.lease.ownership_token,
+            claimed_at=NOON + _SECOND,
+            owner_name="here process 3 (again)",
+            owner_process=f"{HERE}:3:0",
+            lease_seconds=90,
+        )
 
 
 class TestDeadOwnersOfBatches:
@@ -245,6 +390,13 @@ class TestDeadOwnersOfBatches:
         processes.kill(a_process(2))
         assert claim(64) == of_two
 
+    def test_nothing_of_the_dead_stays_in_a_job(self, state: State, processes: ManualProcesses) -> None:
+        thread = a_thread(id=_THREAD)
+        state.threads.upsert(thread)
+        _leave_behind(state, thread, processes)
+        (lease,) = state.phase1_jobs.claim_candidates(owner=UUID(int=2), lease=_LEASE, scope_kinds=["user"])
+        assert _row(state, "job") == _taken_over(lease)
+
     @pytest.mark.parametrize("scopes", [["cwd"], ["user"], ["cwd", "user"]])
     def test_every_scope_of_the_dead_is_taken_over(
         self, state: State, processes: ManualProcesses, scopes: list[str]
@@ -261,6 +413,26 @@ class TestDeadOwnersOfBatches:
         processes.kill(a_process(1))
         processes.become(2)
         assert [claim(limit) for limit in (1, 3, 64, 64)] == [count * len(scopes) for count in (1, 3, 16, 0)]
+
+    @pytest.mark.parametrize("newer", [True, False])
+    def test_failures_before_the_death_count_for_their_version(
+        self, state: State, processes: ManualProcesses, newer: bool
+    ) -> None:
+        thread = a_thread()
+        state.threads.upsert(thread)
+
+        def claim() -> int:
+            (lease,) = state.phase1_jobs.claim_candidates(owner=UUID(int=1), lease=_LEASE, scope_kinds=["user"])
+            if processes.this() == a_process(1) and lease.attempt == 1:
+                state.phase1_jobs.fail(lease, "broken", retry_after=timedelta(0))
+            return lease.failures
+
+        assert (claim(), claim()) == (0, 1)
+        processes.kill(a_process(1))
+        processes.become(2)
+        if newer:
+            state.threads.upsert(a_thread(id=thread.id, updated_at=NOON + _SECOND))
+        assert claim() == (0 if newer else 1)
 
     def test_leases_of_the_dead_count_for_no_cap(self, state: State, processes: ManualProcesses) -> None:
         state.threads.upsert_many([a_thread() for _ in range(5)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -45,6 +44,7 @@ _FULL = {
     "home": "laptop",
     "name": "Mine",
     "name_at": NOON,
+    "original_name": "Theirs",
     "preview": "make all tests pass",
     "thread_source": "subagent",
     "originator": "codex_cli",
@@ -53,7 +53,6 @@ _FULL = {
     "memory_mode_chosen_at": NOON,
     "gone_at": NOON,
     "pinned": True,
-    "original_name": "theirs",
 }
 
 
@@ -108,16 +107,12 @@ class TestThreads:
     def test_a_rebuild_takes_everything_else_from_the_rollout(self, state: State) -> None:
         thread = a_thread()
         state.threads.upsert(thread)
-        not_in_rollouts: dict[str, Any] = {
-            "memory_mode_chosen_at": None,
-            "gone_at": None,
-            "pinned": False,
-            "original_name": None,
-        }
-        for thread_id in (thread.id, uuid4()):
-            rollout = a_thread(**(_FULL | {"id": thread_id}))
-            state.threads.upsert_from_rollouts([rollout])
-            assert state.threads.get(thread_id) == a_thread(**(_FULL | {"id": thread_id} | not_in_rollouts))
+        new = a_thread(**_FULL)
+        state.threads.upsert_from_rollouts([a_thread(**(_FULL | {"id": thread.id})), new])
+        # No rollout says these: the one row has them as they were, the other as a new one has them. A rollout is there.
+        own = {"memory_mode_chosen_at": None, "pinned": False, "original_name": None, "gone_at": None}
+        for thread_id in (thread.id, new.id):
+            assert state.threads.get(thread_id) == a_thread(**(_FULL | own | {"id": thread_id}))
 
     @pytest.mark.parametrize(("archived", "archived_at"), [(True, None), (False, NOON)])
     def test_every_write_derives_the_archived_flag_from_its_time(
@@ -317,10 +312,23 @@ class TestThreads:
         assert state.threads.get(thread.id) == stored
 
     def test_a_rebuild_keeps_what_somebody_gave_the_thread(self, state: State) -> None:
-        thread = a_thread(pinned=True, name="mine", name_at=NOON, memory_mode="disabled", memory_mode_chosen_at=NOON)
+        chosen = {"memory_mode": "disabled", "memory_mode_chosen_at": NOON}
+        thread = a_thread(pinned=True, name="mine", name_at=NOON, original_name="theirs", **chosen)
         state.threads.upsert(thread)
-        state.threads.upsert_from_rollouts([a_thread(id=thread.id, name="theirs", name_at=NOON - timedelta(hours=1))])
+        state.threads.upsert_from_rollouts([a_thread(id=thread.id)])
         assert state.threads.get(thread.id) == thread
+
+    @pytest.mark.parametrize(("first", "second"), [(NOON, _LATER), (_LATER, NOON), (None, NOON), (NOON, None)])
+    def test_of_two_names_a_rebuild_keeps_the_newer(
+        self, state: State, first: datetime | None, second: datetime | None
+    ) -> None:
+        thread = a_thread(name=first and "first", name_at=first)
+        state.threads.upsert(thread)
+        state.threads.upsert_from_rollouts([a_thread(id=thread.id, name=second and "second", name_at=second)])
+        stored = state.threads.get(thread.id)
+        assert stored is not None
+        is_second_newer = first is None or (second is not None and second > first)
+        assert (stored.name, stored.name_at) == (("second", second) if is_second_newer else ("first", first))
 
     def test_a_rollout_is_gone_or_found_and_a_row_stays(self, state: State, clock: ManualClock) -> None:
         """L7."""

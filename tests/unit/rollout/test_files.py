@@ -27,6 +27,7 @@ from codex_state.rollout.files import (
 )
 
 ID = "01a1fa5e-e5b9-7e73-bdf5-fc089a684a3d"
+ID_OF_ONE = str(thread_id(1))
 SEGMENT = "01a1fb00-0000-7e73-bdf5-fc089a684a3d"
 NAMED_TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PROPER = f"rollout-2026-01-02T03-04-05-{ID}"
@@ -318,16 +319,16 @@ class TestWhichFileCounts:
 
     @given(st.sets(_proper | _copies | _strangers, min_size=1, max_size=8).flatmap(_two_orders))
     def test_the_winner_is_the_same_in_any_order(self, orders: tuple[list[str], list[str]]) -> None:
-        first, second = (sorted(order, key=lambda path: rank(path, thread_id(1))) for order in orders)
+        first, second = (sorted(order, key=lambda path: rank(path, ID_OF_ONE)) for order in orders)
         assert first == second
 
     @given(st.sets(_proper | _copies | _strangers, min_size=2, max_size=8))
     def test_no_two_files_are_equal(self, paths: set[str]) -> None:
-        assert len({rank(path, thread_id(1)) for path in paths}) == len(paths)
+        assert len({rank(path, ID_OF_ONE) for path in paths}) == len(paths)
 
     @given(_proper, _copies | _strangers)
     def test_a_copy_or_a_file_of_another_name_never_beats_a_proper_one(self, proper: str, other: str) -> None:
-        assert rank(proper, thread_id(1)) > rank(other, thread_id(1))
+        assert rank(proper, ID_OF_ONE) > rank(other, ID_OF_ONE)
 
     @given(_proper, _proper)
     def test_the_time_in_the_name_decides_then_the_segment_then_the_place_then_the_form(
@@ -338,7 +339,7 @@ class TestWhichFileCounts:
             after_time = name.removesuffix(".zst").removesuffix(".jsonl")[len("rollout-") + 19 :]
             return name[:27], after_time, path.startswith("sessions/"), not name.endswith(".zst"), path
 
-        assert (rank(one, thread_id(1)) > rank(other, thread_id(1))) is (plainly(one) > plainly(other))
+        assert (rank(one, ID_OF_ONE) > rank(other, ID_OF_ONE)) is (plainly(one) > plainly(other))
 
     @pytest.mark.parametrize(
         ("winner", "loser"),
@@ -376,7 +377,7 @@ class TestWhichFileCounts:
         ],
     )
     def test_each_rule(self, winner: str, loser: str) -> None:
-        assert rank(winner, thread_id(1)) > rank(loser, thread_id(1))
+        assert rank(winner, ID_OF_ONE) > rank(loser, ID_OF_ONE)
 
 
 def test_gitignore_files_do_not_hide_rollouts(tmp_path: Path) -> None:
