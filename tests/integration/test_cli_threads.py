@@ -211,7 +211,7 @@ def test_show_adds_tools_and_memory_to_the_columns(indexed: Cli) -> None:
 def test_show_fits_a_terminal_and_names_every_column(indexed: Cli) -> None:
     item = titled(indexed, "ORCH-311")
     done = indexed.on_terminal("threads", "show", item["id"], columns=80, NO_COLOR="1")
-    lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
+    lines = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
     assert max(map(len, lines)) <= 80
     names = {line.split()[0] for line in lines if line and not line.startswith(" ")}
     assert names >= COLUMNS
@@ -318,7 +318,7 @@ def test_spawned_threads_can_be_left_out_or_drawn_below_their_parents(tmp_path: 
     assert sorted(names("--no-children")) == ["other", "parent"]
     assert names("--tree") == ["orphan", "parent", "second", "first", "grandchild", "other", "its own"]
     done = cli.on_terminal("threads", "list", "--tree", columns=80, NO_COLOR="1")
-    lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
+    lines = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
     drawn = [line.partition("2026-02-10  ")[2] for line in lines if "2026-02-10  " in line]
     assert drawn == ["orphan", "parent", "├─ second", "└─ first", "   └─ grandchild", "other", "its own"]
     assert "--tree is for people" in cli.refused("threads", "list", "--tree", "--json").stderr
