@@ -142,7 +142,11 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, day=st.sampled_from(DAYS), begun=st.sampled_from(["asked", "goal", "nothing"]))
     def write_a_rollout_of_today(self, number: int, day: str, begun: str) -> None:
-        first = {"asked": [completed_message(f"new {self._moments:03}")], "goal": [goal_updated("a goal")], "nothing": []}
+        first = {
+            "asked": [completed_message(f"new {self._moments:03}")],
+            "goal": [goal_updated("a goal")],
+            "nothing": [],
+        }
         items = (self.head(number), *first[begun], settings_applied(model="m"), token_count(100 + self._moments))
         self.put(rollout_path(self.home, number, time=day), body(*numbered(*items)))
 
@@ -187,7 +191,9 @@ class IndexMachine(RuleBasedStateMachine):
     def rewrite_in_the_same_size_and_second(self, choice: int) -> None:
         path = self.one(choice)
         content, modified = path.read_bytes(), path.stat().st_mtime_ns
-        changed = content.replace(b"old 0", b"old 1").replace(b"new 0", b"new 1") if path.suffix == ".jsonl" else content
+        changed = (
+            content.replace(b"old 0", b"old 1").replace(b"new 0", b"new 1") if path.suffix == ".jsonl" else content
+        )
         self.put(path, changed, modified + 1)
 
     @precondition(has_files)
