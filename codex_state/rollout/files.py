@@ -248,12 +248,12 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, 
         with os.scandir(directory) as entries:
             for entry in entries:
                 name = entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    if _is_utf8(directory, name, report):
-                        found.append((f"{name}/", name, None))
-                elif is_rollout_name(name) and entry.is_file(follow_symlinks=False):
+                if is_rollout_name(name) and entry.is_file(follow_symlinks=False):
                     if name.isascii() or _is_utf8(directory, name, report):
                         found.append((name, name, entry.stat(follow_symlinks=False)))
+                elif entry.is_dir(follow_symlinks=False):
+                    if _is_utf8(directory, name, report):
+                        found.append((f"{name}/", name, None))
                 elif entry.is_symlink() and (is_rollout_name(name) or entry.is_dir()):
                     report(WalkProblem(f"{directory}/{name}", "a symbolic link, which isn't followed", is_link=True))
     except OSError as error:
