@@ -208,6 +208,7 @@ def name_thread(
     if name is not None and not name:
         raise InvalidInputError("the name is blank; give it at least one word, or --clear")
     with opened(context, codex_home, writes=True) as runtime:
+        freshen(runtime)
         if not runtime.run(lambda state: state.threads.set_name(thread_id, name)):
             raise not_found(runtime, thread_id)
     note(f"{thread_id} has no name now" if name is None else f"{thread_id} is now called {name!r}")

@@ -88,6 +88,7 @@ _brings_a_name = and_(
 _UPSERT = _overwrite(
     "memory_mode",
     "memory_mode_chosen_at",
+    "original_name",
     name=case((_brings_a_name, _insert.excluded.name), else_=_threads.c.name),
     name_at=case((_brings_a_name, _insert.excluded.name_at), else_=_threads.c.name_at),
     # What was said of a file holds until another one is named.
@@ -196,7 +197,8 @@ class ThreadRepository(Repository):
         - The memory mode stays: it belongs to the row's creation, and to whoever chose it since.
         - A name stays unless this thread has one that isn't older; one without a time is given now. ``set_name``
           takes a name away.
-        - That the rollout is gone stays known while the thread names the same one.
+        - That the rollout is gone stays known while the thread names the same one, and what the original's database
+          last called the thread stays noted.
         """
         self._all(_UPSERT, _row_of(thread))
 

@@ -76,8 +76,8 @@ class TestThreads:
         state.threads.upsert(changed)
         stored = state.threads.get(thread.id)
         assert stored is not None
-        kept = {"memory_mode", "memory_mode_chosen_at"}
-        assert (stored.memory_mode, stored.memory_mode_chosen_at) == ("polluted", None)
+        kept = {"memory_mode", "memory_mode_chosen_at", "original_name"}
+        assert (stored.memory_mode, stored.memory_mode_chosen_at, stored.original_name) == ("polluted", None, None)
         assert stored.model_dump(exclude=kept) == changed.model_dump(exclude=kept)
 
     def test_upsert_many_stores_all_and_takes_the_last_of_one_id(self, state: State) -> None:
