@@ -246,28 +246,28 @@ def _same_token(module: str) -> PlantedMutant:
 
 
 def _plant_checkpoint_after(held: ExitStack, met: Callable[[], None]) -> None:
-    store, checkpoint = backfilling._Run._store, backfilling._Run._checkpoint
+    store, checkpoint = backfilling._Run._store, BackfillRepository.checkpoint
 
-    def without(self: Any, state: State, extracted: Any, watermark: str) -> Any:
-        with patch.object(backfilling._Run, "_checkpoint", lambda *_: None):
-            answer = store(self, state, extracted, watermark)
+    def without(self: Any, state: State, settled: Any, watermark: str, write: Any) -> None:
+        with patch.object(BackfillRepository, "checkpoint", lambda *_: HolderWrite.APPLIED):
+            store(self, state, settled, watermark, write)
         state.session.commit()
         met()
-        checkpoint(self, state, watermark)
-        return answer
+        checkpoint(state.backfill, self._lease, watermark)
 
     held.enter_context(patch.object(backfilling._Run, "_store", without))
 
 
 def _plant_checkpoint_before(held: ExitStack, met: Callable[[], None]) -> None:
-    store, checkpoint = backfilling._Run._store, backfilling._Run._checkpoint
+    store, checkpoint = backfilling._Run._store, BackfillRepository.checkpoint
 
-    def without(self: Any, state: State, extracted: Any, watermark: str) -> Any:
-        checkpoint(self, state, watermark)
+    def without(self: Any, state: State, settled: Any, watermark: str, write: Any) -> None:
+        if not checkpoint(state.backfill, self._lease, watermark):
+            raise backfilling._LeaseLostError
         state.session.commit()
         met()
-        with patch.object(backfilling._Run, "_checkpoint", lambda *_: None):
-            return store(self, state, extracted, watermark)
+        with patch.object(BackfillRepository, "checkpoint", lambda *_: HolderWrite.APPLIED):
+            store(self, state, settled, watermark, write)
 
     held.enter_context(patch.object(backfilling._Run, "_store", without))
 
