@@ -158,8 +158,9 @@ class StateRuntime:
             path = file_of(settings)
             if path is not None and not state_files.can_be_written(path):
                 return cls._open_unwritable(settings, path), False
-        if settings.database_url is None:
+        else:
             state_files.make_directory(settings.codex_home)
+        if settings.database_url is None:
             state_files.make_directory(settings.database_path.parent)
         database = Database.of(settings)
         created = database.path is not None and not database.path.exists()

@@ -119,6 +119,7 @@ def thread_row(number: int, **values: Any) -> dict[str, Any]:
         "memory_mode_chosen_at": 1_770_000_060,
         "gone_at": 1_770_000_070,
         "pinned": 0,
+        "original_name": "hello",
     } | values
 
 

@@ -41,7 +41,7 @@ def copy(
     from codex_state.runtime import StateRuntime
     from codex_state.transfer import copy_state
 
-    from_settings = settings_for(context, codex_home, needs_home=False)
+    from_settings = settings_for(context, codex_home)
     to_settings = _settings_of_target(from_settings, to)
     _require_source(from_settings)
     try:

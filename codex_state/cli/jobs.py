@@ -95,7 +95,7 @@ def requeue(
     if (thread is None) is not all_failed:
         raise InvalidInputError("give either a THREAD_ID or --all-failed")
     thread_id = None if thread is None else thread_id_of(thread)
-    with opened(context, codex_home, writes=True, needs_home=False) as runtime:
+    with opened(context, codex_home, needs_home=False) as runtime:
         requeued, claimable, others = runtime.run(lambda state: _requeue(state, thread_id, scope_kind, scope_key))
         with runtime.read() as state:
             now = database_time(state)

@@ -49,7 +49,7 @@ def opened(
     Args:
         context: the command's.
         codex_home: the command's own option.
-        writes: the command changes more than the index. Others also work on a state that can't be written.
+        writes: the command can't do anything useful on a state that can't be written. Older files of ours are removed.
         needs_home: see ``settings_for``.
     """
     from codex_state.runtime import StateRuntime

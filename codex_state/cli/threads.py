@@ -169,7 +169,7 @@ def archive(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome =
     from codex_state import rollout
 
     thread_id = thread_id_of(thread)
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True) as runtime:
         moved = rollout.archive_thread(runtime, thread_id)
     write(f"{moved}\n")
 
@@ -183,7 +183,7 @@ def unarchive(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome
     from codex_state import rollout
 
     thread_id = thread_id_of(thread)
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True) as runtime:
         moved = rollout.unarchive_thread(runtime, thread_id)
     write(f"{moved}\n")
 
@@ -207,7 +207,8 @@ def name_thread(
     name = None if text is None else text.strip()
     if name is not None and not name:
         raise InvalidInputError("the name is blank; give it at least one word, or --clear")
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True) as runtime:
+        freshen(runtime)
         if not runtime.run(lambda state: state.threads.set_name(thread_id, name)):
             raise not_found(runtime, thread_id)
     note(f"{thread_id} has no name now" if name is None else f"{thread_id} is now called {name!r}")

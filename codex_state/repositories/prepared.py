@@ -89,6 +89,8 @@ class _Prepared(ABC):
 
     def _made(self, rows: Iterable[Sequence[Any]], make: _Make | None) -> list[Any]:
         make = make or self._make_row
+        if not self._result_converts:
+            return [make(row) for row in rows]
         return [make(_converted(row, self._result_converts)) for row in rows]
 
     def _with_constants(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -28,6 +28,7 @@ from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, RolloutFile, RolloutFileState, Thread
 from codex_state.models.columns import UuidText, big_integer, stored_type, stored_uuid, text
 from codex_state.repositories.base import Repository, seconds_of, table_of
+from codex_state.repositories.prepared import execute
 
 _threads = table_of(Thread)
 _files = table_of(RolloutFile)
@@ -173,8 +174,8 @@ class RolloutFileRepository(Repository):
 
     def page(self, home: str = LOCAL_HOME, *, after: str = "", limit: int = 5000) -> list[FileRow]:
         """The next files of a home in the order of their paths."""
-        rows = self._all(_PAGE, {"of_home": home, "after": after, "row_limit": limit})
-        return [FileRow(*row) for row in rows]
+        parameters = {"of_home": home, "after": after, "row_limit": limit}
+        return list(execute(self._connection, _PAGE, parameters, FileRow._make))
 
     def get(self, path: str, home: str = LOCAL_HOME) -> FileRow | None:
         """What is known of one file."""

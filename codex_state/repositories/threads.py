@@ -41,7 +41,7 @@ from codex_state.repositories import thread_listing, thread_names, thread_refere
 from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
 from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.prepared import atomically
-from codex_state.repositories.rollout_files import UPSERT_FROM_ROLLOUTS
+from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS, UPSERT_FROM_ROLLOUTS
 from codex_state.repositories.thread_listing import Reads, statement_of
 
 _COUNTED_UNSHOWN = 1000
@@ -88,6 +88,7 @@ _brings_a_name = and_(
 _UPSERT = _overwrite(
     "memory_mode",
     "memory_mode_chosen_at",
+    "original_name",
     name=case((_brings_a_name, _insert.excluded.name), else_=_threads.c.name),
     name_at=case((_brings_a_name, _insert.excluded.name_at), else_=_threads.c.name_at),
     # What was said of a file holds until another one is named.
@@ -196,7 +197,8 @@ class ThreadRepository(Repository):
         - The memory mode stays: it belongs to the row's creation, and to whoever chose it since.
         - A name stays unless this thread has one that isn't older; one without a time is given now. ``set_name``
           takes a name away.
-        - That the rollout is gone stays known while the thread names the same one.
+        - That the rollout is gone stays known while the thread names the same one, and what the original's database
+          last called the thread stays noted.
         """
         self._all(_UPSERT, _row_of(thread))
 
@@ -207,12 +209,15 @@ class ThreadRepository(Repository):
     def upsert_from_rollouts(self, threads: Iterable[Thread]) -> None:
         """Write what rollouts say, keeping what they can't know: all threads or none.
 
-        Each git field that the row already has stays. So do its name, its pin, and a memory mode that somebody chose.
-        Everything else is taken from the rollout. A row of another home stays as it is when its rollout was written
-        later than this one: the thread has moved there.
+        Each git field that the row already has stays. So do its pin, and a memory mode that somebody chose; of two
+        names the newer one does. Everything else is taken from the rollout. A row of another home stays as it is when
+        its rollout was written later than this one: the thread has moved there.
         """
+        told = (*ROLLOUT_COLUMNS, "home")
         rows = (_row_of(thread) for thread in threads)
-        self._many(UPSERT_FROM_ROLLOUTS, [{**row, "memory_mode_said_at": None} for row in rows])
+        self._many(
+            UPSERT_FROM_ROLLOUTS, [{name: row[name] for name in told} | {"memory_mode_said_at": None} for row in rows]
+        )
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""

@@ -34,8 +34,7 @@ _COPY = re.compile(r"(rollout-[0-9T-]{19}-[0-9a-f-]{36}(?:_[0-9a-f-]{36})?)[^0-9
 """What file managers and synchronisers make of a name: ``… (1)``, ``… 2``, ``….sync-conflict-…``."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """A rollout that was met on a walk."""
 
     path: str
@@ -224,11 +223,18 @@ def _ignore(_problem: WalkProblem) -> None:
 
 
 def _walk(directory: str, prefix: str, report: OnProblem) -> Iterator[FoundFile]:
-    for key, name, status in _ordered_entries(directory, report):
-        if status is None:
-            yield from _walk(f"{directory}/{name}", prefix + key, report)
-        else:
+    # A stack of its own: directories may be nested more deeply than calls.
+    pending = [(directory, prefix, iter(_ordered_entries(directory, report)))]
+    while pending:
+        directory, prefix, entries = pending[-1]
+        for key, name, status in entries:
+            if status is None:
+                below = f"{directory}/{name}"
+                pending.append((below, prefix + key, iter(_ordered_entries(below, report))))
+                break
             yield FoundFile(prefix + key, status.st_size, status.st_mtime_ns)
+        else:
+            pending.pop()
 
 
 def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, os.stat_result | None]]:
@@ -242,12 +248,12 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, 
         with os.scandir(directory) as entries:
             for entry in entries:
                 name = entry.name
-                if entry.is_dir(follow_symlinks=False):
+                if is_rollout_name(name) and entry.is_file(follow_symlinks=False):
+                    if name.isascii() or _is_utf8(directory, name, report):
+                        found.append((name, name, entry.stat(follow_symlinks=False)))
+                elif entry.is_dir(follow_symlinks=False):
                     if _is_utf8(directory, name, report):
                         found.append((f"{name}/", name, None))
-                elif is_rollout_name(name) and entry.is_file(follow_symlinks=False):
-                    if _is_utf8(directory, name, report):
-                        found.append((name, name, entry.stat(follow_symlinks=False)))
                 elif entry.is_symlink() and (is_rollout_name(name) or entry.is_dir()):
                     report(WalkProblem(f"{directory}/{name}", "a symbolic link, which isn't followed", is_link=True))
     except OSError as error:
@@ -257,11 +263,10 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, 
 
 
 def _is_utf8(directory: str, name: str, report: OnProblem) -> bool:
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            # The database stores paths as UTF-8 text, so such a path could never be found again.
-            report(WalkProblem(f"{directory}/{ascii(name)[1:-1]}", "the name is not UTF-8"))
-            return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        # The database stores paths as UTF-8 text, so such a path could never be found again.
+        report(WalkProblem(f"{directory}/{ascii(name)[1:-1]}", "the name is not UTF-8"))
+        return False
     return True

@@ -581,6 +581,8 @@ UNKNOWN_SOURCE = "unknown"
 
 _PLAIN_SOURCES = frozenset({"cli", "vscode", "exec", "mcp", UNKNOWN_SOURCE})
 
+_SPAWN_FIELDS = ("parent_thread_id", "depth", "agent_path", "agent_nickname", "agent_role")
+
 _MAX_NESTING = 100
 """How deeply nested a value may be that is kept, so that every later reader can read it."""
 
@@ -604,7 +606,7 @@ def source_text(source: str | dict[str, Any] | None) -> str:
     """Who started a thread, as a row stores it.
 
     ``cli``, ``vscode``, ``exec``, ``mcp``; ``unknown`` for another bare word; compact JSON for one with details, as
-    sub-agents have.
+    sub-agents have. That of a spawned thread has its fields in the original's order, so that it can be looked for.
     """
     if source is None:
         return DEFAULT_SOURCE
@@ -617,7 +619,10 @@ def source_text(source: str | dict[str, Any] | None) -> str:
         return compact_json(source)
     named = {"agent_path": None, "agent_nickname": None, "agent_role": spawn.get("agent_type")}
     whole = named | {name: value for name, value in spawn.items() if name != "agent_type"}
-    return compact_json({"subagent": {"thread_spawn": whole}})
+    if (parent := spawned_by(source)) is not None:
+        whole["parent_thread_id"] = parent
+    ordered = {name: whole[name] for name in _SPAWN_FIELDS if name in whole}
+    return compact_json({"subagent": {"thread_spawn": ordered | whole}})
 
 
 def _spawn(source: str | dict[str, Any] | None) -> dict[str, Any]:

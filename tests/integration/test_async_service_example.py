@@ -55,11 +55,11 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-def stored(settings: StateSettings, thread: Thread) -> tuple[str | None, str | None]:
+def stored(settings: StateSettings, thread: Thread) -> tuple[str, str | None]:
     with StateRuntime.open(settings) as runtime, runtime.read() as state:
         found = state.threads.get(thread.id)
     assert found is not None
-    return found.name, found.memory_mode
+    return found.display_name, found.memory_mode
 
 
 def test_it_lists_threads_and_changes_them(app: FastAPI, thread: Thread, settings: StateSettings) -> None:

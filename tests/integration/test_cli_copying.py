@@ -102,12 +102,11 @@ def test_a_missing_source_is_not_created(tmp_path: Path) -> None:
     assert done.status == 1
     assert "there is no database at" in done.stderr
     assert list(cli.home.iterdir()) == []
-    cli.home.rmdir()
     named = cli.refused(
         "db", "copy", "--to", sqlite_url(tmp_path), CODEX_STATE_DATABASE_URL=sqlite_url(tmp_path, "none")
     )
     assert f"there is no database at {tmp_path / 'none.sqlite'}" in named.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [cli.home]
 
 
 def test_the_same_database_is_wrong_usage(cli: Cli) -> None:

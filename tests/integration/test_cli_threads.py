@@ -211,7 +211,7 @@ def test_show_adds_tools_and_memory_to_the_columns(indexed: Cli) -> None:
 def test_show_fits_a_terminal_and_names_every_column(indexed: Cli) -> None:
     item = titled(indexed, "ORCH-311")
     done = indexed.on_terminal("threads", "show", item["id"], columns=80, NO_COLOR="1")
-    lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
+    lines = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
     assert max(map(len, lines)) <= 80
     names = {line.split()[0] for line in lines if line and not line.startswith(" ")}
     assert names >= COLUMNS
@@ -318,7 +318,7 @@ def test_spawned_threads_can_be_left_out_or_drawn_below_their_parents(tmp_path: 
     assert sorted(names("--no-children")) == ["other", "parent"]
     assert names("--tree") == ["orphan", "parent", "second", "first", "grandchild", "other", "its own"]
     done = cli.on_terminal("threads", "list", "--tree", columns=80, NO_COLOR="1")
-    lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
+    lines = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
     drawn = [line.partition("2026-02-10  ")[2] for line in lines if "2026-02-10  " in line]
     assert drawn == ["orphan", "parent", "├─ second", "└─ first", "   └─ grandchild", "other", "its own"]
     assert "--tree is for people" in cli.refused("threads", "list", "--tree", "--json").stderr
@@ -339,20 +339,25 @@ def test_a_row_that_can_not_be_read_is_named_and_the_others_are_listed(tmp_path:
     assert notes[3] == "codex-state: 1 more row can't be read"
 
 
-def test_a_listing_of_an_incomplete_index_says_so_and_does_not_fail(tmp_path: Path) -> None:
+def test_a_listing_takes_in_what_is_new_first_unless_it_is_told_not_to(tmp_path: Path) -> None:
     cli = InProcess(copy_of_the_example_home(tmp_path / "home"))
-    done = cli.ok("threads", "list", "--json")
+    done = cli.ok("threads", "list", "--json", "--no-refresh")
     assert done.json["items"] == []
-    assert done.stderr == "codex-state: the index hasn't been built yet; run `codex-state backfill`\n"
+    assert done.stderr == "codex-state: the index isn't complete yet (--no-refresh)\n"
+    done = cli.ok("threads", "list", "--json")
+    assert len(done.json["items"]) == LISTED
+    assert done.stderr == "codex-state: 1 file can't be indexed; `codex-state backfill` says why\n"
+    assert cli.ok("threads", "list", "--json").stderr == ""
+    done = cli.ok("threads", "list", "--json", "--no-refresh")
+    assert len(done.json["items"]) == LISTED
+    assert done.stderr.startswith("codex-state: the index was brought up to date ")
 
 
-def test_a_thread_that_is_not_indexed_yet_may_be_the_reason_why_it_is_not_found(tmp_path: Path) -> None:
+def test_a_thread_that_is_not_indexed_yet_can_be_shown_found_and_named(tmp_path: Path) -> None:
     thread_id = "019d2931-6038-7f85-98dd-1f67f15e8ef8"
-    (tmp_path / "home").mkdir()
-    for command in (["show", thread_id], ["name", thread_id, "new"]):
-        done = InProcess(tmp_path / "home").refused("threads", *command)
-        assert done.status == 1
-        assert f"thread not found: {thread_id} (the index hasn't been built yet; run" in done.stderr
+    for command in (["show", thread_id], ["path", thread_id], ["name", thread_id, "new"]):
+        cli = InProcess(copy_of_the_example_home(tmp_path / command[0]))
+        cli.ok("threads", *command)
 
 
 def test_an_unknown_thread_is_named(indexed: Cli) -> None:

@@ -348,7 +348,7 @@ def unclear() -> list[Any]:
         ("thread_dynamic_tools", tool_row(thread), tool_row(thread, name="other")),
         ("thread_memory", memory_row(thread), memory_row(thread, raw_memory="other")),
         ("memory_phase1_jobs", job_row(thread), job_row(thread, ownership_token="other")),
-        ("backfill_state", {}, {"owner": "other"}),
+        ("backfill_state", {}, {"owner_name": "other"}),
         ("logs", log_row(1), log_row(1, message="other")),
     ]
     return [pytest.param(*pair, id=f"{pair[0]} {number}") for number, pair in enumerate(pairs)]

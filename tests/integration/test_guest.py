@@ -325,16 +325,15 @@ def test_who_only_reads_removes_nothing(home: Path) -> None:
     assert (home / "codex_state_3.sqlite").exists()
 
 
-def test_with_a_database_elsewhere_no_file_of_the_home_is_touched_and_no_home_is_made(
-    home: Path, tmp_path: Path
-) -> None:
+def test_with_a_database_elsewhere_no_file_of_the_home_is_touched(home: Path, tmp_path: Path) -> None:
     make_ours(home / "codex_state_3.sqlite")
     make_ours(home / FORMER_NAME)
     before = contents(home)
     StateRuntime.open(StateSettings(codex_home=home, database_url="sqlite://")).close()
     StateRuntime.open(StateSettings(codex_home=home, database_url=f"sqlite:///{tmp_path / 'x.sqlite'}")).close()
     assert contents(home) == before
-    StateRuntime.open(StateSettings(codex_home=tmp_path / "none", database_url="sqlite://")).close()
+    settings = StateSettings(codex_home=tmp_path / "none", database_url="sqlite://")
+    StateRuntime.open(settings, for_reading=True).close()
     assert not (tmp_path / "none").exists()
 
 

@@ -11,7 +11,6 @@ EQUIVALENT: dict[str, str] = {
         f"{claim} keeps the old status": _HELD
         for claim in (
             "phase1_jobs.claim_from_the_dead",
-            "phase1_candidates.claim_from_the_dead",
             "backfills.claim_from_the_dead",
             "backfills.claim_from_the_dead_again",
         )

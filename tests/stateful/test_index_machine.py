@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -268,10 +269,8 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, move=st.sampled_from([archive_thread, unarchive_thread]))
     def archive(self, number: int, move: Callable[[StateRuntime, Any], Path]) -> None:
-        try:
+        with suppress(ThreadNotFoundError, RolloutError):  # it has no file, or two of the same name
             assert move(self.runtime, thread_id(number)).is_file()
-        except (ThreadNotFoundError, RolloutError):
-            pass  # it has no file, or two of the same name
 
     @rule(number=numbers, name=st.sampled_from(["mine", "yours", None]))
     def name_it_here(self, number: int, name: str | None) -> None:
@@ -299,10 +298,8 @@ class IndexMachine(RuleBasedStateMachine):
         def interrupt(_progress: object) -> None:
             raise KeyboardInterrupt
 
-        try:
+        with suppress(KeyboardInterrupt):
             self.refresh(batch_size, on_progress=interrupt)
-        except KeyboardInterrupt:
-            pass
 
     @rule(batch_size=st.sampled_from([1, 2, 200]))
     def refresh_and_compare(self, batch_size: int) -> None:
@@ -320,12 +317,14 @@ class IndexMachine(RuleBasedStateMachine):
     def compare(self, before: dict[str, Row]) -> None:
         rows = table(self.runtime, "threads", "id")
         inventory = table(self.runtime, "rollout_files", "path")
-        with tempfile.TemporaryDirectory(prefix="index-machine-") as directory:
-            with open_in(self.home, Path(directory)) as fresh:
-                assert backfill(fresh, workers=0).status is BackfillOutcome.COMPLETE
-                expected = table(fresh, "threads", "id")
-                expected_inventory = table(fresh, "rollout_files", "path")
-                expected_tools = table(fresh, "thread_dynamic_tools", "thread_id", "position")
+        with (
+            tempfile.TemporaryDirectory(prefix="index-machine-") as directory,
+            open_in(self.home, Path(directory)) as fresh,
+        ):
+            assert backfill(fresh, workers=0).status is BackfillOutcome.COMPLETE
+            expected = table(fresh, "threads", "id")
+            expected_inventory = table(fresh, "rollout_files", "path")
+            expected_tools = table(fresh, "thread_dynamic_tools", "thread_id", "position")
         tools = table(self.runtime, "thread_dynamic_tools", "thread_id", "position")
 
         known = {path: row for path, row in inventory.items() if row["state"] != "gone"}

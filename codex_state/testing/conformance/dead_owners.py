@@ -30,12 +30,13 @@ from codex_state.testing.processes import ELSEWHERE, HERE, ManualProcesses, a_pr
 from codex_state.testing.samples import NOON, a_thread
 
 _LEASE = timedelta(seconds=90)
+_HELD_FOR = timedelta(seconds=60)
 _SECOND = timedelta(seconds=1)
 _THREAD = UUID(int=7)
 _KEY = Phase1Key(_THREAD, MemoryScope.user())
 _ROOT = Path("/memories")
 _RUNNING = Skipped(SkipReason.RUNNING)
-_EVERY_KIND = pytest.mark.parametrize("kind", ["job", "lock", "backfill"])
+_EVERY_KIND = pytest.mark.parametrize("kind", ["job", "lock", "backfill", "backfill again"])
 
 
 def _try_claim(state: State, kind: str, *, owner: int = 1, lease: timedelta = _LEASE) -> Any:
@@ -44,7 +45,7 @@ def _try_claim(state: State, kind: str, *, owner: int = 1, lease: timedelta = _L
             return state.phase1_jobs.try_claim(_KEY, owner=UUID(int=owner), source_updated_at=NOON, lease=lease)
         case "lock":
             return state.consolidation_locks.try_acquire(_ROOT, owner=UUID(int=owner), lease=lease)
-    return state.backfill.try_claim(lease=lease)
+    return state.backfill.try_claim(lease=lease, again=kind == "backfill again")
 
 
 def _claim(state: State, kind: str, **options: Any) -> Any:
@@ -66,8 +67,8 @@ def _row(state: State, kind: str) -> Any:
 
 
 def _renew(state: State, kind: str, lease: Any) -> bool:
-    repository: Any = {"job": "phase1_jobs", "lock": "consolidation_locks", "backfill": "backfill"}[kind]
-    return bool(getattr(state, repository).renew(lease))
+    repositories: dict[str, Any] = {"job": state.phase1_jobs, "lock": state.consolidation_locks}
+    return bool(repositories.get(kind, state.backfill).renew(lease))
 
 
 def _owner_of(row: Any) -> tuple[str, str | None, int]:
@@ -78,7 +79,7 @@ def _hold(state: State, processes: ManualProcesses, kind: str) -> Any:
     """Have process 1 hold work, and process 2 be at work."""
     state.threads.upsert(a_thread(id=_THREAD))
     processes.become(1)
-    lease = _claim(state, kind, owner=1)
+    lease = _claim(state, kind, owner=1, lease=_HELD_FOR)
     processes.become(2)
     return lease
 
@@ -115,6 +116,13 @@ def _leave_behind(state: State, thread: Thread, processes: ManualProcesses) -> N
     processes.become(2)
 
 
+def _try_claim_job(state: State, thread: Thread, scope: MemoryScope) -> None:
+    claim = state.phase1_jobs.try_claim(
+        Phase1Key(thread.id, scope), owner=UUID(int=1), source_updated_at=thread.updated_at, lease=_LEASE
+    )
+    assert isinstance(claim, Claimed)
+
+
 def _taken_over(lease: Phase1Lease) -> Phase1Job:
     return Phase1Job(
         thread_id=_THREAD,
@@ -136,12 +144,12 @@ class TestDeadOwners:
     @_EVERY_KIND
     def test_who_holds_it_is_in_the_row(self, state: State, processes: ManualProcesses, kind: str) -> None:
         _hold(state, processes, kind)
-        assert _owner_of(_row(state, kind)) == ("here process 1", f"{HERE}:1:0", 90)
+        assert _owner_of(_row(state, kind)) == ("here process 1", f"{HERE}:1:0", 60)
 
     @_EVERY_KIND
     def test_who_renews_it_is_in_the_row(self, state: State, processes: ManualProcesses, kind: str) -> None:
         assert _renew(state, kind, _hold(state, processes, kind))
-        assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 90)
+        assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 60)
 
     @_EVERY_KIND
     def test_what_a_dead_process_of_this_host_held_is_taken_over_at_once(
@@ -251,9 +259,8 @@ class TestDeadOwners:
         finish: dict[str, Callable[[], object]] = {
             "job": lambda: state.phase1_jobs.fail(lease, "broken"),
             "lock": lambda: state.consolidation_locks.release(lease),
-            "backfill": lambda: state.backfill.complete(lease),
         }
-        processes.meanwhile = finish[kind]
+        processes.meanwhile = finish.get(kind, lambda: state.backfill.complete(lease))
         assert isinstance(_try_claim(state, kind, owner=2), Claimed) is (kind == "lock")
 
     def test_a_dead_holder_of_an_older_version_is_taken_over_for_any_version(
@@ -396,6 +403,47 @@ class TestDeadOwnersOfBatches:
         _leave_behind(state, thread, processes)
         (lease,) = state.phase1_jobs.claim_candidates(owner=UUID(int=2), lease=_LEASE, scope_kinds=["user"])
         assert _row(state, "job") == _taken_over(lease)
+
+    @pytest.mark.parametrize(
+        "scope", [MemoryScope.user(), MemoryScope.cwd(Path("/code"))], ids=lambda scope: scope.kind
+    )
+    def test_threads_with_nothing_to_take_over_take_no_room(
+        self, state: State, processes: ManualProcesses, scope: MemoryScope
+    ) -> None:
+        """Though they are looked at, as they changed while their job runs; and so does the one that is left out."""
+        dead, left_out = a_thread(), a_thread(updated_at=NOON + 9 * _SECOND)
+        living = [a_thread(updated_at=NOON + (number + 1) * _SECOND) for number in range(3)]
+        state.threads.upsert_many([dead, left_out, *living])
+        for thread in (dead, left_out):
+            _try_claim_job(state, thread, scope)
+        processes.become(2)
+        for thread in living:
+            _try_claim_job(state, thread, scope)
+        state.threads.upsert_many([a_thread(id=each.id, updated_at=NOON + 5 * _SECOND) for each in living])
+        processes.kill(a_process(1))
+        processes.become(3)
+        leases = state.phase1_jobs.claim_candidates(
+            owner=UUID(int=3), lease=_LEASE, limit=1, scope_kinds=[scope.kind], exclude=left_out.id
+        )
+        assert [lease.key.thread_id for lease in leases] == [dead.id]
+
+    @pytest.mark.parametrize(
+        "living", [MemoryScope.user(), MemoryScope.cwd(Path("/elsewhere")), MemoryScope("user", "/code")]
+    )
+    def test_a_job_that_a_living_process_holds_blocks_no_other_of_its_thread(
+        self, state: State, processes: ManualProcesses, living: MemoryScope
+    ) -> None:
+        thread = a_thread()
+        state.threads.upsert(thread)
+        for number, scope in enumerate([MemoryScope.cwd(thread.cwd), living], start=1):
+            processes.become(number)
+            _try_claim_job(state, thread, scope)
+        processes.kill(a_process(1))
+        processes.become(3)
+        leases = state.phase1_jobs.claim_candidates(owner=UUID(int=3), lease=_LEASE)
+        scopes = {lease.key.scope for lease in leases}
+        assert MemoryScope.cwd(thread.cwd) in scopes
+        assert living not in scopes
 
     @pytest.mark.parametrize("scopes", [["cwd"], ["user"], ["cwd", "user"]])
     def test_every_scope_of_the_dead_is_taken_over(

@@ -44,6 +44,7 @@ _FULL = {
     "home": "laptop",
     "name": "Mine",
     "name_at": NOON,
+    "original_name": "Theirs",
     "preview": "make all tests pass",
     "thread_source": "subagent",
     "originator": "codex_cli",
@@ -75,8 +76,8 @@ class TestThreads:
         state.threads.upsert(changed)
         stored = state.threads.get(thread.id)
         assert stored is not None
-        kept = {"memory_mode", "memory_mode_chosen_at"}
-        assert (stored.memory_mode, stored.memory_mode_chosen_at) == ("polluted", None)
+        kept = {"memory_mode", "memory_mode_chosen_at", "original_name"}
+        assert (stored.memory_mode, stored.memory_mode_chosen_at, stored.original_name) == ("polluted", None, None)
         assert stored.model_dump(exclude=kept) == changed.model_dump(exclude=kept)
 
     def test_upsert_many_stores_all_and_takes_the_last_of_one_id(self, state: State) -> None:
@@ -106,12 +107,12 @@ class TestThreads:
     def test_a_rebuild_takes_everything_else_from_the_rollout(self, state: State) -> None:
         thread = a_thread()
         state.threads.upsert(thread)
-        given = {name: getattr(thread, name) for name in ("name", "name_at", "memory_mode_chosen_at", "pinned")}
-        rollout = a_thread(**(_FULL | {"id": thread.id} | given))
         new = a_thread(**_FULL)
         state.threads.upsert_from_rollouts([a_thread(**(_FULL | {"id": thread.id})), new])
-        assert state.threads.get(thread.id) == rollout
-        assert state.threads.get(new.id) == new
+        # No rollout says these: the one row has them as they were, the other as a new one has them. A rollout is there.
+        own = {"memory_mode_chosen_at": None, "pinned": False, "original_name": None, "gone_at": None}
+        for thread_id in (thread.id, new.id):
+            assert state.threads.get(thread_id) == a_thread(**(_FULL | own | {"id": thread_id}))
 
     @pytest.mark.parametrize(("archived", "archived_at"), [(True, None), (False, NOON)])
     def test_every_write_derives_the_archived_flag_from_its_time(
@@ -311,10 +312,23 @@ class TestThreads:
         assert state.threads.get(thread.id) == stored
 
     def test_a_rebuild_keeps_what_somebody_gave_the_thread(self, state: State) -> None:
-        thread = a_thread(pinned=True, name="mine", name_at=NOON, memory_mode="disabled", memory_mode_chosen_at=NOON)
+        chosen = {"memory_mode": "disabled", "memory_mode_chosen_at": NOON}
+        thread = a_thread(pinned=True, name="mine", name_at=NOON, original_name="theirs", **chosen)
         state.threads.upsert(thread)
-        state.threads.upsert_from_rollouts([a_thread(id=thread.id, name="theirs", name_at=_LATER)])
+        state.threads.upsert_from_rollouts([a_thread(id=thread.id)])
         assert state.threads.get(thread.id) == thread
+
+    @pytest.mark.parametrize(("first", "second"), [(NOON, _LATER), (_LATER, NOON), (None, NOON), (NOON, None)])
+    def test_of_two_names_a_rebuild_keeps_the_newer(
+        self, state: State, first: datetime | None, second: datetime | None
+    ) -> None:
+        thread = a_thread(name=first and "first", name_at=first)
+        state.threads.upsert(thread)
+        state.threads.upsert_from_rollouts([a_thread(id=thread.id, name=second and "second", name_at=second)])
+        stored = state.threads.get(thread.id)
+        assert stored is not None
+        is_second_newer = first is None or (second is not None and second > first)
+        assert (stored.name, stored.name_at) == (("second", second) if is_second_newer else ("first", first))
 
     def test_a_rollout_is_gone_or_found_and_a_row_stays(self, state: State, clock: ManualClock) -> None:
         """L7."""

@@ -71,6 +71,7 @@ def test_no_text_breaks_the_readers(text: str) -> None:
 def test_a_source_is_brought_to_the_form_that_rows_have() -> None:
     assert source_of(" cli ") == "cli"
     assert source_of('{ "subagent" : "review" }') == '{"subagent":"review"}'
+    assert source_of('{"subagent": "of a later version"}') == '{"subagent":"of a later version"}'
     spawned = f'{{"subagent": {{"thread_spawn": {{"depth": 1, "parent_thread_id": "{str(ID).upper()}"}}}}}}'
     assert source_of(spawned) == (
         f'{{"subagent":{{"thread_spawn":{{"parent_thread_id":"{ID}","depth":1,'
@@ -79,7 +80,7 @@ def test_a_source_is_brought_to_the_form_that_rows_have() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["clii", "subagent", "{", "{}", "[]", '"cli"', '{"subagent":"dreamer"}', '{"a":1}', "\udcff"]
+    "text", ["clii", "subagent", "{", "{}", "[]", '"cli"', '{"subagent":"review","custom":"atlas"}', "\udcff"]
 )
 def test_a_source_that_no_row_can_have_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match=r"malformed source .*expected one of cli, vscode"):

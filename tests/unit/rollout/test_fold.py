@@ -463,7 +463,7 @@ class TestRefusals:
         [
             (b"", "is empty"),
             (b"\n \n", "is empty"),
-            (b"\0" * 5000, "is empty"),
+            (b"\0" * 5000, "nothing but NUL bytes"),
             (b"x\n{\n]\n", r"no usable line \(3 can't be read\)"),
             (bytes(range(256)) * 50, "no usable line"),
             (_TEXT.encode("utf-16"), "UTF-16"),

@@ -728,6 +728,15 @@ class TestSources:
         text = source_text(item.source)
         assert (text if isinstance(stored, str) else json.loads(text)) == stored
 
+    @pytest.mark.parametrize("spelled", [PARENT, PARENT.upper(), thread_id(9).hex])
+    def test_that_of_a_spawned_thread_has_one_spelling(self, spelled: str) -> None:
+        """So that it can be looked for by its text."""
+        spawn = {"agent_role": "worker", "later": 1, "depth": 2, "parent_thread_id": spelled}
+        assert source_text({"subagent": {"thread_spawn": spawn}}) == (
+            f'{{"subagent":{{"thread_spawn":{{"parent_thread_id":"{PARENT}","depth":2,"agent_path":null,'
+            '"agent_nickname":null,"agent_role":"worker","later":1}}}'
+        )
+
     @given(_words.filter(lambda word: word not in ("cli", "vscode", "exec", "mcp")) | _objects)
     def test_one_that_is_not_known_is_never_taken_for_interactive(self, source: Any) -> None:
         """Law L11."""
