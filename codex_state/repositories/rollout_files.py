@@ -58,8 +58,11 @@ def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Ins
         # What somebody chose here stays until the rollout says something later.
         "memory_mode": case((is_chosen, row.memory_mode), else_=new.memory_mode),
         "memory_mode_chosen_at": case((is_chosen, row.memory_mode_chosen_at), else_=null()),
+        # When it was archived is only known if somebody archived it here; else the time of its last write stands for it.
         "archived_at": case(
-            (new.archived == literal_column("0"), null()), else_=func.coalesce(row.archived_at, new.archived_at)
+            (new.archived == literal_column("0"), null()),
+            (row.archived_at != row.updated_at, row.archived_at),
+            else_=new.archived_at,
         ),
         # Another directory is another scope, which nobody has settled.
         "cwd_settled_for": case((row.cwd == new.cwd, row.cwd_settled_for), else_=null()),

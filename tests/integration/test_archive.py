@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,12 +108,122 @@ def test_a_move_that_the_system_refuses_is_a_clear_error(
     indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(_self: Path, target: Path) -> Path:
-        raise OSError(18, "Invalid cross-device link", str(target))
+        raise PermissionError(13, "Permission denied", str(target))
 
     monkeypatch.setattr(Path, "rename", refused)
-    with pytest.raises(RolloutError, match="Invalid cross-device link"):
+    with pytest.raises(RolloutError, match="Permission denied"):
         archive_thread(indexed, thread_id(1))
     assert not row(indexed).archived
+
+
+@pytest.fixture
+def two_volumes(indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> StateRuntime:
+    """The two roots of the home lie on two volumes: nothing can be renamed from one to the other."""
+    rename = Path.rename
+
+    def refusing(self: Path, target: Path) -> Path:
+        home = indexed.codex_home
+        roots = {path.relative_to(home).parts[0] for path in (self, target)}
+        if len(roots) > 1:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    return indexed
+
+
+def names_in(home: Path) -> list[str]:
+    return sorted(path.name for path in home.rglob("*") if path.is_file() and "sqlite" not in path.name)
+
+
+def test_a_rollout_is_moved_to_another_volume_as_it_is(two_volumes: StateRuntime) -> None:
+    source, target = (rollout_path(two_volumes.codex_home, 1, archived=flag) for flag in (False, True))
+    os.utime(source, ns=(1, MODIFIED * 10**9 + 123_456_789))
+    content, status = source.read_bytes(), source.stat()
+    assert archive_thread(two_volumes, thread_id(1)) == target
+    assert (target.read_bytes(), target.stat().st_mtime_ns) == (content, status.st_mtime_ns)
+    assert target.stat().st_mode == status.st_mode
+    assert names_in(two_volumes.codex_home) == [source.name]
+    assert unarchive_thread(two_volumes, thread_id(1)) == source
+    assert (source.read_bytes(), source.stat().st_mtime_ns) == (content, status.st_mtime_ns)
+    assert names_in(two_volumes.codex_home) == [source.name]
+    assert is_fresh(two_volumes)
+
+
+@pytest.mark.parametrize(
+    ("step", "is_there_twice"), [("copy", False), ("fsync", False), ("rename", False), ("unlink", True)]
+)
+def test_a_move_to_another_volume_that_fails_leaves_the_whole_file(
+    two_volumes: StateRuntime, monkeypatch: pytest.MonkeyPatch, step: str, is_there_twice: bool
+) -> None:
+    """L7: nor is half a file ever seen under the rollout's name."""
+    home = two_volumes.codex_home
+    source, target = (rollout_path(home, 1, archived=flag) for flag in (False, True))
+    content = source.read_bytes()
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def half(_source: Path, part: Path) -> None:
+        part.write_bytes(content[:20])
+        full()
+
+    with monkeypatch.context() as patch:
+        match step:
+            case "copy":
+                patch.setattr(archive.shutil, "copy2", half)
+            case "fsync":
+                patch.setattr(archive.os, "fsync", full)
+            case "rename":
+                rename = Path.rename
+                patch.setattr(Path, "rename", lambda each, to: full() if each.suffix == ".part" else rename(each, to))
+            case _:
+                unlink = Path.unlink
+                patch.setattr(Path, "unlink", lambda each, **how: full() if each == source else unlink(each, **how))
+        with pytest.raises(RolloutError, match="No space left on device"):
+            archive_thread(two_volumes, thread_id(1))
+    assert source.read_bytes() == content
+    assert names_in(home) == [source.name] * (1 + is_there_twice)
+    assert not is_there_twice or target.read_bytes() == content
+    backfill(two_volumes, refresh=True)
+    assert not row(two_volumes).archived
+    if not is_there_twice:
+        archive_thread(two_volumes, thread_id(1))
+        assert row(two_volumes).archived
+
+
+_ON_TWO_VOLUMES = """
+import os, subprocess, sys
+from pathlib import Path
+home = Path(sys.argv[1])
+source = next(home.glob("sessions/*/*/*/rollout-*"))
+kept = source.read_bytes(), source.stat().st_mtime_ns
+(home / "archived_sessions").mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(home / "archived_sessions")], check=True)
+assert (home / "archived_sessions").stat().st_dev != source.stat().st_dev
+from codex_state import StateRuntime, StateSettings
+from codex_state.rollout import archive_thread, backfill, unarchive_thread
+from uuid import UUID
+with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+    backfill(runtime)
+    target = archive_thread(runtime, UUID(sys.argv[2]))
+    assert not source.exists()
+    assert (target.read_bytes(), target.stat().st_mtime_ns) == kept
+    assert unarchive_thread(runtime, UUID(sys.argv[2])) == source
+assert not target.exists()
+assert (source.read_bytes(), source.stat().st_mtime_ns) == kept
+print("moved there and back")
+"""
+
+
+def test_real_volumes_are_no_border(tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("another volume can't be mounted here")
+    write_rollout(tmp_path / "home", 1, modified=MODIFIED + 0.123)
+    command = [unshare, "--mount", sys.executable, "-c", _ON_TWO_VOLUMES, tmp_path / "home", str(thread_id(1))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "moved there and back\n", done.stderr
 
 
 @pytest.mark.parametrize("mended_by", ["again", "lookup", "listing", "refresh"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 from rollout_files import (
     rollout_path,
     session_meta,
@@ -16,8 +18,10 @@ from rollout_files import (
     write_rollout,
 )
 
-from codex_state import DynamicTool, StateRuntime, Thread
+from codex_state import DatabaseError, DynamicTool, StateRuntime, Thread, telemetry
 from codex_state.models.columns import from_epoch_seconds
+from codex_state.repositories import DynamicToolRepository
+from codex_state.repositories.rollout_files import RolloutFileRepository
 from codex_state.rollout import (
     GitInfo,
     ResponseItem,
@@ -150,3 +154,27 @@ def test_a_longer_list_of_tools_only_adds_its_tail(runtime: StateRuntime) -> Non
     other = msgspec.structs.replace(TOOL, name="other")
     apply_rollout_items(runtime, builder(runtime), [session_meta(dynamic_tools=[other, other])])
     assert [tool.name for tool in tools(runtime)] == ["t", "other"]
+
+
+@pytest.mark.parametrize(
+    ("repository", "verb", "stage"),
+    [
+        (RolloutFileRepository, "upsert_threads", "apply_rollout_items"),
+        (DynamicToolRepository, "persist", "persist_dynamic_tools"),
+    ],
+)
+def test_an_error_of_the_database_is_counted_by_its_stage_and_raised_and_nothing_is_kept(
+    runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch, repository: type, verb: str, stage: str
+) -> None:
+    """L5, L8."""
+    counted: list[tuple[str, int, dict[str, str]]] = []
+    monkeypatch.setattr(telemetry, "count", lambda name, amount=1, **tags: counted.append((name, amount, tags)))
+
+    def fail(*_arguments: Any) -> None:
+        raise DatabaseError("the disk is full")
+
+    monkeypatch.setattr(repository, verb, fail)
+    with pytest.raises(DatabaseError, match="the disk is full"):
+        apply_rollout_items(runtime, builder(runtime), [session_meta(dynamic_tools=[TOOL]), user_message()])
+    assert counted == [("codex.db.error", 1, {"stage": stage})]
+    assert stored(runtime) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rollout_files import (
 )
 
 from codex_state import SortKey, StateRuntime, StateSettings, Thread, ThreadQuery
-from codex_state.errors import RolloutError
+from codex_state.errors import DatabaseReadOnlyError, RolloutError
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.rollout import (
     ResponseItem,
@@ -31,6 +32,7 @@ from codex_state.rollout import (
     find_thread_path,
     index_rollout,
     list_threads,
+    lookup,
     read_session_meta,
 )
 from codex_state.testing.samples import a_thread
@@ -159,6 +161,23 @@ class TestFinding:
         monkeypatch.setattr(indexed.database, "begin", lambda: pytest.fail("wrote"))
         assert find_thread_path(indexed, thread_id(1)) == path
 
+    def test_a_path_is_given_though_the_row_cannot_be_repaired_for_a_busy_writer(
+        self, indexed: StateRuntime, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = rollout_path(indexed.codex_home, 1)
+        stale = path.with_name("gone.jsonl")
+        point_row_at(indexed, stale)
+        hurried = indexed.settings.model_copy(update={"busy_timeout": timedelta(seconds=0.2)})
+        with caplog.at_level("WARNING", "codex_state"), StateRuntime.open(hurried) as other:
+            # On PostgreSQL a writer of the same row does it.
+            with indexed.begin() as state:
+                state.threads.set_name(thread_id(1), "Mine")
+                assert find_thread_path(other, thread_id(1)) == path
+        assert "can't be repaired" in caplog.text
+        assert path_in_row(indexed) == stale
+        assert find_thread_path(indexed, thread_id(1)) == path
+        assert path_in_row(indexed) == path
+
     def test_a_compressed_rollout_stands_in_for_the_plain_one(self, indexed: StateRuntime) -> None:
         plain = rollout_path(indexed.codex_home, 1)
         packed = write(plain.with_name(plain.name + ".zst"), zstandard.ZstdCompressor().compress(plain.read_bytes()))
@@ -265,6 +284,28 @@ class TestListing:
         second = list_threads(indexed, ThreadQuery(limit=1, anchor=first.next_anchor))
         assert [thread.id for thread in second.items] == [thread_id(1)]
         assert second.next_anchor is None
+
+    def test_an_unreadable_row_is_left_out_and_named_and_made_anew_from_its_file(
+        self, indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with indexed.begin() as state:
+            connection = state.session.connection()
+            connection.exec_driver_sql(f"UPDATE threads SET created_at = {2**62} WHERE id = '{thread_id(2)}'")
+        with indexed.read() as state:
+            page = state.threads.list()
+        assert [thread.id for thread in page.items] == [thread_id(1)]
+        assert [row.key for row in page.unreadable] == [str(thread_id(2))]
+        with monkeypatch.context() as patch:
+            patch.setattr(lookup, "take_in", self.refuse)
+            page = list_threads(indexed)
+        assert [thread.id for thread in page.items] == [thread_id(1)]
+        assert [row.key for row in page.unreadable] == [str(thread_id(2))]
+        page = list_threads(indexed)
+        assert ([thread.id for thread in page.items], page.unreadable) == ([thread_id(2), thread_id(1)], ())
+        assert self.listed(indexed) == [2, 1]
+
+    def refuse(self, *_arguments: object) -> None:
+        raise DatabaseReadOnlyError("read-only")
 
     def test_sources_and_providers_filter(self, runtime: StateRuntime) -> None:
         write_rollout(runtime.codex_home, 1, session_meta(source="exec"), user_message())
