@@ -34,7 +34,7 @@ from codex_state.models.queries import (
     UnreadableRow,
     UnshownThreads,
 )
-from codex_state.models.rollout_file import RolloutFile, RolloutFileState
+from codex_state.models.rollout_file import FileRow, RolloutFile, RolloutFileState
 from codex_state.models.thread import (
     EXTRACTABLE_THREADS,
     IS_SHOWN,
@@ -60,6 +60,7 @@ __all__ = [
     "Claimed",
     "ConsolidationLock",
     "DynamicTool",
+    "FileRow",
     "HolderWrite",
     "LockLease",
     "LogEntry",

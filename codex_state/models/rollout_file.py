@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Column, Index
@@ -51,3 +52,14 @@ class RolloutFile(StateModel, table=True):
     """Lines that are no JSON or no line of a rollout; ``None`` when the file wasn't read."""
     unknown_lines: int | None = Field(default=None, sa_column=Column(columns.big_integer))
     """Lines of a kind that this version doesn't know, which is no fault of theirs."""
+
+
+class FileRow(NamedTuple):
+    """What the inventory knows of one file, as it is stored."""
+
+    path: str
+    size: int
+    mtime_ns: int | None
+    state: str
+    thread_id: str | None
+    error: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from msgspec.structs import fields
@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.types import TypeEngine
 
 from codex_state.drafts import ThreadDraft
-from codex_state.models import LOCAL_HOME, RolloutFile, RolloutFileState, Thread
+from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileState, Thread
 from codex_state.models.columns import UuidText, big_integer, stored_type, stored_uuid, text
 from codex_state.repositories.base import Repository, seconds_of, table_of
 from codex_state.repositories.prepared import execute
@@ -79,17 +79,6 @@ def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Ins
 _UPSERT_DRAFTS = _from_rollouts(stored_type)
 UPSERT_FROM_ROLLOUTS = _from_rollouts(lambda kind: kind)
 """The same for threads as entities hold them."""
-
-
-class FileRow(NamedTuple):
-    """What the inventory knows of one file, as it is stored."""
-
-    path: str
-    size: int
-    mtime_ns: int | None
-    state: str
-    thread_id: str | None
-    error: str | None
 
 
 def _stored(column: Any) -> ColumnElement[Any]:

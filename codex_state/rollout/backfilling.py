@@ -88,7 +88,7 @@ def backfill(
     run = _Run(runtime, claim.lease, on_progress)
     try:
         if again or retry_failed:
-            _run_fenced(runtime, lambda state: state.rollout_files.read_again(runtime.home, failed=not again))
+            run.under_lease(lambda state: state.rollout_files.read_again(runtime.home, failed=not again))
         run.all_batches(workers)
     except _LeaseLostError:
         _log.warning("another worker took the backfill over; this one's last batch was refused")
@@ -159,8 +159,8 @@ class _Run:
         runtime = self._runtime
         if (old_root := old_root_of(runtime)) is not None:
             new_root = f"{runtime.codex_home}/"
-            moved = _run_fenced(runtime, lambda state: state.rollout_files.move_home(old_root, new_root, runtime.home))
-            _log.info("the home was moved from %s: %d rows say so now", old_root, moved)
+            self.under_lease(lambda state: state.rollout_files.move_home(old_root, new_root, runtime.home))
+            _log.info("the home was moved from %s, which its rows say now", old_root)
         names = NameSources(runtime)
         changes, files_total, bytes_total = self._changes()
         if workers is None:
@@ -172,8 +172,19 @@ class _Run:
                     self._commit(batch)
                     if self._on_progress is not None:
                         self._on_progress(self._progress(files_total, bytes_total))
-        names.take(everything=bool(self.report.upserted))
+        names.take(self.under_lease, everything=bool(self.report.upserted))
         _run_fenced(runtime, self._complete)
+
+    def under_lease(self, work: Callable[[State], object]) -> None:
+        """Run a unit of work that is kept only if the lease is still ours (law L2)."""
+
+        def unit(state: State) -> None:
+            work(state)
+            if not state.backfill.renew(self._lease):
+                raise _LeaseLostError
+
+        _run_fenced(self._runtime, unit)
+        self._renewed = time.monotonic()
 
     def _complete(self, state: State) -> None:
         if state.backfill.complete(self._lease, self.report.watermark):
@@ -262,7 +273,7 @@ class _Run:
         for path, error in failed.items():
             _log.info("not indexed: %s: %s", path, error)
             self._note_failure(path, error)
-        for extraction in settled.threads:
+        for extraction in settled.extractions:
             if settled.file_of[extraction.draft.id] not in failed:
                 report.upserted += 1
                 report.parse_errors += extraction.parse_errors

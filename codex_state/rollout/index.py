@@ -22,9 +22,8 @@ import msgspec
 from codex_state import telemetry
 from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import IntegrityViolationError, InvalidInputError, RolloutError
-from codex_state.models import DynamicTool, RolloutFileState, Thread
+from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
-from codex_state.repositories.rollout_files import FileRow
 from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.head import git_of
@@ -39,14 +38,14 @@ _WSL_DRIVE = re.compile(r"/mnt/[A-Za-z](/|$)")
 class Settled:
     """What a batch of changes comes to: rows to be written in one transaction."""
 
-    threads: list[Extraction] = field(default_factory=list)
+    extractions: list[Extraction] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     """Files that are gone, of threads that have others."""
     gone: set[str] = field(default_factory=set)
     """Threads whose last file is gone."""
     file_of: dict[str, str] = field(default_factory=dict)
-    """The file of each thread among ``threads``."""
+    """The file of each thread among ``extractions``."""
 
     def failures(self) -> Iterable[tuple[str, str]]:
         """Path and reason of each file that couldn't be used."""
@@ -134,7 +133,7 @@ class Settling:
         draft.cwd = self._normalized(draft.cwd)
         draft.archived = int(is_archived(path))
         draft.archived_at = draft.updated_at if draft.archived else None
-        settled.threads.append(extraction)
+        settled.extractions.append(extraction)
         settled.file_of[draft.id] = path
         settled.files[path] = {
             "home": self._runtime.home,
@@ -196,14 +195,15 @@ def _owners(change: Change, result: Result | None) -> tuple[str | None, set[str]
 
 def store(state: State, settled: Settled, home: str) -> None:
     """Write what a batch came to, in the caller's transaction (law L5)."""
-    state.rollout_files.upsert_threads([thread_row(each.draft, home, each.memory_mode_at) for each in settled.threads])
-    owners = {UUID(extraction.tools_thread_id) for extraction in settled.threads if extraction.tools}
+    rows = [thread_row(each.draft, home, each.memory_mode_at) for each in settled.extractions]
+    state.rollout_files.upsert_threads(rows)
+    owners = {UUID(extraction.tools_thread_id) for extraction in settled.extractions if extraction.tools}
     homes = state.rollout_files.homes_of(owners)
-    for extraction in settled.threads:
+    for extraction in settled.extractions:
         # The head may be another thread's, which may have no row; and the thread may be another home's.
         if extraction.tools and homes.get(UUID(extraction.tools_thread_id)) == home:
             state.dynamic_tools.persist(tools_of(UUID(extraction.tools_thread_id), extraction.tools))
-    state.phase1_jobs.reopen_found([extraction.draft.id for extraction in settled.threads])
+    state.phase1_jobs.reopen_found([extraction.draft.id for extraction in settled.extractions])
     state.rollout_files.put([*settled.files.values()])
     state.rollout_files.drop(settled.dropped, home)
     state.threads.mark_gone([UUID(thread_id) for thread_id in settled.gone], home)
@@ -211,7 +211,7 @@ def store(state: State, settled: Settled, home: str) -> None:
 
 def store_singly(state: State, settled: Settled, home: str) -> None:
     """``store``, with each thread by itself: one that can't be stored is noted as failed and stops no other."""
-    for extraction in settled.threads:
+    for extraction in settled.extractions:
         path = settled.file_of[extraction.draft.id]
         one = Settled([extraction], {path: settled.files[path]})
         try:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from codex_state.models import RolloutFileState
-from codex_state.repositories.rollout_files import FileRow
+from codex_state.models import FileRow, RolloutFileState
 from codex_state.rollout.files import (
     ARCHIVED_SESSIONS_DIRECTORY,
     SESSIONS_DIRECTORY,

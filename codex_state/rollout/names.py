@@ -6,7 +6,7 @@ original's database.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,8 @@ ORIGINAL_DATABASES = "state.sqlite"
 """What the inventory calls the original's databases, whichever there are: a path that no rollout has."""
 
 _AT_ONCE = 500
+
+Run = Callable[[Callable[[State], None]], None]
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -86,22 +88,27 @@ class NameSources:
             if (row := known[path]) is None or (row.size, row.mtime_ns) != stamp
         }
 
-    def take(self, *, everything: bool) -> None:
-        """Take what changed, or everything when threads were added, whose names may have been there before them."""
+    def take(self, run: Run, *, everything: bool) -> None:
+        """Take what changed, or everything when threads were added, whose names may have been there before them.
+
+        Args:
+            run: runs a unit of work, under the caller's lease.
+            everything: also what looks the same.
+        """
         wanted = set(self._stamps) if everything else self.changed
         if SESSION_INDEX in wanted:
             try:
                 names = session_index_names(self._home / SESSION_INDEX)
                 for batch in iter(lambda: list(islice(names, _AT_ONCE)), []):
-                    self._runtime.run(partial(_take_names, batch))
+                    run(partial(_take_names, batch))
             except OSError:
                 wanted.discard(SESSION_INDEX)
         if ORIGINAL_DATABASES in wanted:
             originals = original_names(self._home, self._sqlite_home, own=self._own)
             for found in iter(lambda: list(islice(originals, _AT_ONCE)), []):
-                self._runtime.run(partial(_take_original_names, found))
+                run(partial(_take_original_names, found))
         if wanted:
-            self._runtime.run(lambda state: self._note(state, wanted))
+            run(lambda state: self._note(state, wanted))
 
     def _note(self, state: State, paths: set[str]) -> None:
         state.rollout_files.put(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import pkgutil
+import sqlite3
+import time
 import typing
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from functools import cached_property, wraps
 from pathlib import Path
@@ -16,8 +20,9 @@ from types import FunctionType
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
-from rollout_files import write_rollout
+from rollout_files import session_meta, thread_id, user_message, write_rollout
 from sqlmodel import Session
 
 import codex_state
@@ -25,9 +30,11 @@ from codex_state import ExtractedMemory, StateRuntime, Thread, backfill, consoli
 from codex_state.models import BackfillLease, LockLease, Phase1Lease, ThreadQuery
 from codex_state.repositories import Repository
 from codex_state.repositories.holder_writes import HOLDER_WRITES
+from codex_state.rollout.format import ToolSpec
 from codex_state.runtime import State
 
 OWNER = UUID(int=1)
+LONG_AGO = time.time() - 3600
 SECOND = timedelta(seconds=1)
 LEASES = (Phase1Lease, LockLease, BackfillLease)
 REGISTERED = {write.name: write for write in HOLDER_WRITES}
@@ -35,8 +42,16 @@ REGISTERED = {write.name: write for write in HOLDER_WRITES}
 UNFENCED = {
     "MemoryScopeRepository.mark_dirty": "in the transaction of the write that gave the scope something new",
     "ThreadMemoryRepository.invalidate": "in the transaction of the job's end",
-    "ThreadRepository.upsert_from_rollouts": "in the transaction of the checkpoint",
     "DynamicToolRepository.persist": "in the transaction of the checkpoint",
+    "RolloutFileRepository.upsert_threads": "in the transaction of the checkpoint",
+    "RolloutFileRepository.put": "in the transaction of the checkpoint, or of a renewal",
+    "RolloutFileRepository.drop": "in the transaction of the checkpoint",
+    "ThreadRepository.mark_gone": "in the transaction of the checkpoint",
+    "Phase1JobRepository.reopen_found": "in the transaction of the checkpoint",
+    "RolloutFileRepository.read_again": "in the transaction of a renewal",
+    "RolloutFileRepository.move_home": "in the transaction of a renewal",
+    "ThreadRepository.take_names": "in the transaction of a renewal",
+    "ThreadRepository.take_original_names": "in the transaction of a renewal",
 }
 """Writes that say nothing about a lease themselves but are made under one, and what fences them."""
 
@@ -45,10 +60,6 @@ WITHOUT_A_LEASE = {
     "ThreadRepository.set_memory_mode",
     "ThreadRepository.mark_archived",
     "ThreadRepository.mark_unarchived",
-    "ThreadRepository.relocate",
-    "ThreadRepository.delete_gone",
-    "ThreadRepository.mark_found",
-    "ThreadRepository.mark_gone",
 }
 """Writes of live threads and of look-ups, which hold nothing."""
 
@@ -66,9 +77,13 @@ READS = {
     "ThreadRepository.get",
     "ThreadRepository.list",
     "ThreadRepository.find_rollout_path",
-    "ThreadRepository.rollout_paths",
-    "ThreadRepository.rollouts_at",
-    "ThreadRepository.rollouts_of",
+    "RolloutFileRepository.get",
+    "RolloutFileRepository.homes_of",
+    "RolloutFileRepository.of_threads",
+    "RolloutFileRepository.page",
+    "RolloutFileRepository.sample",
+    "RolloutFileRepository.without_threads",
+    "ConsolidationLockRepository.get",
     "ThreadMemoryRepository.last_n_for_scope",
     "Phase1JobRepository.get",
     "MemoryScopeRepository.get",
@@ -247,14 +262,44 @@ class _Units:
         return [verbs for verbs in self.verbs.values() if name in verbs]
 
 
+def _let_everything_happen_that_a_backfill_writes(runtime: StateRuntime) -> None:
+    """A thread with tools comes and is named, one moves, one goes, the home is moved, and all are read again."""
+    home = runtime.codex_home
+    tools = [ToolSpec(name="t", description="d", input_schema=msgspec.Raw(b"{}"))]
+    write_rollout(home, 3, session_meta(3, dynamic_tools=tools), user_message("hello"), modified=LONG_AGO)
+    gone = write_rollout(home, 4, modified=LONG_AGO)
+    moving = write_rollout(home, 5, modified=LONG_AGO)
+    index = {"id": str(thread_id(3)), "thread_name": "Mine", "updated_at": "2026-01-02T03:04:05Z"}
+    (home / "session_index.jsonl").write_text(json.dumps(index) + "\n")
+    with closing(sqlite3.connect(home / "state_5.sqlite")) as connection, connection:
+        connection.execute("CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY)")
+        connection.execute("CREATE TABLE threads (id TEXT PRIMARY KEY, name TEXT, updated_at INTEGER)")
+        connection.execute("INSERT INTO threads VALUES (?, 'Its name', 1)", (str(thread_id(5)),))
+    assert backfill(runtime, refresh=True, workers=0).upserted == 3
+    gone.unlink()
+    moving.rename(moving.with_name(moving.name.replace("2026-01-02", "2026-01-03")))
+    with runtime.begin() as state:
+        state.session.connection().exec_driver_sql(
+            "UPDATE threads SET rollout_path = replace(rollout_path, ?, '/elsewhere')", (str(home),)
+        )
+    assert backfill(runtime, again=True, workers=0).gone == 2
+    with runtime.begin() as state:
+        for number in (3, 4, 5):
+            state.threads.delete(thread_id(number))
+    for path in home.rglob("*-0000000[345]-*.jsonl"):
+        path.unlink()
+
+
 def test_what_is_written_under_a_lease_without_its_token_shares_a_transaction_with_a_fenced_write(
     sqlite_runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L2, L5: a backfill, then passes whose extractions remember, fail, and find nothing to remember any more."""
+    """L2, L5: backfills, then passes whose extractions remember, fail, and find nothing to remember any more."""
+    home = sqlite_runtime.codex_home
     for number in range(3):
-        write_rollout(sqlite_runtime.codex_home, number)
+        write_rollout(home, number, modified=LONG_AGO)
     units = _Units(monkeypatch)
     assert backfill(sqlite_runtime, workers=0).upserted == 3
+    _let_everything_happen_that_a_backfill_writes(sqlite_runtime)
     with sqlite_runtime.read() as state:
         remembered, broken, _empty = state.threads.list(ThreadQuery(limit=3)).items
 
