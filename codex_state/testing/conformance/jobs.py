@@ -163,6 +163,22 @@ class TestJobs:
         assert state.phase1_jobs.requeue(lease.key) is Requeue.REQUEUED
         assert _claim(state, lease.key).attempt == 2
 
+    def test_a_job_that_missed_its_file_can_be_claimed_again_when_the_file_is_found(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        missed, broken, waiting = (_claim(state, _a_key(state)) for _ in range(3))
+        state.phase1_jobs.fail(missed, "FileNotFoundError: [Errno 2] No such file or directory: 'r.jsonl'")
+        state.phase1_jobs.fail(broken, "ValueError: no model")
+        state.phase1_jobs.fail(waiting, "FileNotFoundError", retry_after=_HOUR)
+        before = [_stored(state, lease.key) for lease in (missed, broken, waiting)]
+        clock.advance(timedelta(minutes=1))
+        threads = [str(lease.key.thread_id) for lease in (missed, broken, waiting)]
+        assert state.phase1_jobs.reopen_found(threads) == 1
+        assert state.phase1_jobs.reopen_found(threads) == 0
+        after = [_stored(state, lease.key) for lease in (missed, broken, waiting)]
+        assert after == [_changed(before[0], retry_at=NOON + timedelta(minutes=1)), *before[1:]]
+        assert _claim(state, missed.key).attempt == 2
+
     def test_a_released_job_can_be_claimed_at_once_and_counts_no_failure(
         self, state: State, clock: ManualClock
     ) -> None:
