@@ -168,11 +168,13 @@ class TestFinding:
         stale = path.with_name("gone.jsonl")
         point_row_at(indexed, stale)
         hurried = indexed.settings.model_copy(update={"busy_timeout": timedelta(seconds=0.2)})
-        with caplog.at_level("WARNING", "codex_state"), StateRuntime.open(hurried) as other:
-            # On PostgreSQL a writer of the same row does it.
-            with indexed.begin() as state:
-                state.threads.set_name(thread_id(1), "Mine")
-                assert find_thread_path(other, thread_id(1)) == path
+        with (
+            caplog.at_level("WARNING", "codex_state"),
+            StateRuntime.open(hurried) as other,
+            indexed.begin() as state,
+        ):
+            state.threads.set_name(thread_id(1), "Mine")  # on PostgreSQL the writer must be at the same row
+            assert find_thread_path(other, thread_id(1)) == path
         assert "can't be repaired" in caplog.text
         assert path_in_row(indexed) == stale
         assert find_thread_path(indexed, thread_id(1)) == path
