@@ -218,6 +218,7 @@ _NOT_NOW = (
     "server conn crashed",
     "pgbouncer cannot connect to server",
 )
+_PING_SECONDS = "3"
 _POOLER_ADVICE = "behind a pooler in transaction mode, set CODEX_STATE_TRANSACTION_POOLING=true"
 _NEVER = ("Name or service not known", "nodename nor servname", "Permission denied", "invalid ")
 
@@ -227,15 +228,29 @@ def classify_connecting(error: BaseException) -> StateError | None:
 
     For a connection that could not be made libpq has a text and no SQLSTATE, so the text must do. Where no server
     answered, one may soon. Where one did, only what it says of itself passes; a wrong password or name stays wrong.
+    A server that speaks another language than English is asked once more, for what libpq makes of its SQLSTATE.
     """
     if getattr(error, "sqlstate", None) is not None or not type(error).__module__.startswith("psycopg"):
         return classify(error)
     text = str(error).strip()
     passes = any(words in text for words in _NOT_NOW)
     refused = _ANSWERED in text or any(words in text for words in _NEVER)
-    kind = ServerUnavailableError if passes or not refused else DatabaseUnavailableError
+    passes = passes or not refused or _takes_no_connections_now(error)
+    kind = ServerUnavailableError if passes else DatabaseUnavailableError
     advice = _POOLER_ADVICE if "unsupported startup parameter" in text else advice_for(kind)
     return kind(f"{text} ({advice})")
+
+
+def _takes_no_connections_now(error: BaseException) -> bool:
+    """Whether the server that refused a connection starts, stops or recovers just now (SQLSTATE 57P03)."""
+    failed = getattr(error, "pgconn", None)
+    if failed is None:
+        return False
+    from psycopg import conninfo, pq  # only where psycopg raised the error
+
+    given = {option.keyword.decode(): option.val.decode() for option in failed.info if option.val}
+    given["connect_timeout"] = _PING_SECONDS
+    return pq.PGconn.ping(conninfo.make_conninfo("", **given).encode()) == pq.Ping.REJECT
 
 
 def classify(error: BaseException) -> StateError | None:

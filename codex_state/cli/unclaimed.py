@@ -30,6 +30,7 @@ def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
     )
     from codex_state.repositories.base import seconds_of, table_of
     from codex_state.repositories.phase1_scopes import is_job_of, key_of
+    from codex_state.sql import normal_path
 
     jobs, threads = table_of(Phase1Job), table_of(Thread)
     interesting = (
@@ -40,7 +41,9 @@ def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
     too_old: ColumnElement[bool] = seconds_of(threads.c.updated_at) < server_now() - literal(
         options.max_age // timedelta(seconds=1)
     )
-    of_thread = or_(*(is_job_of(threads.c.id, kind, key_of(kind, threads.c.cwd)) for kind in (SCOPE_CWD, SCOPE_USER)))
+    of_thread = or_(
+        *(is_job_of(threads.c.id, kind, key_of(kind, normal_path(threads.c.cwd))) for kind in (SCOPE_CWD, SCOPE_USER))
+    )
     obstacle = case(
         (jobs.c.status == Phase1Status.RUNNING, "held by others"),
         (jobs.c.status == Phase1Status.SUCCEEDED, "extracted already"),

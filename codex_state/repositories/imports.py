@@ -37,6 +37,7 @@ from codex_state.repositories.phase1_claims import FAILED, SUCCEEDED
 from codex_state.repositories.phase1_scopes import has_scope, key_of
 from codex_state.repositories.prepared import atomically
 from codex_state.repositories.threads import ThreadRepository
+from codex_state.sql import normal_path
 
 
 class ImportOutcome(StrEnum):
@@ -84,7 +85,7 @@ _jobs = table_of(Phase1Job)
 
 _CWD = literal_column(f"'{SCOPE_CWD}'", text)
 _EMPTY = literal_column("''", text)
-_CWD_KEY = key_of(SCOPE_CWD, _threads.c.cwd)
+_CWD_KEY = key_of(SCOPE_CWD, normal_path(_threads.c.cwd))
 _HAS_SCOPE = has_scope(SCOPE_CWD, _threads.c.cwd)
 
 

@@ -31,7 +31,7 @@ from codex_state.repositories.base import seconds_of, table_of
 from codex_state.repositories.phase1_claims import claim_from, claimable, is_claimable
 from codex_state.repositories.phase1_scopes import has_scope, is_job_of, key_of
 from codex_state.repositories.phase1_search import Search, is_searched
-from codex_state.sql import fresh_token
+from codex_state.sql import fresh_token, normal_path
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -162,7 +162,7 @@ def _candidates(shape: _Shape) -> Select[Any]:
         limit = case((room < limit, room), else_=limit)
     can_be_claimed = (_can_be_claimed(kind, from_the_dead=shape.from_the_dead) for kind in shape.search.scope_kinds)
     statement = (
-        select(_threads.c.id, _threads.c.cwd, _threads.c.updated_at)
+        select(_threads.c.id, normal_path(_threads.c.cwd).label("cwd"), _threads.c.updated_at)
         .where(*is_searched(shape.search), or_(*can_be_claimed))
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
         .limit(limit)
@@ -176,7 +176,7 @@ def _candidates(shape: _Shape) -> Select[Any]:
 
 
 def _can_be_claimed(kind: str, *, from_the_dead: bool) -> ColumnElement[bool]:
-    key = key_of(kind, _threads.c.cwd)
+    key = key_of(kind, normal_path(_threads.c.cwd))
     job = is_job_of(_threads.c.id, kind, key)
     may_be_claimed = is_claimable(_threads.c.updated_at, from_the_dead=from_the_dead)
     blocking = select(literal_column("1")).where(job, ~may_be_claimed).exists()

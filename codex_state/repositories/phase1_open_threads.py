@@ -42,7 +42,7 @@ from codex_state.repositories.base import seconds_of, table_of
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, is_claimable
 from codex_state.repositories.phase1_scopes import has_scope, is_job_of, key_of
 from codex_state.repositories.phase1_search import Search, is_searched, seconds_ago
-from codex_state.sql import json_item, json_rows
+from codex_state.sql import json_item, json_rows, normal_path
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -100,7 +100,7 @@ def reopen(kinds: tuple[str, ...], *, from_the_dead: bool = False) -> ReturningU
     hidden = (
         and_(
             jobs.c.scope_kind == literal_column(f"'{kind}'", text),
-            jobs.c.scope_key == key_of(kind, _threads.c.cwd),
+            jobs.c.scope_key == key_of(kind, normal_path(_threads.c.cwd)),
             _SETTLED_FOR[kind].is_not(None),
         )
         for kind in kinds
@@ -198,7 +198,7 @@ def _is_settled(kind: str, *, from_the_dead: bool) -> ColumnElement[bool]:
     job = (
         select(literal_column("1"))
         .where(
-            is_job_of(_threads.c.id, kind, key_of(kind, _threads.c.cwd)),
+            is_job_of(_threads.c.id, kind, key_of(kind, normal_path(_threads.c.cwd))),
             or_(_jobs.c.status == FAILED, _jobs.c.source_updated_at >= _threads.c.updated_at),
             ~is_claimable(_threads.c.updated_at),
             *([~is_claimable(_threads.c.updated_at, from_the_dead=True)] if from_the_dead else []),

@@ -9,15 +9,15 @@ from sqlalchemy import ColumnElement, and_, literal_column
 from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job
 from codex_state.models.columns import text
 from codex_state.repositories.base import table_of
-from codex_state.sql import byte_length, normal_path
+from codex_state.sql import byte_length
 
 _jobs = table_of(Phase1Job)
 _MAX_KEY_BYTES = 2000
 
 
 def key_of(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The key of a thread's scope of one kind. A directory's is its normal spelling, whatever the thread's is."""
-    return normal_path(cwd) if kind == SCOPE_CWD else literal_column(f"'{SCOPE_USER}'", text)
+    """The key of a thread's scope of one kind, where ``cwd`` is its directory's normal spelling: ``normal_path``."""
+    return cwd if kind == SCOPE_CWD else literal_column(f"'{SCOPE_USER}'", text)
 
 
 def has_scope(kind: str, cwd: ColumnElement[Any]) -> ColumnElement[bool]:

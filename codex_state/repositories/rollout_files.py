@@ -58,7 +58,7 @@ def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Ins
         # What somebody chose here stays until the rollout says something later.
         "memory_mode": case((is_chosen, row.memory_mode), else_=new.memory_mode),
         "memory_mode_chosen_at": case((is_chosen, row.memory_mode_chosen_at), else_=null()),
-        # When it was archived is only known if that was done here; else the time of its last write stands for it.
+        # When it was archived is known only if that was done here; else the time of its last write stands for it.
         "archived_at": case(
             (new.archived == literal_column("0"), null()),
             (row.archived_at != row.updated_at, row.archived_at),

@@ -26,6 +26,7 @@ from codex_state.models import (
 from codex_state.models.columns import UuidText, text
 from codex_state.repositories.base import Repository, later_than, select_entity, table_of
 from codex_state.repositories.phase1_scopes import key_of
+from codex_state.sql import normal_path
 
 _memories = table_of(ThreadMemory)
 _threads = table_of(Thread)
@@ -86,7 +87,7 @@ def _of_thread(kind: ColumnElement[Any], key: ColumnElement[Any]) -> Select[Any]
 
 
 _UPSERT = _upsert_from(_of_thread(_scope_kind, _scope_key))
-_UPSERT_CWD = _upsert_from(_of_thread(literal_column("'cwd'"), key_of(SCOPE_CWD, _threads.c.cwd)))
+_UPSERT_CWD = _upsert_from(_of_thread(literal_column("'cwd'"), key_of(SCOPE_CWD, normal_path(_threads.c.cwd))))
 _kept = select(_threads.c.id).where(_OF_THREAD).with_for_update(of=_threads, read=True, key_share=True).subquery("kept")
 _UPSERT_IF_OWNER = _upsert_from(
     select(_jobs.c.thread_id, *_new_memory(_jobs.c.scope_kind, _jobs.c.scope_key))

@@ -129,5 +129,12 @@ def records(database: Database) -> list[Record]:
         return [Record(row.number, row.name, _loaded(row.old), _loaded(row.new), row.now, row.fence) for row in rows]
 
 
+def last_number(database: Database) -> int:
+    """The number of the last record that is committed."""
+    with database.read() as session:
+        found: int | None = session.connection().execute(text(f"SELECT max(number) FROM {TABLE}")).scalar_one()
+    return found or 0
+
+
 def _loaded(row: str | None) -> dict[str, Any] | None:
     return None if row is None else json.loads(row)

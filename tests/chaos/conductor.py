@@ -13,6 +13,7 @@ from pathlib import Path
 from codex_state import StateRuntime, StateSettings
 from codex_state.clock import server_now
 from codex_state.database import Database
+from codex_state.errors import DatabaseError
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import thread_id_of
 from codex_state.testing.history import Call, Recorder, read_calls
@@ -53,8 +54,8 @@ class Run:
     manual: bool
     seconds: float
     kills: int = 0
-    ended: set[int] = field(default_factory=set)
-    """The ids of processes that were killed or ended by themselves."""
+    ended: dict[int, int | None] = field(default_factory=dict)
+    """The ids of processes that were killed, with the last number of the record before that, or that ended."""
     jumps: int = 0
     pauses: list[Pause] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -114,6 +115,7 @@ class Conductor:
             run = Run(name, database.dialect, clock is not None, seconds)
             with database.autocommit() as session:
                 recorder.read_clock(session)
+            self._database = database
             self._conduct(run, clock, recorder)
             if self._outages is not None:
                 run.outages, run.failing = self._outages.seen, self._outages.kind
@@ -208,9 +210,9 @@ class Conductor:
         name, worker = self._workers[place]
         if place in self._stopped:
             self._note_pause(run, place)
+        run.ended[worker.pid] = self._last_number()
         with recorder.death(name):
             worker.close()
-        run.ended.add(worker.pid)
         run.kills += 1
         self._start(place)
 
@@ -245,7 +247,13 @@ class Conductor:
         except (WorkerError, TimeoutError) as error:
             run.failures.append(f"{name}: {error}")
         worker.close()
-        run.ended.add(worker.pid)
+        run.ended[worker.pid] = None
+
+    def _last_number(self) -> int:
+        try:
+            return audit.last_number(self._database)
+        except DatabaseError:
+            return 0  # the server is away; nobody is called alive who wasn't
 
     def _jump(self, run: Run, clock: ManualClock, recorder: Recorder) -> None:
         # Back only on SQLite: a statement and the trigger that records it read PostgreSQL's mirror of the clock one

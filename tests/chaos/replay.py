@@ -25,14 +25,16 @@ _RESULTS = ("finished_at", "failure_reason", "raw_memory_path", "summary_hash", 
 class Replay:
     """What the record shows."""
 
-    ended: Set[int] = frozenset()
-    """The ids of processes that ended sometime: what they hold may be taken over at once."""
+    ended: Mapping[int, int | None] = field(default_factory=dict)
+    """The ids of processes that ended. What they hold may be taken over at once after the record of this number, or,
+    where it is ``None``, after the last one of theirs."""
     problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     granted: dict[str, int] = field(default_factory=dict)
     """The number of the record in which each token was given."""
     void: dict[str, int] = field(default_factory=dict)
     """The number of the record after which each token was good for nothing."""
+    _last: dict[str, int] = field(default_factory=dict)
     written: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """What was done under each token."""
 
@@ -47,6 +49,10 @@ class Replay:
             SCOPES: self._scope,
             THREADS: self._thread,
         }
+        records = list(records)
+        for record in records:
+            if record.new is not None and (process := record.new.get("owner_process")) is not None:
+                self._last[process] = record.number
         for record in records:
             place = (record.table, record.key)
             if record.table != THREADS and record.old != rows.get(place):
@@ -72,10 +78,14 @@ class Replay:
         self.granted[token] = record.number
         return None
 
-    def _dead(self, old: Row) -> Set[str]:
-        """The process that held the row, if it ended sometime. When, the history of calls knows."""
+    def _dead(self, old: Row, number: int) -> Set[str]:
+        """The process that held the row, if it may have been dead by this record."""
         process = old["owner_process"]
-        return {process} if process is not None and int(process.split(":")[2]) in self.ended else frozenset()
+        pid = 0 if process is None else int(process.split(":")[2])
+        if process is None or pid not in self.ended:
+            return frozenset()
+        killed = self.ended[pid]
+        return {process} if number > (self._last[process] if killed is None else killed) else frozenset()
 
     def _done(self, record: Record, what: str, *, ends: bool = False) -> None:
         assert record.old is not None
@@ -115,7 +125,9 @@ class Replay:
             retry_at=old["retry_at"],
             by=_owner_of(old),
         )
-        refusal = model.refusal_of(earlier, new["source_updated_at"], new["lease_seconds"], record.now, self._dead(old))
+        refusal = model.refusal_of(
+            earlier, new["source_updated_at"], new["lease_seconds"], record.now, self._dead(old, record.number)
+        )
         if refusal is not None:
             return f"double grant: it had to be refused as {refusal}"
         if new["status"] != model.RUNNING or new["attempt"] != old["attempt"] + 1:
@@ -143,7 +155,7 @@ class Replay:
             token="",
             lease=new["lease_seconds"],
             now=record.now,
-            dead=self._dead(old),
+            dead=self._dead(old, record.number),
         )
         if outcome != model.GRANTED:
             return "double grant: the lock was held"
@@ -202,7 +214,7 @@ class Replay:
     def _backfill_grant(self, record: Record, old: Row, new: Row) -> str | None:
         running = old["status"] == model.RUNNING
         is_over = old["updated_at"] <= record.now - new["lease_seconds"]
-        if running and not is_over and old["owner_process"] not in self._dead(old):
+        if running and not is_over and old["owner_process"] not in self._dead(old, record.number):
             return "double grant: the backfill was held"
         return self._grant(record, "backfill", stolen=running)
 

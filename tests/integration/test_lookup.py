@@ -171,9 +171,9 @@ class TestFinding:
         with (
             caplog.at_level("WARNING", "codex_state"),
             StateRuntime.open(hurried) as other,
-            indexed.begin() as state,
+            indexed.begin() as state,  # on PostgreSQL a writer of the same row does it
         ):
-            state.threads.set_name(thread_id(1), "Mine")  # on PostgreSQL the writer must be at the same row
+            state.threads.set_name(thread_id(1), "Mine")
             assert find_thread_path(other, thread_id(1)) == path
         assert "can't be repaired" in caplog.text
         assert path_in_row(indexed) == stale

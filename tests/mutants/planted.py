@@ -248,12 +248,14 @@ def _same_token(module: str) -> PlantedMutant:
 def _plant_checkpoint_after(held: ExitStack, met: Callable[[], None]) -> None:
     store, checkpoint = backfilling._Run._store, BackfillRepository.checkpoint
 
-    def without(self: Any, state: State, settled: Any, watermark: str, write: Any) -> None:
+    def without(self: Any, state: State, *rest: Any) -> Any:
         with patch.object(BackfillRepository, "checkpoint", lambda *_: HolderWrite.APPLIED):
-            store(self, state, settled, watermark, write)
+            answer = store(self, state, *rest)
         state.session.commit()
         met()
-        checkpoint(state.backfill, self._lease, watermark)
+        if not checkpoint(state.backfill, self._lease, rest[1]):
+            raise backfilling._LeaseLostError
+        return answer
 
     held.enter_context(patch.object(backfilling._Run, "_store", without))
 
@@ -261,13 +263,13 @@ def _plant_checkpoint_after(held: ExitStack, met: Callable[[], None]) -> None:
 def _plant_checkpoint_before(held: ExitStack, met: Callable[[], None]) -> None:
     store, checkpoint = backfilling._Run._store, BackfillRepository.checkpoint
 
-    def without(self: Any, state: State, settled: Any, watermark: str, write: Any) -> None:
-        if not checkpoint(state.backfill, self._lease, watermark):
+    def without(self: Any, state: State, *rest: Any) -> Any:
+        if not checkpoint(state.backfill, self._lease, rest[1]):
             raise backfilling._LeaseLostError
         state.session.commit()
         met()
         with patch.object(BackfillRepository, "checkpoint", lambda *_: HolderWrite.APPLIED):
-            store(self, state, settled, watermark, write)
+            return store(self, state, *rest)
 
     held.enter_context(patch.object(backfilling._Run, "_store", without))
 

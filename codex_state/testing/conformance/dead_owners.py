@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,22 @@ def _taken_over(lease: Phase1Lease) -> Phase1Job:
     )
 
 
+_WAYS: dict[str, Callable[[State, Any], object]] = {
+    "job claim": lambda state, _: _claim(state, "job", owner=2),
+    "job renewal": lambda state, lease: state.phase1_jobs.renew(lease),
+    "lock claim": lambda state, _: _claim(state, "lock", owner=2),
+    "lock renewal": lambda state, lease: state.consolidation_locks.renew(lease),
+    "backfill claim": lambda state, _: _claim(state, "backfill"),
+    "backfill claim again": lambda state, _: state.backfill.try_claim(lease=_LEASE, again=True),
+    "backfill claim to refresh": lambda state, _: state.backfill.try_claim(lease=_LEASE, refresh=True),
+    "backfill by force": lambda state, _: state.backfill.mark_running(lease=_LEASE),
+    "backfill by force from the start": lambda state, _: state.backfill.mark_running(lease=_LEASE, from_the_start=True),
+    "backfill renewal": lambda state, lease: state.backfill.renew(lease),
+    "backfill checkpoint": lambda state, lease: state.backfill.checkpoint(lease, "sessions/a"),
+}
+"""Ways to come to a lease that process 1 held, or to prolong it."""
+
+
 class TestDeadOwners:
     """The claims of jobs, locks and backfills, whose holders die."""
 
@@ -150,6 +167,23 @@ class TestDeadOwners:
     def test_who_renews_it_is_in_the_row(self, state: State, processes: ManualProcesses, kind: str) -> None:
         assert _renew(state, kind, _hold(state, processes, kind))
         assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 60)
+
+    @pytest.mark.parametrize("way", _WAYS)
+    def test_whoever_takes_or_prolongs_a_lease_writes_every_column_of_its_owner_anew(
+        self, state: State, processes: ManualProcesses, clock: ManualClock, way: str
+    ) -> None:
+        kind = way.partition(" ")[0]
+        lease = _hold(state, processes, kind)
+        clock.advance(_LEASE)
+        _WAYS[way](state, replace(lease, duration=_LEASE))
+        assert _owner_of(_row(state, kind)) == ("here process 2", f"{HERE}:2:0", 90)
+
+    def test_a_backfill_is_named_as_it_was_claimed(self, state: State, processes: ManualProcesses) -> None:
+        processes.become(3)
+        lease = state.backfill.mark_running(owner="indexer", lease=_LEASE)
+        for prolonged in (state.backfill.renew(lease), state.backfill.checkpoint(lease, "sessions/a")):
+            assert prolonged
+            assert _row(state, "backfill").owner_name == "here process 3 (indexer)"
 
     @_EVERY_KIND
     def test_what_a_dead_process_of_this_host_held_is_taken_over_at_once(
