@@ -1,6 +1,6 @@
 """A process that backfills a home, for tests that pause or kill it.
 
-``python backfill_process.py HOME BATCH_SIZE LEASE_SECONDS WORKERS [PAUSE_BEFORE_BATCH]``
+``python backfill_process.py HOME BATCH_SIZE LEASE_SECONDS WORKERS build|refresh [PAUSE_BEFORE_BATCH]``
 
 It prints one line when it starts, one after each batch, and the outcome at the end. With the last argument it stops
 itself (SIGSTOP) when that batch (counted from 1) has been read and is about to be stored.
@@ -39,7 +39,7 @@ def say(progress: BackfillProgress) -> None:
 
 
 def main() -> None:
-    home, batch_size, lease, workers, *pause = sys.argv[1:]
+    home, batch_size, lease, workers, what, *pause = sys.argv[1:]
     if pause:
         pause_before(int(pause[0]))
     settings = StateSettings(
@@ -51,7 +51,7 @@ def main() -> None:
     with StateRuntime.open(settings) as runtime:
         print("started", flush=True)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        report = backfill(runtime, on_progress=say, workers=int(workers))
+        report = backfill(runtime, on_progress=say, workers=int(workers), refresh=what == "refresh")
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(report.status.value, report.upserted, report.failed, report.parse_errors, grown, flush=True)
 

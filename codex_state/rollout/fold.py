@@ -402,8 +402,8 @@ def extract(path: str, default_provider: str) -> Extraction:
 def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider: str) -> None:
     """Give a thread that goes on from earlier files what those say and its last one doesn't.
 
-    Its first message, its goal and its name are usually in the first file, and so is the count of its tokens until the
-    last one counts some. Earlier files count up to the ordinal at which the later one begins; one that begins at or
+    Its first message, its goal, its name and its tools are usually in the first file, and so is the count of its tokens
+    until the last one counts some. Earlier files count up to the ordinal at which the later one begins; one that begins at or
     after it was rolled back wholly. One that can't be read is passed over.
 
     Args:
@@ -431,6 +431,8 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
         draft.tokens_used = draft.tokens_used or found.tokens_used
         if not draft.name:
             draft.name, draft.name_at = found.name, found.name_at
+        if not extraction.tools:
+            extraction.tools_thread_id, extraction.tools = fold.tools
         # Where its head is lost, its first ordinal says where it goes on from.
         end = begins_at if fold.first_meta is None else min(end, _base_end(fold.first_meta, draft.id) or 0)
 

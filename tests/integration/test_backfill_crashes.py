@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from rollout_files import (
     body,
+    history_base,
     line,
     rollout_path,
     session_meta,
@@ -31,6 +32,7 @@ from rollout_files import (
 
 from codex_state import BackfillStatus, StateRuntime, StateSettings, Thread, ThreadQuery
 from codex_state.rollout import ToolSpec, backfill
+from codex_state.rollout.backfilling import is_fresh
 
 SCRIPT = Path(__file__).parent.parent / "backfill_process.py"
 TOOL = ToolSpec(name="t", description="d", input_schema=msgspec.Raw(b"{}"))
@@ -38,10 +40,17 @@ TOOL = ToolSpec(name="t", description="d", input_schema=msgspec.Raw(b"{}"))
 
 @contextmanager
 def started(
-    home: Path, *, batch_size: int = 200, lease: int = 900, workers: int = 0, pause: int | None = None
+    home: Path,
+    *,
+    batch_size: int = 200,
+    lease: int = 900,
+    workers: int = 0,
+    refresh: bool = False,
+    pause: int | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that backfills ``home``, past its start. It is killed at the end, if it still lives."""
-    arguments = [str(home), str(batch_size), str(lease), str(workers), *([] if pause is None else [str(pause)])]
+    arguments = [str(home), str(batch_size), str(lease), str(workers), "refresh" if refresh else "build"]
+    arguments += [] if pause is None else [str(pause)]
     process = subprocess.Popen([sys.executable, SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         assert _stdout(process).readline() == "started\n"
@@ -201,6 +210,59 @@ def test_two_workers_at_once_do_the_work_once(tmp_path: Path) -> None:
         outcomes = [finished(first), finished(second)]
     assert sorted(upserted for _, upserted, *_ in outcomes) == [0, 60]
     assert len(rows(tmp_path)) == 60
+
+
+def threads_with_several_files(home: Path, count: int) -> None:
+    """Rollouts of many threads; some were reverted, some have a copy, some lie in both roots, some are damaged."""
+    many_rollouts(home, count)
+    for number in range(1, count + 1):
+        path = next(home.rglob(f"rollout-*-{thread_id(number)}.jsonl"))
+        seconds = 1_767_500_000 + number
+        if number % 5 == 0:
+            items = (session_meta(number, history_base=history_base(number, 3)), user_message(f"then {number}"))
+            write_rollout(home, number, *items, time="2026-02-01T00-00-00", segment=number, modified=seconds)
+        if number % 7 == 0:
+            write(path.with_name(path.name.replace(".jsonl", " (1).jsonl")), path.read_bytes(), modified=seconds)
+        if number % 9 == 0:
+            write(home / "archived_sessions" / path.name, path.read_bytes(), modified=seconds)
+        if number % 11 == 0:
+            write(path, b"damaged", modified=seconds)
+
+
+def everything(home: Path) -> list[tuple[str, ...]]:
+    """All rows of threads, tools and files as they are stored, with paths relative to the home."""
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.read() as state:
+        connection = state.session.connection()
+        return [
+            tuple(str(value).replace(f"{home}/", "") for value in each)
+            for name in ("threads", "thread_dynamic_tools", "rollout_files")
+            for each in connection.exec_driver_sql(f"SELECT * FROM {name} ORDER BY 1, 2")
+        ]
+
+
+def test_many_times_at_once_and_killed_in_between_gives_the_rows_of_a_single_run(tmp_path: Path) -> None:
+    """L5: whoever does it, however often it is begun."""
+    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
+    threads_with_several_files(calm, 60)
+    shutil.copytree(calm, disturbed)
+    with StateRuntime.open(StateSettings(codex_home=calm)) as runtime:
+        backfill(runtime, workers=0)
+    rng = random.Random(8)
+    killed = 0
+    for _ in range(10):
+        with ExitStack() as running:
+            processes = [running.enter_context(started(disturbed, batch_size=5, refresh=True)) for _ in range(2)]
+            time.sleep(rng.uniform(0, 0.05))
+            for process in rng.sample(processes, rng.randrange(3)):
+                process.send_signal(signal.SIGKILL)
+            killed += [process.wait(60) for process in processes].count(-signal.SIGKILL)
+    with StateRuntime.open(StateSettings(codex_home=disturbed)) as runtime:
+        for _ in range(3):
+            assert backfill(runtime, refresh=True).status == "complete"
+        assert is_fresh(runtime)
+    assert killed >= 3
+    assert everything(disturbed) == everything(calm)
+    assert len(rows(calm)) == 60 - 4, "four have no other file than a damaged one"
 
 
 def test_a_line_of_64_mb_is_read_in_bounded_memory(tmp_path: Path) -> None:

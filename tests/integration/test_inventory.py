@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 from rollout_files import (
     body,
     completed_message,
@@ -29,11 +30,12 @@ from rollout_files import (
 from codex_state import StateRuntime, StateSettings, Thread, ThreadQuery
 from codex_state.models import RolloutFileState
 from codex_state.repositories.rollout_files import FileRow
-from codex_state.rollout import archive_thread, backfill, files, list_threads, unarchive_thread, worker
+from codex_state.rollout import ToolSpec, archive_thread, backfill, files, list_threads, unarchive_thread, worker
 from codex_state.rollout.backfilling import is_fresh
 from codex_state.rollout.names import SESSION_INDEX
 
 MODIFIED = 1_767_400_000
+TOOL = ToolSpec(name="t", description="d", input_schema=Raw(b"{}"))
 DAYS = ("2026-01-02T03-04-05", "2026-01-03T00-00-00", "2026-01-04T00-00-00")
 
 
@@ -268,7 +270,7 @@ class TestSeveralFiles:
     def reverted(self, runtime: StateRuntime) -> StateRuntime:
         """A thread that was reverted twice: three files, each of which goes on from the first one."""
         home = runtime.codex_home
-        first = numbered(session_meta(), completed_message("first"), token_count(10))
+        first = numbered(session_meta(dynamic_tools=[TOOL]), completed_message("first"), token_count(10))
         write_rollout(home, 1, *first, time=DAYS[0], modified=MODIFIED)
         for place, day in enumerate(DAYS[1:], 1):
             head = session_meta(history_base=history_base(1, 3))
@@ -286,6 +288,12 @@ class TestSeveralFiles:
             assert refresh(reverted).scanned == 0
         refresh(reverted, again=True)
         assert everything(reverted) == before
+
+    def test_tools_that_the_first_file_defines_are_the_threads(self, reverted: StateRuntime) -> None:
+        with reverted.read() as state:
+            tools = state.dynamic_tools.get(thread_id(1))
+        assert tools is not None
+        assert [tool.name for tool in tools] == ["t"]
 
     def test_they_are_archived_and_brought_back_together(self, reverted: StateRuntime) -> None:
         home = reverted.codex_home
