@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codex_state.cli import exits
+from codex_state.cli.freshness import quiet_log
 from codex_state.cli.loading import function_of
 from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json
@@ -133,7 +133,7 @@ def _extract(runtime: StateRuntime, extract: Callable[..., Any], owner: UUID, op
     from codex_state.memory import arun_phase1, run_phase1
     from codex_state.memory.calling import is_async
 
-    with _shown_progress() as progress, _quiet_log():
+    with _shown_progress() as progress, quiet_log():
         if not is_async(extract):
             return run_phase1(runtime, extract, owner=owner, options=options, progress=progress)
         import asyncio
@@ -147,7 +147,7 @@ def _consolidate(
     from codex_state.memory import aconsolidate_memories, consolidate_memories
     from codex_state.memory.calling import is_async
 
-    with _quiet_log():
+    with quiet_log():
         if not is_async(consolidate):
             return consolidate_memories(runtime, consolidate, owner=owner, options=options)
         import asyncio
@@ -185,19 +185,6 @@ def _lines() -> Callable[[Phase1Progress], None]:
 
 def _figures_of(progress: Phase1Progress) -> str:
     return f"{progress.finished:,}/{counted(progress.claimed, 'job')}, {counted(progress.running, 'thread')} running"
-
-
-@contextmanager
-def _quiet_log() -> Iterator[None]:
-    """Without the warning for each mishap: they are named at the end."""
-    log = logging.getLogger("codex_state")
-    level = log.level
-    if level > logging.INFO:
-        log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _as_json(owner: UUID, report: Phase1Report, consolidated: ConsolidationReport | None) -> dict[str, Any]:

@@ -101,9 +101,6 @@ _INSERT_IF_ABSENT = _insert.on_conflict_do_nothing(index_elements=["id"]).return
 
 _PATH = select(_threads.c.rollout_path).where(_BY_ID)
 _ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(_IN_IDS, _HAS_ROLLOUT)
-_ROLLOUTS_AT = select(_threads.c.rollout_path, _threads.c.updated_at).where(
-    _threads.c.rollout_path.in_(bindparam("paths", expanding=True, type_=PathText()))
-)
 _ALL_PATHS = select(_threads.c.rollout_path).where(_OF_HOME, _HAS_ROLLOUT)
 _PATH_ARCHIVED = {flag: _PATH.where(_threads.c.archived == flag) for flag in (True, False)}
 
@@ -170,7 +167,6 @@ _DELETE_GONE = (
 )
 _SET_ARCHIVED_OF_HOME = _SET_ARCHIVED.where(_OF_HOME)
 _ROLLOUTS_WITH_HOMES = _ROLLOUTS_OF.add_columns(_threads.c.home)
-_ROLLOUTS_OF_HOME_AT = _ROLLOUTS_AT.where(_OF_HOME)
 _LOCK_ALL = select(_threads.c.id).where(_IN_IDS).order_by(_threads.c.id).with_for_update()
 _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
@@ -375,15 +371,6 @@ class ThreadRepository(Repository):
         """
         rows = self._all(_ROLLOUTS_WITH_HOMES, {"thread_ids": list(thread_ids)}) if thread_ids else ()
         return {row.id: (row.rollout_path, row.updated_at, row.home) for row in rows}
-
-    def rollouts_at(self, paths: Collection[str], home: str = LOCAL_HOME) -> Sequence[tuple[Path, datetime]]:
-        """Which of these paths rows of a home point at, and when those rollouts were last written, by their rows.
-
-        For a few hundred paths at once. No index serves it: it reads every row.
-        """
-        parameters = {"paths": [Path(path) for path in paths], "of_home": home}
-        rows = self._all(_ROLLOUTS_OF_HOME_AT, parameters) if paths else ()
-        return [(row.rollout_path, row.updated_at) for row in rows]
 
     def set_memory_mode(self, thread_id: UUID, memory_mode: str) -> bool:
         """Choose what may be remembered of the thread; a rebuild keeps the choice. Tells whether it has a row."""
