@@ -403,8 +403,8 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
     """Give a thread that goes on from earlier files what those say and its last one doesn't.
 
     Its first message, its goal, its name and its tools are usually in the first file, and so is the count of its tokens
-    until the last one counts some. Earlier files count up to the ordinal at which the later one begins; one that begins at or
-    after it was rolled back wholly. One that can't be read is passed over.
+    until the last one counts some. Earlier files count up to the ordinal at which the later one begins; one that begins
+    at or after it was rolled back wholly. One that can't be read is passed over.
 
     Args:
         extraction: of the thread's last file.
