@@ -134,6 +134,17 @@ class TestChange:
             report = refresh(runtime)
         assert (report.scanned, read, everything(runtime)) == (0, [], before)
 
+    def test_a_row_that_was_deleted_is_made_anew_from_its_file(self, runtime: StateRuntime) -> None:
+        for number in (1, 2):
+            write_rollout(runtime.codex_home, number, modified=MODIFIED)
+        refresh(runtime)
+        before = everything(runtime)
+        with runtime.begin() as state:
+            state.threads.delete(thread_id(1))
+        assert not is_fresh(runtime)
+        assert refresh(runtime).scanned == 1
+        assert everything(runtime) == before
+
     def test_again_reads_everything_again(self, runtime: StateRuntime) -> None:
         names = [write_rollout(runtime.codex_home, n, modified=MODIFIED).name for n in (1, 2)]
         refresh(runtime)

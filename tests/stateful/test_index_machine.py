@@ -21,7 +21,7 @@ from typing import Any
 import zstandard
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from msgspec import Raw
 from rollout_files import (
     body,
@@ -132,6 +132,13 @@ class IndexMachine(RuleBasedStateMachine):
     def head(self, number: int, **changes: Any) -> Any:
         values = {"dynamic_tools": [TOOL], "git": GitInfo(branch=f"branch-{self._moments}")} | changes
         return session_meta(number, **values)
+
+    @initialize()
+    def begin_with_an_index(self) -> None:
+        self.write_a_rollout_of_old(number=1, day=DAYS[0], archived=False, mode=None)
+        self.write_a_rollout_of_today(number=2, day=DAYS[0], begun="asked")
+        self.write_a_rollout_of_old(number=3, day=DAYS[0], archived=True, mode="disabled")
+        self.refresh(batch_size=200)
 
     @rule(number=numbers, day=st.sampled_from(DAYS), archived=st.booleans(), mode=st.sampled_from([None, "disabled"]))
     def write_a_rollout_of_old(self, number: int, day: str, archived: bool, mode: str | None) -> None:
