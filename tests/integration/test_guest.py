@@ -18,7 +18,7 @@ import pytest
 from cli_process import InProcess
 from rollout_files import write_rollout
 
-from codex_state import DatabaseBusyError, MemoryScope, StateRuntime, StateSettings, migrations
+from codex_state import DatabaseBusyError, MemoryScope, StateRuntime, StateSettings, ThreadQuery, migrations
 from codex_state.memory.files import render
 from codex_state.settings import state_database_filename
 from codex_state.state_files import FORMER_NAME, VERSION_TABLE
@@ -39,7 +39,7 @@ def home(tmp_path: Path) -> Path:
 
 def titles(home: Path, **settings: object) -> set[str]:
     with StateRuntime.open(StateSettings(codex_home=home, **settings)) as runtime, runtime.read() as state:
-        return {thread.title for thread in state.threads.list(page_size=100).items}
+        return {thread.title for thread in state.threads.list(ThreadQuery(limit=100)).items}
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:

@@ -28,7 +28,7 @@ from codex_state.testing.samples import a_thread
 
 _LIST = """
 import sys
-from codex_state import StateRuntime, StateSettings
+from codex_state import StateRuntime, StateSettings, ThreadQuery
 from codex_state.errors import StateError
 from codex_state.rollout import backfill
 home, sqlite_home, index, url = sys.argv[1:]
@@ -38,7 +38,7 @@ try:
         if index:
             backfill(runtime, workers=0)
         with runtime.read() as state:
-            ids = [str(id) for id in state.threads.list_ids(limit=10, home=runtime.home)]
+            ids = [str(id) for id in state.threads.list_ids(ThreadQuery(limit=10, home=runtime.home))]
         print(runtime.is_read_only, runtime.in_memory, *ids)
 except StateError as error:
     print(type(error).__name__, error)

@@ -95,6 +95,7 @@ def test_a_write_that_meets_a_full_disk_in_a_session_leaves_the_session_usable(
 PREAMBLE = """
 import os, sys
 from codex_state.errors import DatabaseUnavailableError
+from codex_state.models import ThreadQuery
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import a_thread
