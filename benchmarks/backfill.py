@@ -55,9 +55,7 @@ def _one(home: str) -> None:
 
 
 def run() -> None:
-    print(
-        "\nBackfill from start to end (medians of 3; budget: 3 x the floor of reading and counting newlines, 5 x for 5 KB)"
-    )
+    print("\nBackfill from start to end (medians of 3; budget: 3 x the floor of reading and counting, 5 x for 5 KB)")
     measure(1_000, 100_000)
     measure(10_000, 109_000)
     measure(20_000, 5_000)
