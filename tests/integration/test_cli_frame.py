@@ -116,7 +116,7 @@ def test_completion_knows_commands_and_options(cli: Cli) -> None:
         return set(done.stdout.split())
 
     assert completions("codex-state th") == {"threads"}
-    assert {"list", "show", "path", "archive", "unarchive", "title"} <= completions("codex-state threads ")
+    assert {"list", "show", "path", "archive", "unarchive", "name"} <= completions("codex-state threads ")
     assert "--sort" in completions("codex-state threads list --s")
     # The shell is named, because it is otherwise found among the parents of the process, where CI may have none.
     shown = cli.ok("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
