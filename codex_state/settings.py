@@ -85,6 +85,15 @@ class StateSettings(BaseSettings):
     backfill_batch_size: int = Field(default=200, ge=1)
     """Rollouts per transaction of a backfill."""
 
+    log_max_bytes: int | None = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    """What the log lines may take in the database, with their index entries and SQLite's write-ahead log."""
+
+    log_max_rows: int | None = Field(default=None, ge=0)
+    """How many log lines are kept at most."""
+
+    log_max_age: timedelta | None = Field(default=timedelta(days=14), ge=timedelta(0))
+    """How long a log line is kept after its insertion."""
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
@@ -96,7 +105,7 @@ class StateSettings(BaseSettings):
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"invalid settings: the .env file is not UTF-8 text: {error}") from None
 
-    @field_validator("busy_timeout", "retry_for", "backfill_lease", "backfill_wait", mode="before")
+    @field_validator("busy_timeout", "retry_for", "backfill_lease", "backfill_wait", "log_max_age", mode="before")
     @classmethod
     def _plain_numbers_are_seconds(cls, value: Any) -> Any:
         # In the environment everything is text, and "5" is what people write.

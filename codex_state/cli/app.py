@@ -68,7 +68,7 @@ app.command("scopes")(scopes.scopes)
 app.command("locks")(scopes.locks)
 database.app.command("copy")(copying.copy)
 app.add_typer(database.app, name="db")
-app.command("logs")(logs.logs)
+app.add_typer(logs.app, name="logs")
 app.command("version")(version.version)
 
 

@@ -94,6 +94,14 @@ def rfc3339(moment: datetime, *, timespec: str = "seconds") -> str:
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
+def moment_of(seconds: int) -> str:
+    """Epoch seconds as a moment in UTC; those that no calendar has as they are."""
+    try:
+        return rfc3339(datetime.fromtimestamp(seconds, UTC))
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
+
+
 def one_line(text: str, *, keep_spaces: bool = False) -> str:
     """Text that is safe in one line of a terminal: neither line breaks nor commands to the terminal.
 

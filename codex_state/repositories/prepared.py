@@ -239,16 +239,10 @@ def atomically(connection: Connection) -> Iterator[None]:
         # Whoever opened the connection has ended its transaction under the session: this begins the next one.
         connection.begin()
     driver: Any = connection.connection.driver_connection
-    if connection.dialect.name == "sqlite":
-        # With an isolation level, Python's driver itself begins a transaction before the first write.
-        by_itself = driver.isolation_level is None and not driver.in_transaction
-        begin = "BEGIN IMMEDIATE" if by_itself else None
-    else:
-        by_itself = driver.autocommit and driver.info.transaction_status == _IDLE
-        begin = "BEGIN" if by_itself else None
-    if begin is None:
+    if not commits_by_itself(connection):
         yield
         return
+    begin = "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN"
     connection.exec_driver_sql(begin)
     try:
         yield
@@ -258,6 +252,15 @@ def atomically(connection: Connection) -> Iterator[None]:
             connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
+
+
+def commits_by_itself(connection: Connection) -> bool:
+    """Whether the next statement commits by itself: no transaction is open, and the driver will begin none."""
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        # With an isolation level, Python's driver itself begins a transaction before the first write.
+        return driver.isolation_level is None and not driver.in_transaction
+    return bool(driver.autocommit and driver.info.transaction_status == _IDLE)
 
 
 @contextmanager
