@@ -24,6 +24,7 @@ from codex_state.cli import (
     version,
 )
 from codex_state.cli.options import CodexHome, GlobalOptions
+from codex_state.cli.output import one_line
 
 _ORDER = (
     "backfill",
@@ -76,7 +77,7 @@ class _StderrHandler(logging.Handler):
     """Shows the library's warnings. It looks stderr up each time, so that they don't tear a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"codex-state: {record.levelname.lower()}: {' '.join(record.getMessage().split())}\n")
+        sys.stderr.write(f"codex-state: {record.levelname.lower()}: {one_line(record.getMessage())}\n")
 
 
 @app.callback()

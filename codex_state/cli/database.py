@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import settings_for
+from codex_state.cli.opening import patiently, settings_for
 from codex_state.cli.options import CodexHome, Json
 from codex_state.cli.output import note, write, write_json
 
@@ -169,6 +169,7 @@ def _database(settings: StateSettings) -> Iterator[Database]:
         make_directory(settings.database_path.parent)
     database = Database.of(settings)
     try:
+        _reach(database, settings)
         if database.path is not None:
             with database.autocommit() as session:
                 verified_revision(session.connection())  # first: a file that isn't ours stays as it is
@@ -186,10 +187,17 @@ def _looked_at(settings: StateSettings) -> Iterator[Connection]:
 
     database = Database.of(settings, Access.READ_ONLY)
     try:
+        _reach(database, settings)
         with database.read() as session:
             yield session.connection()
     finally:
         database.close()
+
+
+def _reach(database: Database, settings: StateSettings) -> None:
+    """Wait for the server if it is away. The connection is the one that is used next."""
+    if database.dialect != "sqlite":
+        patiently(settings, lambda: database.read_engine.connect().close())
 
 
 def _absent(settings: StateSettings) -> str | None:

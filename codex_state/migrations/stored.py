@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from codex_state.errors import ForeignSchemaError, SchemaTooNewError, classify
@@ -72,7 +72,13 @@ def verified_revision(connection: Connection) -> str | None:
 
 def where(connection: Connection) -> str:
     """The database as people know it, without its password."""
-    return f"the database {connection.engine.url.render_as_string(hide_password=True)}"
+    return f"the database {shown_url(connection.engine.url)}"
+
+
+def shown_url(url: URL) -> str:
+    """A URL without anything secret: a password may also be one of its parameters."""
+    secret = [name for name in url.query if "pass" in name.lower() or name.lower() == "service"]
+    return url.update_query_dict(dict.fromkeys(secret, "***")).render_as_string(hide_password=True)
 
 
 @contextmanager

@@ -250,7 +250,10 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, 
                 name = entry.name
                 if is_rollout_name(name) and entry.is_file(follow_symlinks=False):
                     if name.isascii() or _is_utf8(directory, name, report):
-                        found.append((name, name, entry.stat(follow_symlinks=False)))
+                        try:
+                            found.append((name, name, entry.stat(follow_symlinks=False)))
+                        except FileNotFoundError:
+                            continue  # deleted just now: the others are still there
                 elif entry.is_dir(follow_symlinks=False):
                     if _is_utf8(directory, name, report):
                         found.append((f"{name}/", name, None))
