@@ -32,16 +32,16 @@ from codex_state import (
 from tests.chaos.channel import Channel
 
 STEPS = {
-    "claim": ("codex_state.repositories.phase1_jobs", "Phase1JobRepository.claim_candidates"),
-    "store": ("codex_state.memory.phase1_writes", "store_memory"),
+    "claim": ("codex_state.repositories.jobs", "Phase1JobRepository.claim_candidates"),
+    "store": ("codex_state.memory.extraction", "store_memory"),
     "upsert": ("codex_state.repositories.thread_memories", "ThreadMemoryRepository.upsert_if_owner"),
-    "succeed": ("codex_state.repositories.phase1_jobs", "Phase1JobRepository.succeed"),
+    "succeed": ("codex_state.repositories.jobs", "Phase1JobRepository.succeed"),
     "mark": ("codex_state.repositories.memory_scopes", "MemoryScopeRepository.mark_dirty"),
     "render": ("codex_state.memory.files", "render"),
     "write": ("codex_state.memory.files", "_write_all"),
-    "acquire": ("codex_state.repositories.consolidation_locks", "ConsolidationLockRepository.try_acquire"),
+    "acquire": ("codex_state.repositories.locks", "ConsolidationLockRepository.try_claim"),
     "clean": ("codex_state.repositories.memory_scopes", "MemoryScopeRepository.mark_clean"),
-    "release": ("codex_state.repositories.consolidation_locks", "ConsolidationLockRepository.release"),
+    "release": ("codex_state.repositories.locks", "ConsolidationLockRepository.release"),
 }
 """The steps at which something can happen, before or after."""
 

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0030_log_segments"
-down_revision = "0019_extractable_threads"
+down_revision = "0020_crashes"
 branch_labels = None
 depends_on = None
 

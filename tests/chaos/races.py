@@ -70,7 +70,7 @@ def claim_in_rounds(
             claim = GRANTS[KINDS[kind]].claim(session, str(number), f"worker {position}", LEASE)
             match claim:
                 case Claimed(lease):
-                    won[str(number)] = lease.ownership_token
+                    won[str(number)] = lease.token
                 case Skipped(reason):
                     refused[reason] = refused.get(reason, 0) + 1
     # Whoever left now would be dead, and the last round's work free.
@@ -150,7 +150,7 @@ def take_candidates(channel: Channel, url: str, clock: str, position: int, limit
         channel.receive()
         while leases := jobs.claim_candidates(owner=owner_of(f"worker {position}"), lease=LEASE, limit=limit):
             for lease in leases:
-                taken.append((str(lease.key.thread_id), lease.key.scope.kind, lease.ownership_token))
+                taken.append((str(lease.key.thread_id), lease.key.scope.kind, lease.token))
                 assert jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
     channel.send({"taken": taken})
 

@@ -31,9 +31,9 @@ from codex_state.models import (
 )
 from codex_state.processes import THIS_HOST
 from codex_state.repositories.base import table_of
-from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.runtime import State
 from codex_state.testing.grants import GRANTS, add_thread, thread_id_of
+from codex_state.testing.holder_writes import HOLDER_WRITES, RegisteredWrite
 from tests.chaos import worlds
 from tests.chaos.processes import Worker, WorkerHost
 from tests.chaos.worlds import World

@@ -29,9 +29,9 @@ import codex_state
 from codex_state import ExtractedMemory, StateRuntime, Thread, backfill, consolidate_memories, repositories, run_phase1
 from codex_state.models import BackfillLease, LockLease, Phase1Lease, ThreadQuery
 from codex_state.repositories import Repository
-from codex_state.repositories.holder_writes import HOLDER_WRITES
 from codex_state.rollout.format import ToolSpec
 from codex_state.runtime import State
+from codex_state.testing.holder_writes import HOLDER_WRITES
 
 OWNER = UUID(int=1)
 LONG_AGO = time.time() - 3600
@@ -66,7 +66,7 @@ WITHOUT_A_LEASE = {
 CLAIMS = {
     "Phase1JobRepository.try_claim",
     "Phase1JobRepository.claim_candidates",
-    "ConsolidationLockRepository.try_acquire",
+    "ConsolidationLockRepository.try_claim",
     "BackfillRepository.try_claim",
 }
 

@@ -294,7 +294,7 @@ def test_locks_tell_who_holds_what_and_until_when(cli: Cli, runtime: StateRuntim
     assert "nobody consolidates" in cli.ok("locks").stderr
     root = memory_root(runtime.codex_home, MemoryScope.user())
     with runtime.begin() as state:
-        state.consolidation_locks.try_acquire(root, owner=OTHER, lease=timedelta(minutes=10))
+        state.consolidation_locks.try_claim(root, owner=OTHER, lease=timedelta(minutes=10))
     (item,) = cli.ok("locks", "--json").json["items"]
     assert (item["cwd"], item["working_thread_id"]) == (str(root), str(OTHER))
     moments = [datetime.fromisoformat(item[name]) for name in ("updated_at", "lease_ends_at")]

@@ -71,7 +71,7 @@ def locks(runtime: StateRuntime) -> dict[Path, Any]:
 
 def lock(runtime: StateRuntime, scope: MemoryScope, *, lease: float = 3600) -> LockLease:
     with runtime.autocommit() as state:
-        claim = state.consolidation_locks.try_acquire(
+        claim = state.consolidation_locks.try_claim(
             memory_root(runtime.codex_home, scope), owner=OTHER, lease=timedelta(seconds=lease)
         )
     assert isinstance(claim, Claimed)

@@ -273,7 +273,7 @@ def check_a_paused_consolidation_changes_nothing(
         with runtime.begin() as state:
             for scope in SCOPES:
                 root = memory_root(settings.codex_home, scope)
-                state.consolidation_locks.try_acquire(root, owner=OTHER, lease=LEASE)
+                state.consolidation_locks.try_claim(root, owner=OTHER, lease=LEASE)
                 state.memory_scopes.mark_dirty(scope)
         rows = rows_of(runtime)
         worker.proceed()

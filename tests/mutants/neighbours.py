@@ -19,8 +19,8 @@ from codex_state.models import (
     Phase1Lease,
     metadata,
 )
-from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.runtime import State
+from codex_state.testing.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.testing.samples import NOON, a_thread
 from tests.mutants.bench import Bench, Check
 
@@ -46,7 +46,7 @@ def claim_job(state: State, key: Phase1Key) -> Phase1Lease:
 
 
 def take_lock(state: State, path: str) -> LockLease:
-    claim = state.consolidation_locks.try_acquire(Path(path), owner=MINE, lease=HOUR)
+    claim = state.consolidation_locks.try_claim(Path(path), owner=MINE, lease=HOUR)
     assert isinstance(claim, Claimed)
     return claim.lease
 

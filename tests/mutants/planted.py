@@ -28,9 +28,9 @@ from codex_state.models import (
     SkipReason,
 )
 from codex_state.repositories import BackfillRepository, ConsolidationLockRepository, Phase1JobRepository
-from codex_state.repositories.holder_writes import HOLDER_WRITES
 from codex_state.rollout import backfilling
 from codex_state.runtime import State
+from codex_state.testing.holder_writes import HOLDER_WRITES
 from tests.mutants.statements import SqlMutant, sql_mutants
 
 
@@ -122,9 +122,9 @@ def _careless_claim(mode: str, met: Callable[[], None]) -> Any:
 
 
 def _careless_acquire(mode: str, met: Callable[[], None]) -> Any:
-    force = ConsolidationLockRepository.try_acquire
+    force = ConsolidationLockRepository.try_claim
 
-    def try_acquire(self: ConsolidationLockRepository, cwd: Any, *, owner: UUID, lease: timedelta) -> Any:
+    def try_claim(self: ConsolidationLockRepository, cwd: Any, *, owner: UUID, lease: timedelta) -> Any:
         met()
         with _MODES[mode](self._connection):
             lock: ConsolidationLock | None = self.get(cwd)
@@ -133,7 +133,7 @@ def _careless_acquire(mode: str, met: Callable[[], None]) -> Any:
                 return Skipped(SkipReason.RUNNING)
             return force(self, cwd, owner=owner, lease=timedelta(0))
 
-    return try_acquire
+    return try_claim
 
 
 def _careless_backfill_claim(mode: str, met: Callable[[], None]) -> Any:
@@ -148,7 +148,7 @@ def _careless_backfill_claim(mode: str, met: Callable[[], None]) -> Any:
             over = _now(self) - max(lease.total_seconds(), 0)
             if found is not None and found.status == "running" and found.updated_at.timestamp() > over:
                 return Skipped(SkipReason.RUNNING)
-            return Claimed(self.mark_running(home, owner=owner, lease=lease, from_the_start=again))
+            return Claimed(self.take_over(home, owner=owner, lease=lease, from_the_start=again))
 
     return try_claim
 
@@ -189,7 +189,7 @@ _NAME_OF = {"mark_clean": "mark_clean_if_locked", "complete": "complete_it"}
 def _read_then_write(mode: str) -> Iterator[PlantedMutant]:
     for repository, verb, careless in (
         (Phase1JobRepository, "try_claim", _careless_claim),
-        (ConsolidationLockRepository, "try_acquire", _careless_acquire),
+        (ConsolidationLockRepository, "try_claim", _careless_acquire),
         (BackfillRepository, "try_claim", _careless_backfill_claim),
     ):
         yield PlantedMutant(
@@ -219,7 +219,7 @@ def _plant_careless_write(write: Any, mode: str) -> Callable[[ExitStack, Callabl
                 return intact(self, *arguments, **options)
             met()
             with _MODES[mode](self._connection):
-                if _current_token(self, lease) != lease.ownership_token:
+                if _current_token(self, lease) != lease.token:
                     return write.refused if many is None else dict.fromkeys(many, write.refused)
                 return intact(self, *arguments, **options)
 

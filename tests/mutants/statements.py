@@ -28,7 +28,7 @@ from codex_state.repositories import (
     phase1_jobs,
     thread_memories,
 )
-from codex_state.repositories.phase1_search import search_of
+from codex_state.repositories.job_claims import search_of
 
 MODULES = (phase1_jobs, thread_memories, memory_scopes, consolidation_locks, backfills)
 
