@@ -8,9 +8,10 @@ with one connection pool.
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ class Database:
         """
         with self._unit(self._writer) as session, self._told_from_own_waits():
             yield session
-            session.commit()
+            with _interrupted_as_such(session):
+                session.commit()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -195,7 +197,8 @@ class Database:
             yield session
         finally:
             session.is_over = True
-            session.close()
+            with _interrupted_as_such(session):
+                session.close()
 
     @contextmanager
     def _told_from_own_waits(self) -> Iterator[None]:
@@ -289,6 +292,28 @@ def prepare_sqlite_file(database: Database) -> None:
             return
         connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+
+
+@contextmanager
+def _interrupted_as_such(session: Session) -> Iterator[None]:
+    """Have an interrupt of SQLAlchemy's own bookkeeping come out, and not what the bookkeeping says of itself then.
+
+    Its connection isn't used again.
+    """
+    handled = sys.exc_info()[1]  # an older interrupt, in whose handler this is
+    try:
+        yield
+    except BaseException as error:
+        first: BaseException | None = error
+        while isinstance(first, Exception):
+            first = first.__context__
+        if first is None or first is handled:
+            raise
+        with suppress(BaseException):  # what is left of the session may not even know how to end
+            session.invalidate()
+        if first is error:
+            raise
+        raise first from None
 
 
 class _UnitSession(Session):
