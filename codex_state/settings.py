@@ -111,8 +111,8 @@ class StateSettings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             problems = "; ".join(
-                f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}".removeprefix(": Value error, ")
-                for problem in error.errors(include_input=False, include_url=False)
+                ": ".join([*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")])
+                for problem in error.errors()
             )
             raise ConfigurationError(f"invalid settings: {problems}") from None
 
@@ -124,6 +124,13 @@ class StateSettings(BaseSettings):
             return float(value) if isinstance(value, str) else value
         except ValueError:
             return value
+
+    @field_validator("database_url", mode="before")
+    @classmethod
+    def _url_as_text(cls, value: Any) -> Any:
+        # SQLAlchemy's URL, which isn't imported for this.
+        spelled = getattr(value, "render_as_string", None)
+        return value if spelled is None else spelled(hide_password=False)
 
     @field_validator("codex_home", "sqlite_home")
     @classmethod
@@ -140,11 +147,12 @@ class StateSettings(BaseSettings):
     @model_validator(mode="after")
     def _known_database(self) -> Self:
         if self.database_url is not None:
-            scheme, mark, _rest = self.database_url.get_secret_value().partition("://")
-            # What isn't a URL is never shown: libpq's other form of the same holds a password as well.
-            if not mark or not _SCHEME.fullmatch(scheme):
-                raise ValueError("database_url: not a URL; expected sqlite:///path or postgresql://…")
-            if scheme.partition("+")[0] not in {"sqlite", "postgresql", "postgres"}:
+            # Whatever is no URL may be a password, or hold one.
+            scheme, separator, _ = self.database_url.get_secret_value().partition("://")
+            is_ours = scheme.partition("+")[0].partition(":")[0] in {"sqlite", "postgresql", "postgres"}
+            if not is_ours and not (separator and _SCHEME.fullmatch(scheme)):
+                raise ValueError("database_url: not a URL; expected sqlite:///path or postgresql://user@host/name")
+            if not is_ours:
                 raise ValueError(f"database_url: {scheme!r} is neither sqlite nor postgresql")
         return self
 

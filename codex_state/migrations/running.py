@@ -108,7 +108,7 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise classify(error.orig or error) or error from error
+        raise classify(error) or error from error
     except Exception as error:
         # Without importing Alembic for a comparison: what it raises on purpose is of this class.
         if type(error).__name__ == "CommandError":

@@ -141,19 +141,19 @@ def test_age_counts_from_the_insertion_not_from_the_lines_own_time(tmp_path: Pat
 
 def test_a_line_has_an_age_also_where_few_are_written(tmp_path: Path) -> None:
     settings = StateSettings(codex_home=tmp_path / "home", log_max_age=timedelta(days=14))
-    with StateRuntime.open(settings) as runtime:
-        clock = ManualClock(tmp_path / "clock", NOON)
-        clock.install(runtime.database)
-        for day in range(30):
-            clock.set(NOON + timedelta(days=day))
+    clock = ManualClock(tmp_path / "clock", NOON)
+    for day in range(30):
+        clock.set(NOON + timedelta(days=day))
+        with StateRuntime.open(settings) as runtime:
+            clock.install(runtime.database)
             runtime.run(lambda state: state.logs.insert(a_log_line(ts=1)))
-            runtime.database.close()
+    with StateRuntime.open(settings) as runtime:
         assert 14 <= count(runtime) <= 16
 
 
 def test_only_what_is_beyond_the_bounds_goes(small: StateRuntime) -> None:
     small.run(lambda state: state.logs.insert_many(lines(100)))
-    small.database.close()
+    small.database._keep_logs()
     assert count(small) == 100
 
 
@@ -223,7 +223,6 @@ def test_upkeep_that_fails_costs_the_writer_nothing(
         state.session.connection().exec_driver_sql("DROP TABLE log_segments")
     write(small, units=2)
     assert count(small) == 2 * (MIB // 1000)
-    small.database.close()
 
 
 def test_one_in_a_process_keeps_the_logs_at_a_time(small: StateRuntime) -> None:

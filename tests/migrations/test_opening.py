@@ -14,7 +14,7 @@ import stores
 from alembic import command
 from migrations.described import describe
 from migrations.rows import insert_samples, read_all, update
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.pool import StaticPool
 
 from codex_state import migrations
@@ -29,7 +29,6 @@ from codex_state.errors import (
 )
 from codex_state.migrations import exclusive
 from codex_state.migrations.location import configuration
-from codex_state.migrations.stored import shown_url
 from codex_state.models import metadata
 
 OPENERS: list[Callable[[Engine], object]] = [
@@ -304,13 +303,3 @@ def test_what_we_call_ours_are_the_tables_of_the_models_and_the_retired_ones() -
     from codex_state.migrations.stored import our_tables
 
     assert our_tables() == set(metadata.tables) | {"memory_phase2_jobs"}
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["postgresql://u:hunter2@h/d", "postgresql://h/d?user=u&password=hunter2", "postgresql://h/d?sslpassword=hunter2"],
-)
-def test_a_database_is_named_without_its_password(url: str) -> None:
-    shown = shown_url(make_url(url))
-    assert "hunter2" not in shown
-    assert shown.startswith("postgresql://")
