@@ -26,6 +26,7 @@ from .errors import (
     SchemaTooNewError as SchemaTooNewError,
     ServerUnavailableError as ServerUnavailableError,
     StateError as StateError,
+    StateFileLostError as StateFileLostError,
     ThreadNotFoundError as ThreadNotFoundError,
     TransactionConflictError as TransactionConflictError,
     UnknownCommitOutcomeError as UnknownCommitOutcomeError,

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import URL, exc
 
 from codex_state.errors import InvalidInputError, InvalidRowError, StateError
+from codex_state.sqlite_damage import Verdict, examine
 
 
 class DatabaseError(StateError, exc.DatabaseError):
@@ -105,6 +106,13 @@ class DatabaseCorruptError(DatabaseError, exc.InternalError):
 
 class NotADatabaseError(DatabaseCorruptError):
     """The file at the database's path is not an SQLite database."""
+
+
+class StateFileLostError(DatabaseError, exc.OperationalError):
+    """The SQLite file was removed, replaced or emptied while it was open: what is written goes nowhere, or elsewhere.
+
+    Nothing of the failed transaction was kept. Leases that were granted in the file are worth nothing any more.
+    """
 
 
 class IntegrityViolationError(DatabaseError, exc.IntegrityError):
@@ -331,7 +339,14 @@ def classify(error: BaseException, url: URL | None = None) -> StateError | None:
     kind = _kind_of(error)
     if kind is None:
         return None
-    return _told(kind, str(error).strip() or type(error).__name__, advice_for(kind), url, error)
+    text = str(error).strip() or type(error).__name__
+    if issubclass(kind, DatabaseCorruptError) and url is not None and url.get_backend_name() == "sqlite":
+        verdict = examine(url.database) if url.database else Verdict.DAMAGED
+        if verdict is not Verdict.DAMAGED:
+            kind = StorageError
+            failed = verdict is Verdict.STORAGE_FAILS
+            text = "a read or a write failed on the way" if failed else "what was read isn't what is in the file, which is whole"
+    return _told(kind, text, advice_for(kind), url, error)
 
 
 def sqlstate_of(error: BaseException) -> str | None:

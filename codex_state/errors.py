@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         SchemaOutdatedError as SchemaOutdatedError,
         SchemaTooNewError as SchemaTooNewError,
         ServerUnavailableError as ServerUnavailableError,
+        StateFileLostError as StateFileLostError,
         StatementRefusedError as StatementRefusedError,
         StorageError as StorageError,
         TransactionConflictError as TransactionConflictError,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from codex_state.migrations import Migrated
     from codex_state.settings import StateSettings
 
+_FINDINGS = 20
+"""So many are named at most."""
+
 app = typer.Typer(no_args_is_help=True, help="Bring the database's schema up to date, or check it.")
 
 
@@ -94,9 +97,9 @@ def current(context: typer.Context, *, codex_home: CodexHome = None, as_json: Js
 
 @app.command()
 def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
-    """Check that the schema is the one this version speaks. Changes nothing.
+    """Check that the database is whole and its schema is the one this version speaks. Changes nothing.
 
-    Prints the differences, with exit status 1.
+    Prints what is wrong, with exit status 1. An SQLite file is read to its end.
     """
     from codex_state import migrations
 
@@ -105,7 +108,7 @@ def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json
         differences = [absent]
     else:
         with _looked_at(settings) as connection:
-            differences = _differences(connection)
+            differences = _damage(connection) or _differences(connection)
     if as_json:
         write_json({"ok": not differences, "head": migrations.HEAD, "differences": differences})
     elif differences:
@@ -114,6 +117,20 @@ def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json
         write(f"the schema is that of {migrations.HEAD}\n")
     if differences:
         raise typer.Exit(exits.FAILED)
+
+
+def _damage(connection: Connection) -> list[str]:
+    """What SQLite finds wrong with its file, and rows without those that they refer to."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = connection.exec_driver_sql(f"PRAGMA integrity_check({_FINDINGS})").scalars().all()
+    if found != ["ok"]:
+        return [f"the file is damaged: {' '.join(str(finding).split())}" for finding in found]
+    orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    return [
+        f"a row of {table} refers to a row of {parent} that isn't there (rowid {rowid})"
+        for table, rowid, parent, _key in orphans[:_FINDINGS]
+    ]
 
 
 def _differences(connection: Connection) -> list[str]:
