@@ -57,6 +57,7 @@ _PAGES_LEFT = 512
 
 _LINES_AT_ONCE = 1000
 _PAGE_BYTES = 4096
+_LINES_ADDED_UP = 200
 _SEGMENT_LINES = 4000
 _SEGMENT_BYTES = 1024 * 1024
 _SEGMENTS_WANTED = 64
@@ -110,11 +111,18 @@ _SIZES_BEFORE = (
     .order_by(_logs.c.id.desc())
     .limit(_LINES_AT_ONCE)
 )
-_SIZES_AFTER = (
+_next_lines = (
     select(_logs.c.id, _text_bytes, _thread_bytes)
     .where(_logs.c.id > bindparam("id", type_=_number))
     .order_by(_logs.c.id)
-    .limit(_LINES_AT_ONCE)
+    .limit(_LINES_ADDED_UP)
+    .subquery()
+)
+_SIZE_OF_NEXT = select(
+    func.max(_next_lines.c.id).label("last_id"),
+    func.count().label("lines"),
+    func.sum(_next_lines.c.text_bytes).label("text_bytes"),
+    func.sum(_next_lines.c.thread_bytes).label("thread_bytes"),
 )
 
 _last_closed = func.coalesce(select(func.max(_segments.c.last_id)).scalar_subquery(), 0)
@@ -343,14 +351,18 @@ def _close_segments(connection: Connection, step: int, until: float | None) -> N
     (last,) = execute(connection, _LAST_SEGMENT, {})
     after = last_id = last.last_id
     lines = size = 0
-    while rows := execute(connection, _SIZES_AFTER, {"id": last_id}):
-        for row in rows:
-            lines, size, last_id = lines + 1, size + size_of(row.text_bytes, row.thread_bytes), row.id
+    while True:
+        (following,) = execute(connection, _SIZE_OF_NEXT, {"id": last_id})
+        if following.lines:
+            # As if all of them were as long: adding up each by itself would cost a sixth of its insertion.
+            lengths = (int(total) // following.lines for total in (following.text_bytes, following.thread_bytes))
+            lines, last_id = lines + following.lines, following.last_id
+            size += following.lines * size_of(*lengths)
             if size >= step or lines >= _SEGMENT_LINES:
                 if not _close(connection, after, last_id, lines, size) or is_over(until):
                     return
                 after, lines, size = last_id, 0, 0
-        if len(rows) < _LINES_AT_ONCE:
+        if following.lines < _LINES_ADDED_UP:
             break
     if lines and last.age >= _SEGMENT_SECONDS and after == last.last_id:
         _close(connection, after, last_id, lines, size)
