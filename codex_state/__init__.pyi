@@ -32,6 +32,10 @@ from .errors import (
     UnknownCommitOutcomeError as UnknownCommitOutcomeError,
     WorkStoppedError as WorkStoppedError,
 )
+from .log_handler import (
+    StateLogHandler as StateLogHandler,
+    log_thread as log_thread,
+)
 from .memory import (
     AsyncLeaseKeeper as AsyncLeaseKeeper,
     ConsolidationOptions as ConsolidationOptions,
