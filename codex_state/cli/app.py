@@ -13,6 +13,7 @@ from codex_state.cli import (
     backfill,
     copying,
     database,
+    doctor,
     homes,
     importing,
     jobs,
@@ -38,6 +39,8 @@ _ORDER = (
     "locks",
     "db",
     "logs",
+    "doctor",
+    "backup",
     "version",
 )
 
@@ -70,6 +73,8 @@ app.command("locks")(scopes.locks)
 database.app.command("copy")(copying.copy)
 app.add_typer(database.app, name="db")
 app.add_typer(logs.app, name="logs")
+app.command("doctor")(doctor.doctor)
+app.command("backup")(doctor.backup)
 app.command("version")(version.version)
 
 
