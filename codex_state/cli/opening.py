@@ -12,7 +12,7 @@ import typer
 
 from codex_state.cli.options import home_of
 from codex_state.cli.output import note, rfc3339
-from codex_state.errors import ServerUnavailableError, StateError, ThreadNotFoundError
+from codex_state.errors import StateError, ThreadNotFoundError
 
 if TYPE_CHECKING:
     from codex_state.models import BackfillState
@@ -66,6 +66,8 @@ def opened(
 
 def patiently(settings: StateSettings, opening: Callable[[], ResultT]) -> ResultT:
     """What ``opening`` gives, tried again while the server is away: for ``retry_for`` of the settings, in total."""
+    from codex_state.errors import ServerUnavailableError
+
     give_up = time.monotonic() + settings.retry_for.total_seconds()
     pause, told = _FIRST_PAUSE_SECONDS, False
     while True:
