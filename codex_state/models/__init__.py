@@ -3,6 +3,7 @@
 from codex_state.models.backfill import BackfillState, BackfillStatus
 from codex_state.models.base import StateModel, entities, metadata
 from codex_state.models.leases import (
+    CRASHES_ALLOWED,
     SCOPE_CWD,
     SCOPE_USER,
     BackfillLease,
@@ -50,6 +51,7 @@ from codex_state.models.thread import (
 )
 
 __all__ = [
+    "CRASHES_ALLOWED",
     "EXTRACTABLE_THREADS",
     "IS_SHOWN",
     "LOCAL_HOME",

@@ -89,7 +89,8 @@ The hint that it leaves is another one each time: ``settled_threads`` may know t
 def reopen(kinds: tuple[str, ...], *, from_the_dead: bool = False) -> ReturningUpdate[Any]:
     """Take the hints back from threads of which a job of these kinds has become claimable by itself.
 
-    It looks at every running job. Its parameters are ``new_lease_seconds``, as the claim's, and ``dead_processes`` for jobs of the dead as well.
+    It looks at every running job. Its parameters are ``new_lease_seconds``, as the claim's, and ``dead_processes`` for
+    jobs of the dead as well.
     """
     by_themselves = [
         (_jobs.c.status == RUNNING, JOBS.is_over),

@@ -32,6 +32,7 @@ from sqlalchemy import (
 from codex_state.clock import server_now, trust_clock
 from codex_state.errors import InvalidInputError, ThreadNotFoundError
 from codex_state.models import (
+    CRASHES_ALLOWED,
     Claimed,
     HolderWrite,
     MemoryScope,
@@ -67,9 +68,6 @@ from codex_state.sql import contains, json_item, json_rows, unindexed
 
 _jobs = JOBS.table
 _threads = table_of(Thread)
-
-CRASHES_ALLOWED = 3
-"""How often a job's work may end with its worker before it fails for good."""
 
 _source = bindparam("new_source", type_=EpochSeconds())
 _claimed = (
