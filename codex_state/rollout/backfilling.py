@@ -20,7 +20,7 @@ from typing import TypeVar
 from codex_state import telemetry
 from codex_state.errors import IntegrityViolationError, InvalidInputError, StateError, UnknownCommitOutcomeError
 from codex_state.models import BackfillLease, BackfillStatus, Claimed, SkipReason
-from codex_state.rollout.extractors import Extractor, InProcess, InWorkers, worker_count
+from codex_state.rollout.extractors import in_process, in_workers, worker_count
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.index import Settled, Settling, store, store_singly
 from codex_state.rollout.inventory import Change, Comparison, old_root_of
@@ -166,8 +166,13 @@ class _Run:
         if workers is None:
             workers = worker_count(bytes_total)
         if files_total:
-            with closing(self._extractor(workers)) as extractor:
-                results = extractor.results(changes, self._renew_in_time)
+            work = changes, str(runtime.codex_home), runtime.default_provider, self._renew_in_time
+            extracting = (
+                in_workers(*work, workers=workers, poll_seconds=self._renewal_interval)
+                if workers
+                else in_process(*work)
+            )
+            with closing(extracting) as results:
                 while batch := list(islice(results, runtime.settings.backfill_batch_size)):
                     self._commit(batch)
                     if self._on_progress is not None:
@@ -195,12 +200,6 @@ class _Run:
         if found is None or not own or found.status is not BackfillStatus.COMPLETE:
             raise _LeaseLostError
 
-    def _extractor(self, workers: int) -> Extractor:
-        home, provider = str(self._runtime.codex_home), self._runtime.default_provider
-        if workers == 0:
-            return InProcess(home, provider)
-        return InWorkers(home, provider, workers, poll_seconds=self._renewal_interval)
-
     def _changes(self) -> tuple[Iterable[Change], int, int]:
         """The changes, how many there are, and the bytes to be read. What can't be looked into is noted on the way.
 
@@ -215,7 +214,7 @@ class _Run:
             if files <= _KEPT_CHANGES:
                 kept.append(change)
         for failure in comparison.failures:
-            self._note_failure(failure.path, failure.error)
+            self._note_failure(failure.path, failure.error or "unknown")
         return kept if files <= _KEPT_CHANGES else Comparison(self._runtime), files, size
 
     def _note_failure(self, path: str, error: str) -> None:

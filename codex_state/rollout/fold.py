@@ -58,19 +58,14 @@ _RACY_NS = 2_000_000_000
 times in steps of two seconds."""
 
 
-class FileStamp(Struct, frozen=True):
-    """What a file looked like before it was read: whether it is the same now shows by this."""
-
-    size: int
-    mtime_ns: int | None
-    """``None`` when the time can't be trusted to show the next change."""
-
-
 class Extraction(Struct):
     """All that one rollout says."""
 
     draft: ThreadDraft
-    stamp: FileStamp
+    size: int
+    """Of the file before it was read. By this and the next it shows whether it is the same now."""
+    mtime_ns: int | None
+    """When it was last written; ``None`` when that can't be trusted to show the next change."""
     memory_mode: str | None
     """The last one that any session_meta names, also a parent's; ``None`` when none does."""
     memory_mode_at: int | None
@@ -373,7 +368,7 @@ def extract(path: str, default_provider: str) -> Extraction:
     fold = Fold(ThreadDraft("", path), default_provider)
     # What is appended while reading makes the file newer than its row, never the row newer than it should be.
     file, status = open_rollout(path)
-    stamp = FileStamp(status.st_size, telling_time(status.st_mtime_ns))
+    mtime_ns = telling_time(status.st_mtime_ns)
     with file:
         try:
             parse_errors, unknown_lines, used = fold.all_lines(lines_of(file, status))
@@ -388,7 +383,8 @@ def extract(path: str, default_provider: str) -> Extraction:
     owner, tools = fold.tools
     return Extraction(
         draft=draft,
-        stamp=stamp,
+        size=status.st_size,
+        mtime_ns=mtime_ns,
         memory_mode=fold.memory_mode,
         memory_mode_at=fold.memory_mode_at,
         tools=tools,

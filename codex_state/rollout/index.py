@@ -27,7 +27,7 @@ from codex_state.models.columns import path_to_text
 from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.head import git_of
-from codex_state.rollout.inventory import Change, paths_of
+from codex_state.rollout.inventory import Change, file_row, paths_of
 from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
 from codex_state.runtime import State, StateRuntime
 
@@ -135,41 +135,29 @@ class Settling:
         draft.archived_at = draft.updated_at if draft.archived else None
         settled.extractions.append(extraction)
         settled.file_of[draft.id] = path
-        settled.files[path] = {
-            "home": self._runtime.home,
-            "path": path,
-            "thread_id": draft.id,
-            "size": extraction.stamp.size,
-            "mtime_ns": extraction.stamp.mtime_ns,
-            "state": RolloutFileState.INDEXED.value,
-            "error": None,
-            "parse_errors": extraction.parse_errors,
-            "unknown_lines": extraction.unknown_lines,
-        }
+        settled.files[path] = file_row(
+            self._runtime.home,
+            path,
+            RolloutFileState.INDEXED,
+            extraction.size,
+            extraction.mtime_ns,
+            thread_id=draft.id,
+            parse_errors=extraction.parse_errors,
+            unknown_lines=extraction.unknown_lines,
+        )
 
     def _row(
         self,
         path: str,
-        looked: FoundFile | FileRow | None,
+        looked: FoundFile | FileRow,
         state: RolloutFileState,
         thread_id: str | None,
         error: str | None = None,
     ) -> dict[str, Any]:
-        return {
-            "home": self._runtime.home,
-            "path": path,
-            "thread_id": thread_id,
-            "size": 0 if looked is None else looked.size,
-            "mtime_ns": None if looked is None or looked.mtime_ns is None else telling_time(looked.mtime_ns),
-            "state": state.value,
-            "error": error,
-            "parse_errors": None,
-            "unknown_lines": None,
-        }
+        mtime_ns = looked.mtime_ns and telling_time(looked.mtime_ns)
+        return file_row(self._runtime.home, path, state, looked.size, mtime_ns, thread_id=thread_id, error=error)
 
-    def _failed(
-        self, path: str, looked: FoundFile | FileRow | None, failed: Failed, thread_id: str | None
-    ) -> dict[str, Any]:
+    def _failed(self, path: str, looked: FoundFile | FileRow, failed: Failed, thread_id: str | None) -> dict[str, Any]:
         # As everything that is known of a file, this holds wherever the home is moved to.
         error = failed.error.replace(f"{self._home}/{path}", path)
         row = self._row(path, looked, RolloutFileState.FAILED, thread_id, error)

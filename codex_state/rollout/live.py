@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
@@ -61,18 +62,14 @@ def apply_rollout_items(
     return runtime.run(work)
 
 
-class _counted:  # noqa: N801 - reads as the block that it begins
+@contextmanager
+def _counted(stage: str) -> Iterator[None]:
     """Counts an error of the database in its block, by the stage that it happened in."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, StateError):
-            telemetry.count(telemetry.DB_ERROR, 1, stage=self._stage)
+    try:
+        yield
+    except StateError:
+        telemetry.count(telemetry.DB_ERROR, 1, stage=stage)
+        raise
 
 
 def _apply(
