@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -161,10 +161,10 @@ _HOMES = select(_threads.c.id, _threads.c.home).where(
 class RolloutFileRepository(Repository):
     """The inventory of a home's files (``rollout_files``), and what it makes of the ``threads`` table."""
 
-    def page(self, home: str = LOCAL_HOME, *, after: str = "", limit: int = 5000) -> list[FileRow]:
-        """The next files of a home in the order of their paths."""
+    def page(self, home: str = LOCAL_HOME, *, after: str = "", limit: int = 5000) -> Iterator[FileRow]:
+        """The next files of a home in the order of their paths. Read at once, and each made when it is asked for."""
         parameters = {"of_home": home, "after": after, "row_limit": limit}
-        return list(execute(self._connection, _PAGE, parameters, FileRow._make))
+        return map(FileRow._make, execute(self._connection, _PAGE, parameters, tuple))
 
     def get(self, path: str, home: str = LOCAL_HOME) -> FileRow | None:
         """What is known of one file."""

@@ -90,7 +90,7 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
         raise ThreadNotFoundError(thread_id)
     moved = {path: to for path, to in targets.items() if to != path}
     for path, to in moved.items():
-        if list(targets.values()).count(to) > 1 or _is_in_the_way(home / path, home / to):
+        if list(moved.values()).count(to) > 1 or _is_in_the_way(home / path, home / to):
             raise _already_there(home / path, home / to)
     for path, to in moved.items():
         _move(home / path, home / to)

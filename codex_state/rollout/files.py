@@ -227,33 +227,35 @@ def _walk(directory: str, prefix: str, report: OnProblem) -> Iterator[FoundFile]
     pending = [(directory, prefix, iter(_ordered_entries(directory, report)))]
     while pending:
         directory, prefix, entries = pending[-1]
-        for key, name, status in entries:
-            if status is None:
-                below = f"{directory}/{name}"
+        for key, size, mtime_ns in entries:
+            if size is None:
+                below = f"{directory}/{key[:-1]}"
                 pending.append((below, prefix + key, iter(_ordered_entries(below, report))))
                 break
-            yield FoundFile(prefix + key, status.st_size, status.st_mtime_ns)
+            yield FoundFile(prefix + key, size, mtime_ns)
         else:
             pending.pop()
 
 
-def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, os.stat_result | None]]:
-    """The directories and rollouts in a directory, as (sort key, name, status of a file).
+def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, int | None, int]]:
+    """The directories and rollouts in a directory, as (sort key, size of a file, its time).
 
     The key of a directory ends with ``/``. Sorting by keys at every level gives the order of the whole paths: after
-    ``a-b`` comes ``a/…``, as the characters want it.
+    ``a-b`` comes ``a/…``, as the characters want it. Plain tuples of plain values cost Python's garbage collector
+    nothing: others would have it go through all that the process holds, again and again.
     """
-    found: list[tuple[str, str, os.stat_result | None]] = []
+    found: list[tuple[str, int | None, int]] = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 name = entry.name
                 if is_rollout_name(name) and entry.is_file(follow_symlinks=False):
                     if name.isascii() or _is_utf8(directory, name, report):
-                        found.append((name, name, entry.stat(follow_symlinks=False)))
+                        status = entry.stat(follow_symlinks=False)
+                        found.append((name, status.st_size, status.st_mtime_ns))
                 elif entry.is_dir(follow_symlinks=False):
                     if _is_utf8(directory, name, report):
-                        found.append((f"{name}/", name, None))
+                        found.append((f"{name}/", None, 0))
                 elif entry.is_symlink() and (is_rollout_name(name) or entry.is_dir()):
                     report(WalkProblem(f"{directory}/{name}", "a symbolic link, which isn't followed", is_link=True))
     except OSError as error:

@@ -41,7 +41,7 @@ from codex_state.rollout.format import (
     source_text,
     trim,
 )
-from codex_state.rollout.reading import Lines, lines_of, open_rollout, unreadable, why_unusable
+from codex_state.rollout.reading import Lines, open_rollout, unreadable, why_unusable
 from codex_state.rollout.times import parse_timestamp
 
 USER_MESSAGE_BEGIN = "## My request for Codex:"
@@ -371,7 +371,7 @@ def extract(path: str, default_provider: str) -> Extraction:
     mtime_ns = telling_time(status.st_mtime_ns)
     with file:
         try:
-            parse_errors, unknown_lines, used = fold.all_lines(lines_of(file, status))
+            parse_errors, unknown_lines, used = fold.all_lines(file)
         except OSError as error:
             raise unreadable(path, error) from error
     if not used:
@@ -413,9 +413,8 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
             return
         fold = Fold(ThreadDraft("", path), default_provider)
         try:
-            file, status = open_rollout(path)
-            with file:
-                begins_at = _fold_up_to(fold, lines_of(file, status), end)
+            with open_rollout(path)[0] as file:
+                begins_at = _fold_up_to(fold, file, end)
             found = fold.finish()
         except (OSError, RolloutError):
             continue

@@ -96,14 +96,16 @@ class Comparison:
 
     def _known(self) -> Iterator[FileRow]:
         """All rows in their order, each page from a snapshot of its own: a reader that stays keeps the WAL growing."""
-        after = ""
+        row = None
         while True:
+            after = "" if row is None else row.path
             with self._runtime.read() as state:
                 rows = state.rollout_files.page(self._runtime.home, after=after)
-            if not rows:
+            row = None
+            for row in rows:
+                yield row
+            if row is None:
                 return
-            yield from rows
-            after = rows[-1].path
 
     def _gone(self, row: FileRow) -> Iterator[Change]:
         judged = row.state != RolloutFileState.GONE and not row.path.startswith(tuple(self._unseen))

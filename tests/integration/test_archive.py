@@ -116,61 +116,72 @@ def test_a_move_that_the_system_refuses_is_a_clear_error(
     assert not row(indexed).archived
 
 
-@pytest.fixture
-def two_volumes(indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> StateRuntime:
+Patch = Callable[[pytest.MonkeyPatch, Path], None]
+
+
+def _on_two_volumes(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """The two roots of the home lie on two volumes: nothing in one can get a name in the other."""
     link = os.link
 
     def refusing(source: Path, target: Path) -> None:
-        home = indexed.codex_home
         if len({path.relative_to(home).parts[0] for path in (source, target)}) > 1:
             raise OSError(errno.EXDEV, "Invalid cross-device link", str(target))
         link(source, target)
 
     monkeypatch.setattr(archive.os, "link", refusing)
-    return indexed
 
 
-@pytest.fixture
-def no_hard_links(indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> StateRuntime:
+def _without_hard_links(monkeypatch: pytest.MonkeyPatch, _home: Path) -> None:
     """The home lies on a file system where a file has one name."""
 
     def refused(_source: Path, target: Path) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted", str(target))
 
     monkeypatch.setattr(archive.os, "link", refused)
+
+
+@pytest.fixture
+def two_volumes(indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> StateRuntime:
+    _on_two_volumes(monkeypatch, indexed.codex_home)
     return indexed
 
 
-@pytest.mark.parametrize("volumes", ["indexed", "two_volumes", "no_hard_links"])
+@pytest.fixture
+def no_hard_links(indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> StateRuntime:
+    _without_hard_links(monkeypatch, indexed.codex_home)
+    return indexed
+
+
+@pytest.mark.parametrize("volumes", [None, _on_two_volumes, _without_hard_links])
 @pytest.mark.parametrize("move", [archive_thread, unarchive_thread])
 def test_a_file_that_appears_while_another_is_moved_there_is_never_overwritten(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, volumes: str, move: Move
+    indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch, volumes: Patch | None, move: Move
 ) -> None:
     """L12: it comes at the last moment before the step that gives the name."""
-    runtime: StateRuntime = request.getfixturevalue(volumes)
-    home = runtime.codex_home
+    home = indexed.codex_home
     if move is unarchive_thread:
-        archive_thread(runtime, thread_id(1))
+        archive_thread(indexed, thread_id(1))
+    if volumes is not None:
+        volumes(monkeypatch, home)
     source, target = (
         rollout_path(home, 1, archived=flag) for flag in (move is unarchive_thread, move is archive_thread)
     )
     content = source.read_bytes()
-    step = "open" if volumes == "no_hard_links" else "link"
+    step = "open" if volumes is _without_hard_links else "link"
     give_name = getattr(os, step)
 
     def late(*arguments: object) -> object:
-        if target in arguments and (volumes != "two_volumes" or source not in arguments):
+        if target in arguments and (volumes is not _on_two_volumes or source not in arguments):
             write(target, b"precious")
         return give_name(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(archive.os, step, late)
         with pytest.raises(RolloutError, match="already there"):
-            move(runtime, thread_id(1))
+            move(indexed, thread_id(1))
     assert (source.read_bytes(), target.read_bytes()) == (content, b"precious")
     assert names_in(home) == [source.name] * 2
-    assert row(runtime).archived is (move is unarchive_thread)
+    assert row(indexed).archived is (move is unarchive_thread)
 
 
 def test_where_a_file_has_only_one_name_it_is_moved_as_well(no_hard_links: StateRuntime) -> None:
@@ -183,12 +194,13 @@ def test_where_a_file_has_only_one_name_it_is_moved_as_well(no_hard_links: State
     assert is_fresh(no_hard_links)
 
 
-@pytest.mark.parametrize("volumes", ["indexed", "no_hard_links"])
+@pytest.mark.parametrize("volumes", [None, _without_hard_links])
 def test_a_move_that_fails_half_way_leaves_the_file_and_is_finished_by_the_next(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, volumes: str
+    indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch, volumes: Patch | None
 ) -> None:
-    runtime: StateRuntime = request.getfixturevalue(volumes)
-    source, target = (rollout_path(runtime.codex_home, 1, archived=flag) for flag in (False, True))
+    if volumes is not None:
+        volumes(monkeypatch, indexed.codex_home)
+    source, target = (rollout_path(indexed.codex_home, 1, archived=flag) for flag in (False, True))
     content = source.read_bytes()
 
     def full(*_arguments: object) -> None:
@@ -199,15 +211,15 @@ def test_a_move_that_fails_half_way_leaves_the_file_and_is_finished_by_the_next(
         patch.setattr(Path, "unlink", lambda each, **how: full() if each == source else unlink(each, **how))
         patch.setattr(Path, "replace", full)
         with pytest.raises(RolloutError, match="Input/output error"):
-            archive_thread(runtime, thread_id(1))
+            archive_thread(indexed, thread_id(1))
     assert source.read_bytes() == content
-    assert target.exists() is (volumes == "indexed")
-    backfill(runtime, refresh=True)
-    assert not row(runtime).archived
-    assert archive_thread(runtime, thread_id(1)) == target
-    assert (names_in(runtime.codex_home), target.read_bytes()) == ([source.name], content)
-    assert row(runtime).archived
-    assert is_fresh(runtime)
+    assert target.exists() is (volumes is None)
+    backfill(indexed, refresh=True)
+    assert not row(indexed).archived
+    assert archive_thread(indexed, thread_id(1)) == target
+    assert (names_in(indexed.codex_home), target.read_bytes()) == ([source.name], content)
+    assert row(indexed).archived
+    assert is_fresh(indexed)
 
 
 def test_one_file_that_is_reached_by_two_ways_is_not_taken_for_a_move_that_was_interrupted(
