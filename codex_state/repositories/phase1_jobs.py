@@ -24,7 +24,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    type_coerce,
     update,
 )
 
@@ -44,14 +43,14 @@ from codex_state.models import (
     SkipReason,
     Thread,
 )
-from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, stored_uuid, text
-from codex_state.repositories import owners, phase1_candidates, phase1_open_threads
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
+from codex_state.repositories import given_rows, owners, phase1_candidates, phase1_open_threads
 from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
 from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, claim_from, is_claimable
 from codex_state.repositories.phase1_finishing import SUCCEED_MANY, parameters_of
 from codex_state.repositories.phase1_search import Search, search_of
 from codex_state.repositories.prepared import atomically, by_index, planned_anew
-from codex_state.sql import contains
+from codex_state.sql import contains, unindexed
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -152,11 +151,12 @@ _REQUEUE = (
     .values(retry_at=server_now(), failures=literal_column("0"))
     .returning(_jobs.c.attempt)
 )
+_found = given_rows.given_rows(thread_id=UuidText())
 _MISSED_THEIR_FILE = (
     update(_jobs)
     .where(
-        type_coerce(_jobs.c.thread_id, stored_uuid).in_(bindparam("thread_ids", expanding=True, type_=stored_uuid)),
-        _jobs.c.status == FAILED,
+        _jobs.c.thread_id.in_(select(_found.c.thread_id)),
+        unindexed(_jobs.c.status) == FAILED,
         _jobs.c.retry_at.is_(None),
         contains(_jobs.c.failure_reason, literal_column(f"'{FileNotFoundError.__name__}'", text)),
     )
@@ -400,7 +400,8 @@ class Phase1JobRepository(Repository):
         Returns:
             How many jobs were reopened.
         """
-        return len(self._all(_MISSED_THEIR_FILE, {"thread_ids": list(thread_ids)})) if thread_ids else 0
+        given = given_rows.parameters_of((thread_id,) for thread_id in thread_ids)
+        return len(self._all(_MISSED_THEIR_FILE, given)) if thread_ids else 0
 
     def get(self, key: Phase1Key) -> Phase1Job | None:
         """The job, or ``None`` when it was never claimed."""

@@ -26,9 +26,11 @@ from sqlalchemy.types import TypeEngine
 
 from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileState, Thread
-from codex_state.models.columns import UuidText, big_integer, stored_type, stored_uuid, text
+from codex_state.models.columns import UuidText, big_integer, stored_type, text
 from codex_state.repositories.base import Repository, seconds_of, table_of
+from codex_state.repositories.given_rows import given_rows, parameters_of
 from codex_state.repositories.prepared import execute
+from codex_state.sql import unindexed
 
 _threads = table_of(Thread)
 _files = table_of(RolloutFile)
@@ -92,10 +94,9 @@ _PAGE = (
     .order_by(_files.c.path)
     .limit(bindparam("row_limit", type_=big_integer))
 )
-_is_of_these = type_coerce(_files.c.thread_id, stored_uuid).in_(
-    bindparam("thread_ids", expanding=True, type_=stored_uuid)
-)
-_OF_THREADS = _rows.where(_OF_HOME, _is_of_these)
+_given = given_rows(thread_id=UuidText())
+# By the threads' index: all files of a home are more than theirs.
+_OF_THREADS = _rows.where(unindexed(_files.c.home) == _OF_HOME.right, _files.c.thread_id == _given.c.thread_id)
 _AT = _rows.where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
 _insert_file = insert(_files).values(
     {column.key: bindparam(column.key, type_=stored_type(column.type)) for column in _files.columns}
@@ -153,9 +154,7 @@ _MOVE_HOME = (
     )
     .returning(_threads.c.id)
 )
-_HOMES = select(_threads.c.id, _threads.c.home).where(
-    _threads.c.id.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))
-)
+_HOMES = select(_threads.c.id, _threads.c.home).where(_threads.c.id == _given.c.thread_id)
 
 
 class RolloutFileRepository(Repository):
@@ -175,8 +174,9 @@ class RolloutFileRepository(Repository):
         """The files of each of these threads, for a few hundred at once. Ids are texts, as they are stored."""
         found: dict[str, list[FileRow]] = {}
         if thread_ids:
-            for row in self._all(_OF_THREADS, {"of_home": home, "thread_ids": list(thread_ids)}):
-                found.setdefault(row.thread_id, []).append(FileRow(*row))
+            parameters = parameters_of((thread_id,) for thread_id in thread_ids) | {"of_home": home}
+            for row in execute(self._connection, _OF_THREADS, parameters, FileRow._make):
+                found.setdefault(row.thread_id or "", []).append(row)
         return found
 
     def put(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -218,4 +218,6 @@ class RolloutFileRepository(Repository):
 
     def homes_of(self, thread_ids: Collection[UUID]) -> dict[UUID, str]:
         """Which home the row of each of these threads belongs to."""
-        return {row.id: row.home for row in self._all(_HOMES, {"thread_ids": list(thread_ids)})} if thread_ids else {}
+        if not thread_ids:
+            return {}
+        return {row.id: row.home for row in self._all(_HOMES, parameters_of((each,) for each in thread_ids))}

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from msgspec import Struct
+
 from codex_state.rollout.format import canonical_uuid
 
 SESSIONS_DIRECTORY = "sessions"
@@ -34,23 +36,13 @@ _COPY = re.compile(r"(rollout-[0-9T-]{19}-[0-9a-f-]{36}(?:_[0-9a-f-]{36})?)[^0-9
 """What file managers and synchronisers make of a name: ``… (1)``, ``… 2``, ``….sync-conflict-…``."""
 
 
-class FoundFile(NamedTuple):
+class FoundFile(Struct, frozen=True, gc=False):
     """A rollout that was met on a walk."""
 
     path: str
     """Relative to the home, with ``/``."""
     size: int
     mtime_ns: int
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.path.rpartition("/")[2]
-
-    @property
-    def archived(self) -> bool:
-        """Whether it lies under ``archived_sessions``."""
-        return is_archived(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +173,7 @@ def find_rollouts(
     spelled = str(thread_id)
     found = []
     for file in walk_rollouts(home, archived=archived, on_problem=on_problem):
-        name = file.name
+        name = file.path.rpartition("/")[2]
         if spelled not in name.lower():
             continue
         parsed = parse_any_name(name)

@@ -58,7 +58,7 @@ _RACY_NS = 2_000_000_000
 times in steps of two seconds."""
 
 
-class Extraction(Struct):
+class Extraction(Struct, gc=False):
     """All that one rollout says."""
 
     draft: ThreadDraft

@@ -69,29 +69,23 @@ class Settling:
         Args:
             batch: each change with what its file says; ``None`` for a file that is gone.
         """
-        settled = Settled()
+        settled = Settled(dropped={change.path for change, _ in batch if change.found is None})
         results = {change.path: result for change, result in batch if result is not None}
         found = {change.path: change.found for change, _ in batch if change.found is not None}
-        threads: dict[str, set[str]] = {}
-        for change, result in batch:
-            owner, concerned = _owners(change, result)
-            for thread_id in concerned:
-                paths = threads.setdefault(thread_id, set())
-                if thread_id == owner:
-                    paths.add(change.path)
-            if change.found is None:
-                settled.dropped.add(change.path)
-            elif owner is None and isinstance(result, Failed):
-                settled.files[change.path] = self._failed(change.path, change.found, result, None)
+        threads = _by_thread(batch)
+        for path in threads.pop("", ()):
+            if isinstance(failed := results[path], Failed):
+                settled.files[path] = self._failed(path, found[path], failed, None)
         with self._runtime.read() as state:
             known = state.rollout_files.of_threads(threads.keys(), self._runtime.home)
         for thread_id, paths in threads.items():
             rows = {row.path: row for row in known.get(thread_id, ())}
-            unchanged = {path for path in paths_of([*rows.values()]) if path not in found} - settled.dropped
-            present = _newest_first(paths | unchanged, thread_id)
+            unchanged = {path for path in paths_of(rows.values()) if path not in found} - settled.dropped
+            present = _newest_first([*paths, *unchanged], thread_id)
             if present:
-                settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
-                settled.dropped -= set(present)
+                if rows:
+                    settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
+                    settled.dropped.difference_update(present)
                 self._choose(settled, thread_id, {path: found.get(path) or rows[path] for path in present}, results)
             elif rows:
                 settled.gone.add(thread_id)
@@ -118,8 +112,7 @@ class Settling:
                 self._win(settled, path, result.extraction, [*files][position + 1 :])
 
     def _win(self, settled: Settled, path: str, extraction: Extraction, earlier: Sequence[str]) -> None:
-        draft = msgspec.structs.replace(extraction.draft)
-        extraction = msgspec.structs.replace(extraction, draft=draft)
+        draft = extraction.draft
         if extraction.base_end is not None:
             go_on_from(extraction, [f"{self._home}/{each}" for each in earlier], self._provider)
         for each in reversed(earlier):
@@ -165,20 +158,24 @@ class Settling:
         return row | {"mtime_ns": None} if failed.may_pass else row
 
 
-def _newest_first(paths: set[str], thread_id: str) -> list[str]:
-    if len(paths) < 2:
-        return [*paths]
-    return sorted(paths, key=lambda path: rank(path, thread_id), reverse=True)
+def _newest_first(paths: list[str], thread_id: str) -> list[str]:
+    return paths if len(paths) < 2 else sorted(paths, key=lambda path: rank(path, thread_id), reverse=True)
 
 
-def _owners(change: Change, result: Result | None) -> tuple[str | None, set[str]]:
-    """Whose file it is now, and all threads for which something may have changed.
+def _by_thread(batch: Iterable[tuple[Change, Result | None]]) -> dict[str, list[str]]:
+    """All threads for which something may have changed, and which of the files are theirs now.
 
-    Its content says whose it is; its name does where it can't be read.
+    A file's content says whose it is; its name does where it can't be read. Those that are nobody's are under ``""``.
     """
-    owner = result.extraction.draft.id if isinstance(result, Extracted) else change.named
-    before = None if change.known is None else change.known.thread_id
-    return (None if result is None else owner), {thread_id for thread_id in (owner, before) if thread_id is not None}
+    threads: dict[str, list[str]] = {}
+    for change, result in batch:
+        owner = result.extraction.draft.id if isinstance(result, Extracted) else change.named or ""
+        paths = threads.setdefault(owner, [])
+        if result is not None:
+            paths.append(change.path)
+        if change.known is not None and change.known.thread_id is not None:
+            threads.setdefault(change.known.thread_id, [])
+    return threads
 
 
 def store(state: State, settled: Settled, home: str) -> None:
@@ -213,7 +210,9 @@ def store_singly(state: State, settled: Settled, home: str) -> None:
 
 def thread_row(draft: ThreadDraft, home: str, memory_mode_said_at: int | None) -> dict[str, Any]:
     """The parameters that write a draft: see ``RolloutFileRepository.upsert_threads``."""
-    return msgspec.structs.asdict(draft) | {"home": home, "memory_mode_said_at": memory_mode_said_at}
+    row = msgspec.structs.asdict(draft)
+    row["home"], row["memory_mode_said_at"] = home, memory_mode_said_at
+    return row
 
 
 def take_in(runtime: StateRuntime, paths: Iterable[str]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+
+from msgspec import Struct
 
 from codex_state.models import FileRow, RolloutFileState
 from codex_state.rollout.files import (
@@ -27,8 +28,7 @@ from codex_state.rollout.files import (
 from codex_state.runtime import StateRuntime
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True, gc=False):
     """A file that isn't as the inventory knows it."""
 
     path: str
