@@ -8,6 +8,7 @@ from uuid import UUID
 
 from msgspec.structs import fields
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     and_,
     bindparam,
@@ -46,7 +47,7 @@ def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Ins
         {name: bindparam(name, type_=type_of(_threads.c[name].type)) for name in written}
     )
     row, new = _threads.c, statement.excluded
-    said_at = bindparam("memory_mode_said_at", type_=big_integer)
+    said_at = bindparam("memory_mode_said_at", type_=BigInteger())
     is_chosen = and_(
         row.memory_mode_chosen_at.is_not(None), or_(said_at.is_(None), said_at <= row.memory_mode_chosen_at)
     )

@@ -136,11 +136,6 @@ def relative_to(home: Path, path: Path) -> str | None:
     return None
 
 
-def is_archived_path(home: Path, path: Path) -> bool:
-    """Whether the rollout lies under the home's ``archived_sessions``."""
-    return is_archived(relative_to(home, path) or "")
-
-
 def modified_seconds(status: os.stat_result) -> int:
     """When a file was last written, in whole epoch seconds, rounded down."""
     return status.st_mtime_ns // 1_000_000_000
@@ -159,7 +154,7 @@ def walk_rollouts(
         on_problem: called with every directory that can't be read, every name that isn't UTF-8 and every symbolic link
             that is passed over; the walk goes on.
     """
-    report = on_problem or _ignore
+    report = on_problem or (lambda _problem: None)
     for root in sorted((ARCHIVED_SESSIONS_DIRECTORY, SESSIONS_DIRECTORY)):
         in_archive = root == ARCHIVED_SESSIONS_DIRECTORY
         if archived in (None, in_archive) and (home / root).is_dir():
@@ -208,10 +203,6 @@ def rank(path: str, thread_id: str) -> tuple[Any, ...]:
 
 
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
-
-
-def _ignore(_problem: WalkProblem) -> None:
-    pass
 
 
 def _walk(directory: str, prefix: str, report: OnProblem) -> Iterator[FoundFile]:

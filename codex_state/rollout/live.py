@@ -14,7 +14,7 @@ from codex_state import telemetry
 from codex_state.errors import StateError
 from codex_state.models import Thread
 from codex_state.models.columns import from_epoch_seconds, to_epoch_seconds
-from codex_state.rollout.files import is_archived_path, modified_seconds
+from codex_state.rollout.files import is_archived, modified_seconds, relative_to
 from codex_state.rollout.fold import Fold, tool_drafts
 from codex_state.rollout.format import RolloutItem, SessionMeta
 from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
@@ -86,7 +86,7 @@ def _apply(
     if existing is not None and moved_here and (updated_at is None or updated_at < existing.updated_at):
         return existing, ""
     draft = draft_of(existing) if existing is not None else builder.draft(runtime.default_provider)
-    if moved_here and not is_archived_path(runtime.codex_home, builder.rollout_path):
+    if moved_here and not is_archived(relative_to(runtime.codex_home, builder.rollout_path) or ""):
         draft.archived, draft.archived_at = 0, None  # it was archived where it is gone from
     if existing is None and memory_mode:
         draft.memory_mode = memory_mode

@@ -209,14 +209,9 @@ def _search(runtime: StateRuntime, thread_id: UUID, archived: bool | None) -> Pa
             return path
         if owner is None and silent is None:
             silent = path
-    if silent is None or not _is_usable(runtime, silent):
+    try:
+        if silent is not None:
+            index_rollout(runtime, silent)
+    except RolloutError:
         return None
     return silent
-
-
-def _is_usable(runtime: StateRuntime, path: Path) -> bool:
-    try:
-        index_rollout(runtime, path)
-    except RolloutError:
-        return False
-    return True

@@ -68,16 +68,13 @@ class NameSources:
         """Look at the files, not into them."""
         self._runtime = runtime
         self._home = runtime.codex_home
-        settings = runtime.settings
-        self._sqlite_home = settings.sqlite_home
-        self._own = runtime.database.path
         self._stamps: dict[str, tuple[int, int]] = {}
         try:
             status = (self._home / SESSION_INDEX).stat()
             self._stamps[SESSION_INDEX] = (status.st_size, status.st_mtime_ns)
         except OSError:
             pass
-        stamp = original_database_stamp(self._home, self._sqlite_home, own=self._own)
+        stamp = original_database_stamp(self._home, runtime.settings.sqlite_home, own=runtime.database.path)
         if stamp is not None:
             self._stamps[ORIGINAL_DATABASES] = stamp
         with runtime.read() as state:
@@ -104,7 +101,8 @@ class NameSources:
             except OSError:
                 wanted.discard(SESSION_INDEX)
         if ORIGINAL_DATABASES in wanted:
-            originals = original_names(self._home, self._sqlite_home, own=self._own)
+            settings, own = self._runtime.settings, self._runtime.database.path
+            originals = original_names(self._home, settings.sqlite_home, own=own)
             while found := list(islice(originals, _AT_ONCE)):
                 run(lambda state: state.threads.take_original_names(found))
         if wanted:

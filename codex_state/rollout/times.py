@@ -19,30 +19,23 @@ def parse_timestamp(text: str) -> int | None:
     ``datetime.fromisoformat`` isn't used, because it accepts much that the original refuses: dates without a zone,
     basic forms, ``24:00``.
     """
-    if (match := _RFC_3339.fullmatch(text)) is None:
-        match = _NAME_FORM.fullmatch(text)
-        return None if match is None else _seconds(match.group(1, 2, 3, 4, 5, 6))
-    seconds = _seconds(match.group(1, 2, 3, 4, 5, 6))
-    if match[7] is None or seconds is None:
-        return seconds
-    hours, minutes = int(match[8]), int(match[9])
-    if hours > 23 or minutes > 59:
+    match = _RFC_3339.fullmatch(text) or _NAME_FORM.fullmatch(text)
+    if match is None:
         return None
-    offset = 3600 * hours + 60 * minutes
-    return seconds - offset if match[7] == "+" else seconds + offset
-
-
-def _seconds(fields: tuple[str, ...]) -> int | None:
-    day = _day(*fields[:3])
-    hour, minute, second = map(int, fields[3:])
-    if day is None or hour > 23 or minute > 59 or second > 60:
+    year, month, day, *clock = match.groups("0")
+    hour, minute, second = map(int, clock[:3])
+    sign, zone_hours, zone_minutes = clock[3:] or ("+", "0", "0")
+    zone = 3600 * int(zone_hours) + 60 * int(zone_minutes)
+    days = _days(year, month, day)
+    if days is None or hour > 23 or minute > 59 or second > 60 or int(zone_hours) > 23 or int(zone_minutes) > 59:
         return None
     # A leap second counts as the second before it.
-    return 86_400 * day + 3600 * hour + 60 * minute + min(second, 59)
+    local = 86_400 * days + 3600 * hour + 60 * minute + min(second, 59)
+    return local + zone if sign == "-" else local - zone
 
 
 @lru_cache(maxsize=64)
-def _day(year: str, month: str, day: str) -> int | None:
+def _days(year: str, month: str, day: str) -> int | None:
     """How many days after the epoch's it is."""
     try:
         return date(int(year), int(month), int(day)).toordinal() - _EPOCH

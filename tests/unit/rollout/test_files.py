@@ -14,7 +14,7 @@ from codex_state.rollout.files import (
     RolloutName,
     WalkProblem,
     find_rollouts,
-    is_archived_path,
+    is_archived,
     is_rollout_name,
     modified_seconds,
     parse_any_name,
@@ -383,9 +383,9 @@ def test_gitignore_files_do_not_hide_rollouts(tmp_path: Path) -> None:
     assert find_rollouts(tmp_path, thread_id(1)) == [rollout]
 
 
-def test_a_path_is_archived_by_where_it_lies(tmp_path: Path) -> None:
-    assert is_archived_path(tmp_path, tmp_path / "archived_sessions/x/rollout-a.jsonl")
-    assert not is_archived_path(tmp_path, tmp_path / "sessions/archived_sessions/rollout-a.jsonl")
+def test_a_path_is_archived_by_where_it_lies() -> None:
+    assert is_archived("archived_sessions/x/rollout-a.jsonl")
+    assert not is_archived("sessions/archived_sessions/rollout-a.jsonl")
 
 
 @pytest.mark.parametrize(
