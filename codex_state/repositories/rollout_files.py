@@ -30,7 +30,7 @@ from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileStat
 from codex_state.models.columns import UuidText, big_integer, stored_type, text
 from codex_state.repositories.base import Repository, seconds_of, table_of
 from codex_state.repositories.given_rows import given_rows, parameters_of
-from codex_state.repositories.prepared import execute
+from codex_state.repositories.prepared import by_index, execute
 from codex_state.sql import unindexed
 
 _threads = table_of(Thread)
@@ -176,7 +176,11 @@ class RolloutFileRepository(Repository):
         found: dict[str, list[FileRow]] = {}
         if thread_ids:
             parameters = parameters_of((thread_id,) for thread_id in thread_ids) | {"of_home": home}
-            for row in execute(self._connection, _OF_THREADS, parameters, FileRow._make):
+            connection = self._connection
+            # PostgreSQL takes a table for small that was nearly empty when it was last analysed.
+            with by_index(connection):
+                rows = execute(connection, _OF_THREADS, parameters, FileRow._make)
+            for row in rows:
                 found.setdefault(row.thread_id or "", []).append(row)
         return found
 

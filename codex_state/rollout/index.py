@@ -86,7 +86,10 @@ class Settling:
                 if rows:
                     settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
                     settled.dropped.difference_update(present)
-                self._choose(settled, thread_id, {path: found.get(path) or rows[path] for path in present}, results)
+                files = {path: found.get(path) or rows[path] for path in present}
+                has_row_of = {path for path, row in rows.items() if row.state == RolloutFileState.INDEXED}
+                if not self._choose(settled, thread_id, files, results) and not has_row_of.issubset(present):
+                    settled.gone.add(thread_id)  # what is left of it can't be read
             elif rows:
                 settled.gone.add(thread_id)
                 for path in rows.keys() & settled.dropped:
@@ -96,8 +99,12 @@ class Settling:
 
     def _choose(
         self, settled: Settled, thread_id: str, files: dict[str, FoundFile | FileRow], results: dict[str, Result]
-    ) -> None:
-        """The newest of a thread's files that can be read makes its row. ``files`` has the newest first."""
+    ) -> bool:
+        """The newest of a thread's files that can be read makes its row. ``files`` has the newest first.
+
+        Returns:
+            Whether there is one.
+        """
         winner = None
         for position, (path, looked) in enumerate(files.items()):
             if winner is not None:
@@ -110,6 +117,7 @@ class Settling:
             elif result.extraction.draft.id == thread_id:
                 winner = path
                 self._win(settled, path, result.extraction, [*files][position + 1 :])
+        return winner is not None
 
     def _win(self, settled: Settled, path: str, extraction: Extraction, earlier: Sequence[str]) -> None:
         draft = extraction.draft

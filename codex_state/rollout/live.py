@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
-from sqlmodel import select
+from sqlmodel import select, type_coerce
 
 from codex_state import telemetry
 from codex_state.errors import StateError
 from codex_state.models import Thread
-from codex_state.models.columns import from_epoch_seconds, to_epoch_seconds
+from codex_state.models.columns import from_epoch_seconds, text, to_epoch_seconds
 from codex_state.rollout.files import is_archived, modified_seconds, relative_to
 from codex_state.rollout.fold import Fold, tool_drafts
 from codex_state.rollout.format import RolloutItem, SessionMeta
@@ -81,11 +81,12 @@ def _apply(
     updated_at: datetime | None,
     memory_mode: str | None,
 ) -> tuple[Thread, str]:
-    existing = _locked(state, builder.id)
+    existing, cwd = _locked(state, builder.id)
     moved_here = existing is not None and existing.home != runtime.home
     if existing is not None and moved_here and (updated_at is None or updated_at < existing.updated_at):
         return existing, ""
     draft = draft_of(existing) if existing is not None else builder.draft(runtime.default_provider)
+    draft.cwd = draft.cwd if cwd is None else cwd
     if moved_here and not is_archived(relative_to(runtime.codex_home, builder.rollout_path) or ""):
         draft.archived, draft.archived_at = 0, None  # it was archived where it is gone from
     if existing is None and memory_mode:
@@ -105,10 +106,14 @@ def _apply(
     return stored, draft.id
 
 
-def _locked(state: State, thread_id: UUID) -> Thread | None:
-    """The row, which on PostgreSQL nobody else can change before this transaction ends; on SQLite nobody can anyway."""
-    state.session.connection().execute(select(Thread.id).where(Thread.id == thread_id).with_for_update()).all()
-    return state.threads.get(thread_id)
+def _locked(state: State, thread_id: UUID) -> tuple[Thread | None, str | None]:
+    """The row, and its directory as it is spelled there, which a path may not be.
+
+    On PostgreSQL nobody else can change it before this transaction ends; on SQLite nobody can anyway.
+    """
+    cwd = select(type_coerce(Thread.cwd, text)).where(Thread.id == thread_id).with_for_update()
+    spelled = state.session.connection().execute(cwd).scalar_one_or_none()
+    return state.threads.get(thread_id), spelled
 
 
 def _modified_at(path: Path) -> datetime | None:

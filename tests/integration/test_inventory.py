@@ -233,6 +233,21 @@ class TestGone:
         assert row(runtime) == before
         assert listed(runtime) == [1, 2]
 
+    def test_a_thread_of_which_only_a_damaged_file_is_left_is_gone_until_it_can_be_read(
+        self, runtime: StateRuntime
+    ) -> None:
+        write(rollout_path(runtime.codex_home, 1, time=DAYS[1]), b"", modified=MODIFIED)
+        read = write_rollout(runtime.codex_home, 1, time=DAYS[0], modified=MODIFIED)
+        refresh(runtime)
+        assert row(runtime).rollout_path == read
+        read.unlink()
+        refresh(runtime)
+        assert row(runtime).gone_at is not None
+        assert is_fresh(runtime)
+        left = write_rollout(runtime.codex_home, 1, time=DAYS[1], modified=MODIFIED + 1)
+        refresh(runtime)
+        assert (row(runtime).gone_at, row(runtime).rollout_path) == (None, left)
+
     @pytest.mark.parametrize("root", ["sessions", "archived_sessions"])
     def test_nothing_is_gone_with_a_tree_that_is_not_mounted(self, runtime: StateRuntime, root: str) -> None:
         home = runtime.codex_home

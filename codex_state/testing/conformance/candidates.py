@@ -272,7 +272,6 @@ class TestCandidates:
             ("succeeded", "nothing", False),
             ("succeeded", "the thread is updated", True),
             ("succeeded", "the directory changes", True),
-            ("succeeded", "the directory is put right", True),
             ("failed", "nothing", False),
             ("failed", "the thread is updated", False),
             ("failed", "it is requeued", True),
