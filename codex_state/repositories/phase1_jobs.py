@@ -50,7 +50,7 @@ from codex_state.repositories.phase1_claims import FAILED, RUNNING, SUCCEEDED, c
 from codex_state.repositories.phase1_finishing import SUCCEED_MANY, parameters_of
 from codex_state.repositories.phase1_search import Search, search_of
 from codex_state.repositories.prepared import atomically, by_index, planned_anew
-from codex_state.sql import contains, unindexed
+from codex_state.sql import contains, is_any_of, unindexed
 
 _jobs = table_of(Phase1Job)
 _threads = table_of(Thread)
@@ -155,7 +155,7 @@ _found = given_rows.given_rows(thread_id=UuidText())
 _MISSED_THEIR_FILE = (
     update(_jobs)
     .where(
-        _jobs.c.thread_id.in_(select(_found.c.thread_id)),
+        is_any_of(_jobs.c.thread_id, select(_found.c.thread_id).scalar_subquery()),
         unindexed(_jobs.c.status) == FAILED,
         _jobs.c.retry_at.is_(None),
         contains(_jobs.c.failure_reason, literal_column(f"'{FileNotFoundError.__name__}'", text)),

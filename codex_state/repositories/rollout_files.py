@@ -14,6 +14,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    false,
     func,
     literal_column,
     null,
@@ -31,7 +32,7 @@ from codex_state.models.columns import UuidText, big_integer, stored_type, text
 from codex_state.repositories.base import Repository, seconds_of, table_of
 from codex_state.repositories.given_rows import given_rows, parameters_of
 from codex_state.repositories.prepared import by_index, execute
-from codex_state.sql import unindexed
+from codex_state.sql import is_any_of
 
 _threads = table_of(Thread)
 _files = table_of(RolloutFile)
@@ -95,9 +96,9 @@ _PAGE = (
     .order_by(_files.c.path)
     .limit(bindparam("row_limit", type_=big_integer))
 )
-_given = given_rows(thread_id=UuidText())
-# By the threads' index: all files of a home are more than theirs.
-_OF_THREADS = _rows.where(unindexed(_files.c.home) == _OF_HOME.right, _files.c.thread_id == _given.c.thread_id)
+_given_ids = select(given_rows(thread_id=UuidText()).c.thread_id).scalar_subquery()
+# By the threads' index: all files of a home are more than theirs, which PostgreSQL can't know of a home that is new.
+_OF_THREADS = _rows.where(func.coalesce(_OF_HOME, false()), is_any_of(_files.c.thread_id, _given_ids))
 _AT = _rows.where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
 _insert_file = insert(_files).values(
     {column.key: bindparam(column.key, type_=stored_type(column.type)) for column in _files.columns}
@@ -155,7 +156,7 @@ _MOVE_HOME = (
     )
     .returning(_threads.c.id)
 )
-_HOMES = select(_threads.c.id, _threads.c.home).where(_threads.c.id == _given.c.thread_id)
+_HOMES = select(_threads.c.id, _threads.c.home).where(is_any_of(_threads.c.id, _given_ids))
 
 
 class RolloutFileRepository(Repository):
