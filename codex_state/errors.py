@@ -51,6 +51,10 @@ class WorkStoppedError(StateError):
     """Work under a lease must stop: the lease is lost, its time is over, or its caller gave up."""
 
 
+class LeaseLost(WorkStoppedError):  # noqa: N818 - the field's word
+    """A holder's write was refused, because another took over or the work is finished. Nothing was written."""
+
+
 class MemoryFilesError(StateError):
     """A scope's memories can't be written as files. They are safe in the database."""
 

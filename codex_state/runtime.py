@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -26,14 +26,16 @@ from codex_state.errors import (
     ServerUnavailableError,
     StateError,
 )
-from codex_state.models import LOCAL_HOME
+from codex_state.models import LOCAL_HOME, Lease
 from codex_state.repositories import (
     BackfillRepository,
     ConsolidationLockRepository,
     DynamicToolRepository,
     HomeRepository,
+    LeaseRepository,
     LogRepository,
     MemoryScopeRepository,
+    NamedLockRepository,
     Phase1JobRepository,
     RolloutFileRepository,
     ThreadMemoryRepository,
@@ -45,6 +47,7 @@ from codex_state.sqlite_engine import Access
 _log = logging.getLogger("codex_state")
 
 ResultT = TypeVar("ResultT")
+LeaseT = TypeVar("LeaseT", bound=Lease[Any])
 
 _RETRY_BASE_SECONDS = 0.01
 _RETRY_MAX_SECONDS = 0.5
@@ -104,6 +107,11 @@ class State:
         return ConsolidationLockRepository(self.session)
 
     @cached_property
+    def named_locks(self) -> NamedLockRepository:
+        """Who does what a service has given a name."""
+        return NamedLockRepository(self.session)
+
+    @cached_property
     def backfill(self) -> BackfillRepository:
         """How far each home's index has been built."""
         return BackfillRepository(self.session)
@@ -112,6 +120,11 @@ class State:
     def logs(self) -> LogRepository:
         """Log lines."""
         return LogRepository(self.session)
+
+    def leases_like(self, lease: LeaseT) -> LeaseRepository[Any, LeaseT]:
+        """The repository that keeps leases of this one's kind."""
+        repository: LeaseRepository[Any, LeaseT] = getattr(self, lease.kind)
+        return repository
 
 
 class StateRuntime:

@@ -38,6 +38,7 @@ from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, 
 from codex_state.repositories import thread_listing, thread_names, thread_references
 from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
 from codex_state.repositories.given_rows import parameters_of, storable
+from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.prepared import atomically
 from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS, UPSERT_FROM_ROLLOUTS
 from codex_state.repositories.thread_listing import Reads, statement_of
@@ -318,9 +319,15 @@ class ThreadRepository(Repository):
         return self._one(_SET_ARCHIVED_OF_HOME, parameters | {"of_home": home}) is not None
 
     def set_memory_mode(self, thread_id: UUID, memory_mode: str) -> bool:
-        """Choose what may be remembered of the thread; a rebuild keeps the choice. Tells whether it has a row."""
+        """Choose what may be remembered of the thread; a rebuild keeps the choice. Tells whether it has a row.
+
+        Of a thread whose mode isn't ``enabled`` no memory is handed out. The scopes of its memories are dirty: what was
+        derived from them is made anew.
+        """
         parameters = {"thread_id": thread_id, "new_memory_mode": memory_mode}
-        return self._one(_SET_MEMORY_MODE, parameters) is not None
+        with atomically(self._connection):
+            MemoryScopeRepository(self._session).mark_dirty_of(thread_id)
+            return self._one(_SET_MEMORY_MODE, parameters) is not None
 
     def set_name(self, thread_id: UUID, name: str | None) -> bool:
         """Call the thread by a name, or by none. Tells whether it has a row.
@@ -374,8 +381,13 @@ class ThreadRepository(Repository):
         return taken
 
     def delete(self, thread_id: UUID) -> bool:
-        """Delete the thread with its tools, memories and jobs. Tells whether it had a row."""
-        return self._one(_DELETE, {"thread_id": thread_id}) is not None
+        """Delete the thread with its tools, memories and jobs. Tells whether it had a row.
+
+        The scopes of its memories are dirty then: what was derived from them is made anew without them.
+        """
+        with atomically(self._connection):
+            MemoryScopeRepository(self._session).mark_dirty_of(thread_id)
+            return self._one(_DELETE, {"thread_id": thread_id}) is not None
 
     def delete_gone(self, thread_ids: Collection[UUID], home: str) -> Sequence[UUID]:
         """Delete the rows of threads whose rollouts are gone, unless something would be lost with them (law L7).

@@ -194,8 +194,8 @@ class _Run:
     def _complete(self, state: State) -> None:
         if state.backfill.complete(self._lease, self.report.watermark):
             return
-        found = state.backfill.get(self._lease.home)
-        own = found is not None and found.ownership_token == self._lease.ownership_token
+        found = state.backfill.get(self._lease.key)
+        own = found is not None and found.ownership_token == self._lease.token
         # An earlier attempt may have been kept without its answer coming back.
         if found is None or not own or found.status is not BackfillStatus.COMPLETE:
             raise _LeaseLostError

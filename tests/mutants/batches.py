@@ -26,7 +26,7 @@ def _a_batch_after_a_take_over_is_refused_as_a_whole(bench: Bench) -> None:
         def take_over_once(_progress: object) -> None:
             if not stored:
                 with runtime.autocommit() as state:
-                    state.backfill.mark_running(runtime.home, owner="rival", lease=LEASE)
+                    state.backfill.take_over(runtime.home, owner="rival", lease=LEASE)
                 stored.extend(_rows(runtime))
 
         report = backfill(runtime, on_progress=take_over_once, workers=0)

@@ -86,7 +86,7 @@ def _agree(bench: Bench, threads: Sequence[Thread], jobs: Sequence[Phase1Job]) -
             _stored(state, threads, jobs)
             leases = _batch(state, scope_kinds=kinds)
             assert {lease.key for lease in leases} == expected
-            assert len({lease.ownership_token for lease in leases}) == len(leases) == len(expected)
+            assert len({lease.token for lease in leases}) == len(leases) == len(expected)
             assert _rows(state) == expected_rows
 
 

@@ -89,8 +89,8 @@ _TAKES: dict[str, Callable[[State], object]] = {
     "by a claim": lambda state: state.backfill.try_claim("home", owner="new", lease=HOUR),
     "by a claim to start over": lambda state: state.backfill.try_claim("home", owner="new", lease=HOUR, again=True),
     "by a claim to refresh": lambda state: state.backfill.try_claim("home", owner="new", lease=HOUR, refresh=True),
-    "by force": lambda state: state.backfill.mark_running("home", owner="new", lease=HOUR),
-    "by force to start over": lambda state: state.backfill.mark_running(
+    "by force": lambda state: state.backfill.take_over("home", owner="new", lease=HOUR),
+    "by force to start over": lambda state: state.backfill.take_over(
         "home", owner="new", lease=HOUR, from_the_start=True
     ),
 }
