@@ -41,8 +41,7 @@ def in_process(
 ) -> Generator[Extracting, None, None]:
     """The result for each change, in order, by this process alone. ``while_waiting`` is called every now and then."""
     for change in changes:
-        there = change.found is not None
-        result = extract_one(f"{home}/{change.path}", default_provider) if there else None
+        result = None if change.found is None else extract_one(f"{home}/{change.path}", default_provider)
         while_waiting()
         yield change, result
 

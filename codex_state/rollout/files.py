@@ -166,14 +166,10 @@ def find_rollouts(
 ) -> list[Path]:
     """The rollouts whose names say exactly this id, the thread's newest first, copies last."""
     spelled = str(thread_id)
-    found = []
-    for file in walk_rollouts(home, archived=archived, on_problem=on_problem):
-        name = file.path.rpartition("/")[2]
-        if spelled not in name.lower():
-            continue
-        parsed = parse_any_name(name)
-        if parsed is not None and parsed.thread_id == thread_id:
-            found.append(file.path)
+    walk = walk_rollouts(home, archived=archived, on_problem=on_problem)
+    likely = [file.path for file in walk if spelled in file.path.lower()]
+    named = ((path, parse_any_name(path.rpartition("/")[2])) for path in likely)
+    found = [path for path, name in named if name is not None and name.thread_id == thread_id]
     return [home / path for path in sorted(found, key=lambda path: rank(path, spelled), reverse=True)]
 
 

@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import RolloutError
-from codex_state.rollout.files import modified_seconds, parse_rollout_name
+from codex_state.rollout.files import RolloutName, modified_seconds, parse_rollout_name
 from codex_state.rollout.format import (
     CompletedItem,
     GoalUpdated,
@@ -192,9 +192,7 @@ class Fold:
             named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - a text, not a Path
             is_strange = named is not None and str(named.thread_id) != meta.id
             if created_at is None or is_strange:
-                if named is None:
-                    raise _ownerless(draft.rollout_path)
-                draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+                _take(named, draft)
                 return
         draft.id, draft.created_at = meta.id, created_at
 
@@ -265,10 +263,7 @@ class Fold:
         """
         draft = self.draft
         if not draft.id:
-            named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - as above
-            if named is None:
-                raise _ownerless(draft.rollout_path)
-            draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+            _take(parse_rollout_name(os.path.basename(draft.rollout_path)), draft)  # noqa: PTH119 - as above
         if self._usage is not None:
             draft.tokens_used = max(0, self._usage.total_token_usage.total_tokens)
         draft.first_user_message = draft.first_user_message or self._salvaged.first_user_message
@@ -301,11 +296,14 @@ _IN_HEAD = _AFTER_HEAD | {ResponseItem: Fold._response_item}  # noqa: SLF001
 """The same before the first session_meta. Nearly all lines are response items, and only there they matter."""
 
 
-def _ownerless(path: str) -> RolloutError:
-    return RolloutError(
-        f"the rollout {path} doesn't say whose it is: it has no session_meta with a readable timestamp, and its name "
-        "is not rollout-<time>-<id>.jsonl"
-    )
+def _take(named: RolloutName | None, draft: ThreadDraft) -> None:
+    """Take from a file's name whose rollout it is."""
+    if named is None:
+        raise RolloutError(
+            f"the rollout {draft.rollout_path} doesn't say whose it is: it has no session_meta with a readable "
+            "timestamp, and its name is not rollout-<time>-<id>.jsonl"
+        )
+    draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
 
 
 def user_text(message: str) -> str:

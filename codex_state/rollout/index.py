@@ -47,10 +47,6 @@ class Settled:
     file_of: dict[str, str] = field(default_factory=dict)
     """The file of each thread among ``extractions``."""
 
-    def failures(self) -> Iterable[tuple[str, str]]:
-        """Path and reason of each file that couldn't be used."""
-        return ((path, row["error"]) for path, row in self.files.items() if row["state"] == RolloutFileState.FAILED)
-
 
 class Settling:
     """Decides for batches of changed files; reads again only where a thread has several."""
@@ -75,7 +71,7 @@ class Settling:
         threads = _by_thread(batch)
         for path in threads.pop("", ()):
             if isinstance(failed := results[path], Failed):
-                settled.files[path] = self._failed(path, found[path], failed, None)
+                settled.files[path] = self._row(path, found[path], RolloutFileState.FAILED, None, failed)
         with self._runtime.read() as state:
             known = state.rollout_files.of_threads(threads.keys(), self._runtime.home)
         for thread_id, paths in threads.items():
@@ -113,7 +109,7 @@ class Settling:
                 continue
             result = results.get(path) or extract_one(f"{self._home}/{path}", self._provider)
             if isinstance(result, Failed):
-                settled.files[path] = self._failed(path, looked, result, thread_id)
+                settled.files[path] = self._row(path, looked, RolloutFileState.FAILED, thread_id, result)
             elif result.extraction.draft.id == thread_id:
                 winner = path
                 self._win(settled, path, result.extraction, [*files][position + 1 :])
@@ -153,17 +149,14 @@ class Settling:
         looked: FoundFile | FileRow,
         state: RolloutFileState,
         thread_id: str | None,
-        error: str | None = None,
+        failed: Failed | None = None,
     ) -> dict[str, Any]:
-        mtime_ns = looked.mtime_ns and telling_time(looked.mtime_ns)
-        return file_row(self._runtime.home, path, state, looked.size, mtime_ns, thread_id=thread_id, error=error)
-
-    def _failed(self, path: str, looked: FoundFile | FileRow, failed: Failed, thread_id: str | None) -> dict[str, Any]:
         # As everything that is known of a file, this holds wherever the home is moved to.
-        error = failed.error.replace(f"{self._home}/{path}", path)
-        row = self._row(path, looked, RolloutFileState.FAILED, thread_id, error)
-        # What the file holds stays as it is. What kept it from being read may be over at any time.
-        return row | {"mtime_ns": None} if failed.may_pass else row
+        error = None if failed is None else failed.error.replace(f"{self._home}/{path}", path)
+        mtime_ns = looked.mtime_ns and telling_time(looked.mtime_ns)
+        if failed is not None and failed.may_pass:
+            mtime_ns = None  # what kept it from being read may be over at any time
+        return file_row(self._runtime.home, path, state, looked.size, mtime_ns, thread_id=thread_id, error=error)
 
 
 def _newest_first(paths: list[str], thread_id: str) -> list[str]:

@@ -96,16 +96,14 @@ class Comparison:
 
     def _known(self) -> Iterator[FileRow]:
         """All rows in their order, each page from a snapshot of its own: a reader that stays keeps the WAL growing."""
-        row = None
-        while True:
-            after = "" if row is None else row.path
+        after: str | None = ""
+        while after is not None:
             with self._runtime.read() as state:
                 rows = state.rollout_files.page(self._runtime.home, after=after)
-            row = None
+            after = None
             for row in rows:
                 yield row
-            if row is None:
-                return
+                after = row.path
 
     def _gone(self, row: FileRow) -> Iterator[Change]:
         judged = row.state != RolloutFileState.GONE and not row.path.startswith(tuple(self._unseen))
