@@ -70,9 +70,6 @@ _EVENTS: dict[str, Callable[[State, Thread, Phase1Lease, ManualClock], object]] 
     "the directory changes": lambda state, thread, *_: state.threads.upsert_from_rollouts(
         [thread.model_copy(update={"cwd": _ELSEWHERE})]
     ),
-    "the directory is put right": lambda state, thread, *_: state.threads.relocate(
-        thread.id, thread.rollout_path, cwd=_ELSEWHERE, archived_at=None, home=thread.home
-    ),
     "it is requeued": lambda state, _thread, lease, _clock: state.phase1_jobs.requeue(lease.key),
     "its time comes": lambda _state, _thread, _lease, clock: clock.advance(_HOUR),
     "somebody claims a newer version": _claims_a_newer_version,
@@ -286,7 +283,6 @@ class TestCandidates:
             ("succeeded", "nothing", False),
             ("succeeded", "the thread is updated", True),
             ("succeeded", "the directory changes", True),
-            ("succeeded", "the directory is put right", True),
             ("failed", "nothing", False),
             ("failed", "the thread is updated", False),
             ("failed", "it is requeued", True),
