@@ -47,6 +47,7 @@ from codex_state.models.thread import (
     DynamicTool,
     MemoryMode,
     Thread,
+    nanoseconds_of,
     open_threads,
 )
 
@@ -95,6 +96,7 @@ __all__ = [
     "UnreadableRow",
     "UnshownThreads",
     "metadata",
+    "nanoseconds_of",
     "open_threads",
 ]
 

@@ -41,6 +41,18 @@ ROLLOUT_COLUMNS = tuple(field.name for field in fields(ThreadDraft))
 """The columns of ``threads`` that rollouts decide. An upsert from rollouts touches no other that a caller can set."""
 
 
+def still_settled(new: Any) -> dict[str, ColumnElement[Any]]:
+    """What an upsert leaves of the hints that a thread is settled: see ``job_hints``.
+
+    Another directory is another scope, and of two versions within one second their times don't tell.
+    """
+    is_new = and_(_threads.c.updated_at == new.updated_at, _threads.c.updated_ns != new.updated_ns)
+    return {
+        "cwd_settled_for": case((or_(_threads.c.cwd != new.cwd, is_new), null()), else_=_threads.c.cwd_settled_for),
+        "user_settled_for": case((is_new, null()), else_=_threads.c.user_settled_for),
+    }
+
+
 def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Insert:
     """Insert a thread, or replace of its row what its rollout decides."""
     written = (*ROLLOUT_COLUMNS, "home")
@@ -69,7 +81,7 @@ def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Ins
             else_=new.archived_at,
         ),
         # Another directory is another scope, which nobody has settled.
-        "cwd_settled_for": case((row.cwd == new.cwd, row.cwd_settled_for), else_=null()),
+        **still_settled(new),
         "gone_at": null(),
     }
     return statement.on_conflict_do_update(

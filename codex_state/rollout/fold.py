@@ -375,7 +375,7 @@ def extract(path: str, default_provider: str) -> Extraction:
     if not used:
         raise RolloutError(f"the rollout {path} {why_unusable(path, parse_errors, unknown_lines)}")
     draft = fold.finish()
-    draft.updated_at = modified_seconds(status)
+    draft.updated_at, draft.updated_ns = modified_seconds(status), status.st_mtime_ns % 1_000_000_000
     if not _EARLIEST <= draft.updated_at <= _LATEST:
         raise RolloutError(f"the rollout {path} has a modification time out of range: {draft.updated_at} s")
     owner, tools = fold.tools
