@@ -245,6 +245,10 @@ class TestJobs:
             clock.advance(lease.duration)
         lease = _claim(state, key)
         assert (lease.attempt, lease.crashes) == (3, 1)
+        stored = _stored(state, key)
+        assert (stored.begun_at, stored.crashes) == (None, 1)
+        assert state.phase1_jobs.begin(lease)
+        assert _stored(state, key).begun_at == clock.now
 
     @pytest.mark.parametrize("way", ["one claim", "a batch"])
     @pytest.mark.parametrize("allowed", [1, 3])
