@@ -31,7 +31,8 @@ from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileStat
 from codex_state.models.columns import UuidText, big_integer, stored_type, text
 from codex_state.repositories.base import Repository, seconds_of, table_of
 from codex_state.repositories.given_rows import given_rows, parameters_of
-from codex_state.repositories.prepared import by_index, execute
+from codex_state.repositories.memory_scopes import MemoryScopeRepository
+from codex_state.repositories.prepared import atomically, by_index, execute
 from codex_state.sql import is_any_of
 
 _threads = table_of(Thread)
@@ -232,7 +233,10 @@ class RolloutFileRepository(Repository):
         A row has the fields of ``ThreadDraft``, ``home``, and ``memory_mode_said_at``: when the rollout said so. A row
         of another home stays as it is when its rollout was written later than this one: the thread has moved there.
         """
-        self._many(_UPSERT_DRAFTS, rows)
+        with atomically(self._connection):
+            scopes = MemoryScopeRepository(self._session)
+            scopes.mark_dirty_of_changed((row["id"], row["memory_mode"]) for row in rows)
+            self._many(_UPSERT_DRAFTS, rows)
 
     def homes_of(self, thread_ids: Collection[UUID]) -> dict[UUID, str]:
         """Which home the row of each of these threads belongs to."""

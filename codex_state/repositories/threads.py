@@ -184,10 +184,14 @@ class ThreadRepository(Repository):
         its rollout was written later than this one: the thread has moved there.
         """
         told = (*ROLLOUT_COLUMNS, "home")
-        rows = (_row_of(thread) for thread in threads)
-        self._many(
-            UPSERT_FROM_ROLLOUTS, [{name: row[name] for name in told} | {"memory_mode_said_at": None} for row in rows]
-        )
+        rows = [_row_of(thread) for thread in threads]
+        with atomically(self._connection):
+            scopes = MemoryScopeRepository(self._session)
+            scopes.mark_dirty_of_changed((str(row["id"]), row["memory_mode"]) for row in rows)
+            self._many(
+                UPSERT_FROM_ROLLOUTS,
+                [{name: row[name] for name in told} | {"memory_mode_said_at": None} for row in rows],
+            )
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""
