@@ -39,9 +39,7 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 class Database:
     """One database: its engine, its pool, and its three transaction modes."""
 
-    def __init__(
-        self, views: Views, opened: weakref.WeakSet[StateConnection], access: Access = Access.CREATE
-    ) -> None:
+    def __init__(self, views: Views, opened: weakref.WeakSet[StateConnection], access: Access = Access.CREATE) -> None:
         self.access = access
         """What may be done to an SQLite file."""
         self._opened = opened

@@ -19,28 +19,74 @@ from uuid import UUID
 if TYPE_CHECKING:
     from codex_state.database_errors import (
         ConnectionLostError as ConnectionLostError,
+    )
+    from codex_state.database_errors import (
         DatabaseBusyError as DatabaseBusyError,
+    )
+    from codex_state.database_errors import (
         DatabaseCorruptError as DatabaseCorruptError,
+    )
+    from codex_state.database_errors import (
         DatabaseError as DatabaseError,
+    )
+    from codex_state.database_errors import (
         DatabaseFullError as DatabaseFullError,
+    )
+    from codex_state.database_errors import (
         DatabaseReadOnlyError as DatabaseReadOnlyError,
+    )
+    from codex_state.database_errors import (
         DatabaseUnavailableError as DatabaseUnavailableError,
+    )
+    from codex_state.database_errors import (
         ForeignSchemaError as ForeignSchemaError,
+    )
+    from codex_state.database_errors import (
         IntegrityViolationError as IntegrityViolationError,
+    )
+    from codex_state.database_errors import (
         NotADatabaseError as NotADatabaseError,
+    )
+    from codex_state.database_errors import (
         OutOfMemoryError as OutOfMemoryError,
+    )
+    from codex_state.database_errors import (
         RefusedValueError as RefusedValueError,
+    )
+    from codex_state.database_errors import (
         SchemaChangedError as SchemaChangedError,
+    )
+    from codex_state.database_errors import (
         SchemaError as SchemaError,
+    )
+    from codex_state.database_errors import (
         SchemaOutdatedError as SchemaOutdatedError,
+    )
+    from codex_state.database_errors import (
         SchemaTooNewError as SchemaTooNewError,
+    )
+    from codex_state.database_errors import (
         ServerUnavailableError as ServerUnavailableError,
+    )
+    from codex_state.database_errors import (
         StatementRefusedError as StatementRefusedError,
+    )
+    from codex_state.database_errors import (
         StorageError as StorageError,
+    )
+    from codex_state.database_errors import (
         TransactionConflictError as TransactionConflictError,
+    )
+    from codex_state.database_errors import (
         UnknownCommitOutcomeError as UnknownCommitOutcomeError,
+    )
+    from codex_state.database_errors import (
         advice_for as advice_for,
+    )
+    from codex_state.database_errors import (
         classify as classify,
+    )
+    from codex_state.database_errors import (
         classify_connecting as classify_connecting,
     )
 
@@ -53,7 +99,11 @@ class StateError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not through the constructor, whose arguments need not be the text.
-        return _rebuilt, (type(self), self.args, {k: v for k, v in vars(self).items() if k == "__notes__" or _portable(v)})
+        return _rebuilt, (
+            type(self),
+            self.args,
+            {k: v for k, v in vars(self).items() if k == "__notes__" or _portable(v)},
+        )
 
 
 def _rebuilt(kind: type[StateError], args: tuple[Any, ...], attributes: dict[str, Any]) -> StateError:

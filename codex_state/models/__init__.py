@@ -44,6 +44,7 @@ from codex_state.models.thread import (
     MemoryMode,
     Thread,
     open_threads,
+    thread_key,
 )
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "UnshownThreads",
     "metadata",
     "open_threads",
+    "thread_key",
 ]
 
 # Snapshots are made without the constructor, which is what otherwise makes SQLAlchemy finish its mapping.
