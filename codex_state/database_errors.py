@@ -351,7 +351,7 @@ def _kind_of(error: BaseException) -> type[DatabaseError] | None:
             # What Python's module itself raised: a closed connection, a wrong number of parameters, an oversized value.
             return RefusedValueError if isinstance(error, sqlite3.DataError) else StatementRefusedError
         return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
-    if not type(error).__module__.startswith(_POSTGRESQL_DRIVERS):
+    if not any(base.__module__.startswith(_POSTGRESQL_DRIVERS) for base in type(error).__mro__):
         return None
     state = sqlstate_of(error)
     if state is None:

@@ -12,6 +12,8 @@ read rollouts, start without it.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -120,6 +122,12 @@ def _portable(value: Any) -> bool:
     except Exception:  # noqa: BLE001 - anything may be raised by a class's own way of being pickled
         return False
     return True
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """The nearest of the ``known`` words, as the end of an error's text; an empty text when none is near."""
+    near = get_close_matches(str(word), list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class UsageError(StateError, RuntimeError):

@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from codex_state.errors import ConfigurationError
+from codex_state.errors import ConfigurationError, did_you_mean
 
 STATE_DATABASE_NAME = "codex_state"
 STATE_DATABASE_VERSION = 4
@@ -86,6 +86,11 @@ class StateSettings(BaseSettings):
     """Rollouts per transaction of a backfill."""
 
     def __init__(self, **values: Any) -> None:
+        known = {*type(self).model_fields, "CODEX_HOME", "CODEX_SQLITE_HOME", "CODEX_STATE_DATABASE_URL"}
+        for name in values:
+            # Those that begin with an underscore are pydantic's own.
+            if name not in known and not name.startswith("_"):
+                raise ConfigurationError(f"invalid settings: there is no {name!r}{did_you_mean(name, known)}")
         try:
             super().__init__(**values)
         except ValidationError as error:

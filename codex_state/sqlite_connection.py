@@ -35,6 +35,10 @@ class Mode(Enum):
     """None: each statement commits by itself."""
 
 
+def _nothing() -> None:
+    """Where there is no pool."""
+
+
 class StateCursor(sqlite3.Cursor):
     """A cursor whose statements begin to write when they must, and queue when the database is busy."""
 
@@ -67,6 +71,8 @@ class StateConnection(sqlite3.Connection):
         self.place: str = name
         self.queue: WriteQueue | None = None
         """Where its statements wait for their turn; ``None`` where SQLite's own busy handler does."""
+        self.reclaim: Callable[[], None] = _nothing
+        """Ends the transactions of connections that nobody has any more, before another's is waited for."""
         self.key: object = weakref.ref(self)
         """What it has in common with the other connections to its database."""
         self._mode = Mode.AUTOCOMMIT
@@ -109,6 +115,7 @@ class StateConnection(sqlite3.Connection):
             return attempt()
         if self.queue is None or not is_busy(error):
             raise error
+        self.reclaim()
         refuse_own_wait(self.key, self.place)
         return self.queue.retry(attempt)
 

@@ -91,8 +91,14 @@ def open_sqlite(
         connection.key, connection.place = path, str(path)
         if queued:
             connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
+        connection.reclaim = reclaim
         opened.add(connection)
         return connection
+
+    def reclaim() -> None:
+        pool = base.pool
+        assert isinstance(pool, StatePool)
+        pool.reclaim()
 
     base = create_engine(
         # Whatever driver the URL names: async callers come through threads, to this one.
