@@ -73,7 +73,7 @@ def run() -> None:
             claim = jobs.try_claim(key, owner=owner, source_updated_at=thread.updated_at, lease=timedelta(hours=1))
             assert isinstance(claim, Claimed)
             lease = claim.lease
-            values = (str(thread.id), "user", "user", lease.ownership_token)
+            values = (str(thread.id), "user", "user", lease.token)
 
             def renew_in_a_session_of_its_own() -> None:
                 with runtime.autocommit() as own:

@@ -6,10 +6,14 @@ clock in whole epoch seconds.
 
 Tests need to move that clock. ``use_manual_clock`` replaces the expression for one engine only: statements stay the
 same constants, and every engine compiles its own text.
+
+How long a holder may trust what such a statement granted is measured by a clock of its own process: ``trust_clock``.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Engine
@@ -18,6 +22,16 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 _MANUAL_CLOCK_ATTRIBUTE = "codex_state_manual_clock"
+
+_CLOCKS = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}
+"""The clocks that count the time for which the machine sleeps. On macOS, ``time.monotonic`` is another one."""
+
+_CLOCK: int | None = getattr(time, _CLOCKS.get(sys.platform, ""), None)
+
+
+def trust_clock() -> float:
+    """Seconds on a clock that never jumps and that goes on while the machine sleeps, as a lease does."""
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 class server_now(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is

@@ -17,7 +17,7 @@ DEFAULT_SANDBOX = '{"type":"read-only"}'
 DEFAULT_MEMORY_MODE = "enabled"
 
 
-class ThreadDraft(Struct):
+class ThreadDraft(Struct, gc=False):
     """A thread's row in the making. Ids are texts, times whole epoch seconds."""
 
     id: str
@@ -53,7 +53,7 @@ class ThreadDraft(Struct):
     forked_from_id: str | None = None
 
 
-class ToolDraft(Struct):
+class ToolDraft(Struct, gc=False):
     """A dynamic tool's row in the making."""
 
     name: str

@@ -19,78 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from codex_state.database_errors import (
-        ConnectionLostError as ConnectionLostError,
-    )
-    from codex_state.database_errors import (
-        DatabaseBusyError as DatabaseBusyError,
-    )
-    from codex_state.database_errors import (
-        DatabaseCorruptError as DatabaseCorruptError,
-    )
-    from codex_state.database_errors import (
-        DatabaseError as DatabaseError,
-    )
-    from codex_state.database_errors import (
-        DatabaseFullError as DatabaseFullError,
-    )
-    from codex_state.database_errors import (
-        DatabaseReadOnlyError as DatabaseReadOnlyError,
-    )
-    from codex_state.database_errors import (
-        DatabaseUnavailableError as DatabaseUnavailableError,
-    )
-    from codex_state.database_errors import (
-        ForeignSchemaError as ForeignSchemaError,
-    )
-    from codex_state.database_errors import (
-        IntegrityViolationError as IntegrityViolationError,
-    )
-    from codex_state.database_errors import (
-        NotADatabaseError as NotADatabaseError,
-    )
-    from codex_state.database_errors import (
-        OutOfMemoryError as OutOfMemoryError,
-    )
-    from codex_state.database_errors import (
-        RefusedValueError as RefusedValueError,
-    )
-    from codex_state.database_errors import (
-        SchemaChangedError as SchemaChangedError,
-    )
-    from codex_state.database_errors import (
-        SchemaError as SchemaError,
-    )
-    from codex_state.database_errors import (
-        SchemaOutdatedError as SchemaOutdatedError,
-    )
-    from codex_state.database_errors import (
-        SchemaTooNewError as SchemaTooNewError,
-    )
-    from codex_state.database_errors import (
-        ServerUnavailableError as ServerUnavailableError,
-    )
-    from codex_state.database_errors import (
-        StatementRefusedError as StatementRefusedError,
-    )
-    from codex_state.database_errors import (
-        StorageError as StorageError,
-    )
-    from codex_state.database_errors import (
-        TransactionConflictError as TransactionConflictError,
-    )
-    from codex_state.database_errors import (
-        UnknownCommitOutcomeError as UnknownCommitOutcomeError,
-    )
-    from codex_state.database_errors import (
-        advice_for as advice_for,
-    )
-    from codex_state.database_errors import (
-        classify as classify,
-    )
-    from codex_state.database_errors import (
-        classify_connecting as classify_connecting,
-    )
+    from codex_state.database_errors import *  # noqa: F403 - see __getattr__
 
 
 class StateError(Exception):
@@ -168,6 +97,10 @@ class BackfillTimeoutError(BackfillError):
 
 class WorkStoppedError(StateError):
     """Work under a lease must stop: the lease is lost, its time is over, or its caller gave up."""
+
+
+class LeaseLost(WorkStoppedError):  # noqa: N818 - the field's word
+    """A holder's write was refused, because another took over or the work is finished. Nothing was written."""
 
 
 class MemoryFilesError(StateError):

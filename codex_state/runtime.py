@@ -27,14 +27,16 @@ from codex_state.database_errors import (
     ServerUnavailableError,
 )
 from codex_state.errors import ConfigurationError, InvalidInputError, StateError, UsageError
-from codex_state.models import LOCAL_HOME
+from codex_state.models import LOCAL_HOME, Lease
 from codex_state.repositories import (
     BackfillRepository,
     ConsolidationLockRepository,
     DynamicToolRepository,
     HomeRepository,
+    LeaseRepository,
     LogRepository,
     MemoryScopeRepository,
+    NamedLockRepository,
     Phase1JobRepository,
     RolloutFileRepository,
     ThreadMemoryRepository,
@@ -48,6 +50,7 @@ _log = logging.getLogger("codex_state")
 
 ResultT = TypeVar("ResultT")
 Arguments = TypeVarTuple("Arguments")
+LeaseT = TypeVar("LeaseT", bound=Lease[Any])
 
 _RETRY_BASE_SECONDS = 0.01
 _RETRY_MAX_SECONDS = 0.5
@@ -112,6 +115,11 @@ class State:
         return ConsolidationLockRepository(self.session)
 
     @cached_property
+    def named_locks(self) -> NamedLockRepository:
+        """Who does what a service has given a name."""
+        return NamedLockRepository(self.session)
+
+    @cached_property
     def backfill(self) -> BackfillRepository:
         """How far each home's index has been built."""
         return BackfillRepository(self.session)
@@ -120,6 +128,11 @@ class State:
     def logs(self) -> LogRepository:
         """Log lines."""
         return LogRepository(self.session)
+
+    def leases_like(self, lease: LeaseT) -> LeaseRepository[Any, LeaseT]:
+        """The repository that keeps leases of this one's kind."""
+        repository: LeaseRepository[Any, LeaseT] = getattr(self, lease.kind)
+        return repository
 
 
 class StateRuntime:

@@ -87,7 +87,7 @@ class StateConnection(sqlite3.Connection):
     def begin(self, mode: Mode) -> None:
         """Begin a transaction, or what stands for one."""
         self._mode, self._writer = mode, None
-        self._set_query_only(mode in {Mode.OWN, Mode.READER})
+        self._set_query_only(wanted=mode in {Mode.OWN, Mode.READER})
         if mode is Mode.WRITER:
             self._begin_immediate()
         elif mode is Mode.READER:
@@ -95,7 +95,7 @@ class StateConnection(sqlite3.Connection):
 
     def begin_writing(self) -> None:
         """Make a transaction of a service's own a writer's, if it isn't yet."""
-        self._set_query_only(False)
+        self._set_query_only(wanted=False)
         if not self.in_transaction:
             self._begin_immediate()
 
@@ -109,7 +109,7 @@ class StateConnection(sqlite3.Connection):
         """Repeat a statement that was refused with ``error``, when that can help. Otherwise the error is raised."""
         if self._mode is Mode.OWN and self._query_only and _is_read_only(error):
             if sql.lstrip()[:5].upper() == "BEGIN":  # that of a service which begins by itself
-                self._set_query_only(False)
+                self._set_query_only(wanted=False)
             else:
                 self.begin_writing()
             return attempt()
@@ -148,7 +148,7 @@ class StateConnection(sqlite3.Connection):
 
         self._writer = Writer(self.key, is_writing)
 
-    def _set_query_only(self, wanted: bool) -> None:  # noqa: FBT001
+    def _set_query_only(self, *, wanted: bool) -> None:
         if self._query_only is not wanted:
             self._query_only = None
             self.cursor().execute(f"PRAGMA query_only = {'ON' if wanted else 'OFF'}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from codex_state.models import HolderWrite, Requeue, SkipReason
 from codex_state.testing import lease_model as model
-from codex_state.testing.history import APPLIED, LOST, READ, Answer, Call, Kind
+from tests.history import APPLIED, LOST, READ, Answer, Call, Kind
 
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
@@ -88,7 +88,10 @@ class Rows:
     def look(self, verb: str) -> Answer:
         """The reason of a refusal, by the row as it is now."""
         if verb == "requeue":
-            return Answer(Requeue.NOT_FOUND if self.lease is None else Requeue.NOT_FAILED)
+            if self.lease is None:
+                return Answer(Requeue.NOT_FOUND)
+            running = self.lease.status == model.RUNNING
+            return Answer(Requeue.RUNNING if running else Requeue.NOT_FAILED)
         match self.lease:
             case model.Job(status=model.FAILED, retry_at=None):
                 return Answer(SkipReason.TERMINAL_FAILURE)
@@ -102,7 +105,7 @@ class Rows:
         if self.kind is Kind.BACKFILL:
             given = {name: value for name, value in given.items() if name != "owner"}
         if verb == "take_over":
-            row: Any = model.take_over_backfill(self.lease, token=token, lease=0, now=now, **given)
+            row: Any = model.take_over_backfill(self.lease, token=token, now=now, **given)
             outcome: Any = model.GRANTED
         else:
             rule: Any = {

@@ -27,7 +27,7 @@ def claim_of(runtime: StateRuntime, kind: Kind, lease: timedelta = LEASE) -> Pha
         return claim(runtime, user_key(add_threads(runtime)[0]), lease=lease.total_seconds())
     with runtime.autocommit() as state:
         if kind is LockLease:
-            lock = state.consolidation_locks.try_acquire(Path("/memories"), owner=OWNER, lease=lease)
+            lock = state.consolidation_locks.try_claim(Path("/memories"), owner=OWNER, lease=lease)
             assert isinstance(lock, Claimed)
             return lock.lease
         backfill = state.backfill.try_claim(owner="somebody", lease=lease)
@@ -43,9 +43,9 @@ def steal(runtime: StateRuntime, lease: Phase1Lease | LockLease | BackfillLease)
                     lease.key, owner=OTHER, source_updated_at=now(), lease=timedelta(0)
                 )
             case LockLease():
-                taken = state.consolidation_locks.try_acquire(lease.cwd, owner=OTHER, lease=timedelta(0))
+                taken = state.consolidation_locks.try_claim(lease.key, owner=OTHER, lease=timedelta(0))
             case BackfillLease():
-                taken = Claimed(state.backfill.mark_running(owner="another", lease=LEASE))
+                taken = Claimed(state.backfill.take_over(owner="another", lease=LEASE))
     assert isinstance(taken, Claimed)
 
 

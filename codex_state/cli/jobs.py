@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from codex_state.models import Phase1Job
     from codex_state.runtime import State
 
-_WAITING, _CLAIMABLE = "waiting", "claimable"
-_STATES_OF = {"running": {"running"}, "succeeded": {"succeeded"}, "failed": {"failed", _WAITING, _CLAIMABLE}}
-"""What the stored states are told as: of the failed jobs, some may be claimed again later, and some now."""
+_WAITING, _CLAIMABLE, _OVER = "waiting", "claimable", "over"
+_STATES_OF = {"running": {"running", _OVER}, "succeeded": {"succeeded"}, "failed": {"failed", _WAITING, _CLAIMABLE}}
+"""What the stored states are told as: of the failed jobs, some may be claimed again later, and some now; of the running
+ones, some were left behind."""
 
 _HALF_AN_ID = 19
 _ROOM_FOR_BOTH = 160
@@ -42,7 +43,8 @@ def list_jobs(
         typer.Option(help="Only jobs in this state.", show_default=False),
     ] = None,
     lease: Annotated[
-        int, typer.Option(metavar="SECONDS", min=0, help="The lease that the workers use, for what is left of it.")
+        int,
+        typer.Option(metavar="SECONDS", min=0, help="The lease of jobs of older versions, which don't name theirs."),
     ] = 3600,
     limit: Limit = 50,
     codex_home: CodexHome = None,
@@ -50,7 +52,8 @@ def list_jobs(
 ) -> None:
     """List jobs, the most recently started first: who holds them, what is left of the lease, why they failed.
 
-    A running job counts as started anew with each renewal of its lease. A failed one is waiting while its retry time
+    A running job counts as started anew with each renewal of its lease; it is over when nobody renewed it for as long
+    as it was granted, and then its worker left it behind. A failed one is waiting while its retry time
     lies ahead, and claimable when that has come, as it has for jobs that were given back or requeued.
     """
     from codex_state.models import Phase1Status
@@ -59,7 +62,7 @@ def list_jobs(
     with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         jobs = state.phase1_jobs.list(status=wanted, limit=limit)
         now = database_time(state)
-        counts = _counts(state, now)
+        counts = _counts(state, now, lease)
     duration = timedelta(seconds=lease)
     if as_json:
         ends = [_lease_end(job, duration) for job in jobs]
@@ -87,10 +90,10 @@ def requeue(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """Let failed jobs be claimed again, at once, and forget their failures.
+    """Let jobs be claimed again, at once, that failed or were left behind, and forget their failures and crashes.
 
-    Those that can be claimed already are counted apart. A job that is being worked on is left alone, with exit
-    status 3.
+    A running job was left behind when its lease is over, or its process on this host is dead. Jobs that can be claimed
+    already are counted apart. One that is being worked on is left alone, with exit status 3.
     """
     if (thread is None) is not all_failed:
         raise InvalidInputError("give either a THREAD_ID or --all-failed")
@@ -122,28 +125,28 @@ def requeue(
 def _requeue(
     state: State, thread_id: UUID | None, kind: str | None, key: str | None
 ) -> tuple[list[Phase1Job], int, Sequence[Phase1Job]]:
-    """Requeue what matches and failed.
+    """Requeue what matches and failed or was left behind.
 
     Returns:
         What couldn't be claimed before, as it is now; how many jobs could; and the thread's others.
     """
-    from codex_state.models import MemoryScope, Phase1Key, Phase1Status, Requeue
+    from codex_state.models import MemoryScope, Phase1Key, Requeue
 
     matching = _jobs(state, thread_id, kind, key)
     now = database_time(state)
-    requeued, claimable = [], 0
+    requeued: list[Phase1Job] = []
+    others: list[Phase1Job] = []
+    claimable = 0
     for job in matching:
-        if job.status is not Phase1Status.FAILED:
-            continue
         job_key = Phase1Key(job.thread_id, MemoryScope(job.scope_kind, job.scope_key))
         # Also what is claimable: its failures are forgotten.
         if state.phase1_jobs.requeue(job_key) is not Requeue.REQUEUED:
-            continue
-        if _state_of(job, now) == _CLAIMABLE:
+            others.append(job)
+        elif _state_of(job, now) == _CLAIMABLE:
             claimable += 1
         elif (as_it_is := state.phase1_jobs.get(job_key)) is not None:
             requeued.append(as_it_is)
-    return requeued, claimable, [job for job in matching if job.status is not Phase1Status.FAILED]
+    return requeued, claimable, others
 
 
 def _jobs(state: State, thread_id: UUID | None, kind: str | None, key: str | None) -> Sequence[Phase1Job]:
@@ -166,7 +169,10 @@ def _jobs(state: State, thread_id: UUID | None, kind: str | None, key: str | Non
 
 
 def _lease_end(job: Phase1Job, lease: timedelta) -> datetime | None:
-    return None if job.started_at is None or job.status != "running" else job.started_at + lease
+    """When the lease of a running job is over, by the time that its row was granted."""
+    if job.started_at is None or job.status != "running":
+        return None
+    return job.started_at + (lease if job.lease_seconds is None else timedelta(seconds=job.lease_seconds))
 
 
 def _columns(now: datetime, lease: timedelta) -> list[Column[Phase1Job]]:
@@ -185,7 +191,7 @@ def _columns(now: datetime, lease: timedelta) -> list[Column[Phase1Job]]:
     return [
         Column("THREAD", lambda j: j.thread_id, folded_to=_HALF_AN_ID),
         Column("SCOPE", lambda j: j.scope_kind),
-        Column("STATUS", lambda j: j.status.value, lambda j: _state_of(j, now)),
+        Column("STATUS", lambda j: j.status.value, lambda j: _state_of(j, now, lease)),
         Column("SINCE", lambda j: j.started_at, lambda j: since(j.started_at, now), from_width=80, style="dim"),
         Column("TRY", lambda j: j.attempt, from_width=80, right=True),
         Column("LEFT", ends, lambda j: "-" if (end := ends(j)) is None else until(end, now)),
@@ -205,17 +211,21 @@ def _columns(now: datetime, lease: timedelta) -> list[Column[Phase1Job]]:
     ]
 
 
-def _state_of(job: Phase1Job, now: datetime) -> str:
+def _state_of(job: Phase1Job, now: datetime, lease: timedelta = timedelta(0)) -> str:
+    if job.status == "running":
+        end = _lease_end(job, lease)
+        return _OVER if end is None or end <= now else job.status.value
     if job.status != "failed" or job.retry_at is None:
         return job.status.value
     return _WAITING if job.retry_at > now else _CLAIMABLE
 
 
-def _counts(state: State, now: datetime) -> dict[str, int]:
+def _counts(state: State, now: datetime, lease: int) -> dict[str, int]:
     """How many jobs there are in each state that people are told of."""
     from sqlmodel import col, func, select
 
     from codex_state.models import Phase1Job, Phase1Status
+    from codex_state.repositories.job_claims import left_behind
 
     counts = {status.value: count for status, count in state.phase1_jobs.count_by_status().items()}
     retried = select(func.count()).where(Phase1Job.status == Phase1Status.FAILED, col(Phase1Job.retry_at) > now)
@@ -223,4 +233,7 @@ def _counts(state: State, now: datetime) -> dict[str, int]:
     counts[_WAITING] = state.session.exec(retried).one()
     counts[_CLAIMABLE] = state.session.exec(given_back).one()
     counts["failed"] -= counts[_WAITING] + counts[_CLAIMABLE]
+    over = select(func.count()).select_from(Phase1Job).where(left_behind())
+    counts[_OVER] = state.session.execute(over, {"new_lease_seconds": max(lease, 1)}).scalar_one()
+    counts["running"] -= counts[_OVER]
     return counts

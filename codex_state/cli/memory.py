@@ -104,7 +104,7 @@ def run(
         limit=limit,
         concurrency=concurrency,
         timeout=duration,
-        retry=RetryPolicy(attempts=attempts),
+        retry=RetryPolicy(attempts=attempts) if attempts > 1 else None,
         max_age=timedelta(days=max_age or _MOST_DAYS),
     )
     owner = uuid4()
@@ -131,7 +131,7 @@ def run(
 
 def _extract(runtime: StateRuntime, extract: Callable[..., Any], owner: UUID, options: Phase1Options) -> Phase1Report:
     from codex_state.memory import arun_phase1, run_phase1
-    from codex_state.memory.calling import is_async
+    from codex_state.memory.async_bridge import is_async
 
     with _shown_progress() as progress, quiet_log():
         if not is_async(extract):
@@ -145,7 +145,7 @@ def _consolidate(
     runtime: StateRuntime, consolidate: Callable[..., Any], owner: UUID, options: ConsolidationOptions
 ) -> ConsolidationReport:
     from codex_state.memory import aconsolidate_memories, consolidate_memories
-    from codex_state.memory.calling import is_async
+    from codex_state.memory.async_bridge import is_async
 
     with quiet_log():
         if not is_async(consolidate):

@@ -29,7 +29,7 @@ def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
         Thread,
     )
     from codex_state.repositories.base import seconds_of, table_of
-    from codex_state.repositories.phase1_scopes import is_job_of, key_of
+    from codex_state.repositories.job_claims import is_job_of, key_of
     from codex_state.sql import normal_path
 
     jobs, threads = table_of(Phase1Job), table_of(Thread)

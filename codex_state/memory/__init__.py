@@ -4,14 +4,14 @@ Phase 1 extracts what is to be remembered of each thread; phase 2 consolidates w
 the caller's function, keep its leases alive while it works, and stop it in time when that fails.
 """
 
-from codex_state.memory.async_heartbeat import AsyncLeaseKeeper
+from codex_state.clock import trust_clock
+from codex_state.memory.cancellation import StopReason, StopSignal, current_work
 from codex_state.memory.consolidation import aconsolidate_memories, consolidate_memories
-from codex_state.memory.extraction import ExtractedMemory
+from codex_state.memory.extracted import ExtractedMemory
+from codex_state.memory.extraction import arun_phase1, run_phase1
 from codex_state.memory.files import memory_root, raw_memory_path
-from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, fence, trust_clock, trust_window
-from codex_state.memory.options import ConsolidationOptions, Phase1Options
-from codex_state.memory.phase1 import arun_phase1, run_phase1
-from codex_state.memory.policies import RetryPolicy
+from codex_state.memory.leases import AsyncLeaseKeeper, KeptLease, LeaseKeeper, fence, trust_window
+from codex_state.memory.options import ConsolidationOptions, Phase1Options, RetryPolicy
 from codex_state.memory.reports import (
     ConsolidationOutcome,
     ConsolidationReport,
@@ -22,7 +22,6 @@ from codex_state.memory.reports import (
     Phase1Result,
     Phase1Skipped,
 )
-from codex_state.memory.stopping import StopReason, StopSignal, current_work
 
 __all__ = [
     "AsyncLeaseKeeper",

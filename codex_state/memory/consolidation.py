@@ -18,14 +18,14 @@ from uuid import UUID
 from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.errors import DatabaseError, MemoryFilesError
 from codex_state.memory import files
-from codex_state.memory.calling import Callee, in_thread, underneath
-from codex_state.memory.crew import Crew
-from codex_state.memory.extraction import described
-from codex_state.memory.heartbeat import KeptLease, LeaseKeeper, holding, trust_clock
+from codex_state.memory.async_bridge import Callee, in_thread, underneath
+from codex_state.memory.cancellation import StopReason, StopSignal
+from codex_state.memory.extracted import described
+from codex_state.memory.leases import KeptLease, LeaseKeeper, holding
 from codex_state.memory.options import ConsolidationOptions
 from codex_state.memory.reports import ConsolidationOutcome, ConsolidationReport, ConsolidationResult
-from codex_state.memory.stopping import StopReason, StopSignal
-from codex_state.models import Claimed, LockLease, MemoryScope, MemoryScopeDirty, Skipped, ThreadMemory
+from codex_state.memory.worker_pool import WorkerPool
+from codex_state.models import LockLease, MemoryScope, MemoryScopeDirty, Skipped, ThreadMemory
 from codex_state.runtime import State, StateRuntime
 
 _log = logging.getLogger("codex_state")
@@ -108,7 +108,7 @@ class _Pass:
         self.keeper = LeaseKeeper(runtime)
         self._progress = progress
         self._results: dict[MemoryScope, ConsolidationResult] = {}
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
         self._interrupted = False
         self._lock = threading.RLock()
 
@@ -117,12 +117,12 @@ class _Pass:
         dirty = self.runtime.run_read(lambda state: _dirty(state, scopes, self.options.limit))
         tasks = [_Consolidation(self, scope) for scope in dirty]
         with self._lock:
-            self._crew = Crew(tasks, self.options.concurrency)
+            self._pool = WorkerPool(tasks, self.options.concurrency)
         if self._interrupted:
-            self._crew.interrupt()
+            self._pool.interrupt()
         with self.keeper:
             try:
-                self._crew.run()
+                self._pool.run()
             finally:
                 for task in tasks:
                     task.release()
@@ -132,9 +132,9 @@ class _Pass:
         """Stop, from another thread."""
         with self._lock:
             self._interrupted = True
-            crew = self._crew
-        if crew is not None:
-            crew.interrupt()
+            pool = self._pool
+        if pool is not None:
+            pool.interrupt()
 
     def report(self, result: ConsolidationResult) -> None:
         """Note the outcome of one scope."""
@@ -145,7 +145,7 @@ class _Pass:
 
 
 class _Consolidation:
-    """The consolidation of one scope: a task of a crew."""
+    """The consolidation of one scope: a task of a worker pool."""
 
     def __init__(self, around: _Pass, scope: MemoryScope) -> None:
         self.signal = StopSignal()
@@ -163,7 +163,7 @@ class _Consolidation:
     def prepare(self) -> bool:
         """Lock the scope, read what it has, write its files."""
         try:
-            if not self._acquire():
+            if not self._claim():
                 self._report(ConsolidationOutcome.SKIPPED, f"{self._holder()} consolidates it")
                 return False
             if not self._read():
@@ -213,20 +213,16 @@ class _Consolidation:
             return "somebody else"
         return f"{lock.owner_name}, last seen {lock.updated_at:%H:%M:%S} UTC,"
 
-    def _acquire(self) -> bool:
+    def _claim(self) -> bool:
         around = self._around
         root = files.memory_root(around.runtime.codex_home, self.scope)
 
-        def acquire(state: State) -> tuple[float, Claimed[LockLease] | Skipped]:
-            requested_at = trust_clock()
-            return requested_at, state.consolidation_locks.try_acquire(
-                root, owner=around.owner, lease=around.options.lease
-            )
-
-        requested_at, claim = around.runtime.run(acquire)
+        claim = around.runtime.run(
+            lambda state: state.consolidation_locks.try_claim(root, owner=around.owner, lease=around.options.lease)
+        )
         if isinstance(claim, Skipped):
             return False
-        kept = self._kept = around.keeper.keep(claim.lease, requested_at=requested_at)
+        kept = self._kept = around.keeper.keep(claim.lease)
         kept.signal.on_stop(lambda: self.signal.stop(kept.signal.reason or StopReason.LATE))
         return True
 

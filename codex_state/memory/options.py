@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 from codex_state.errors import InvalidInputError
-from codex_state.memory.heartbeat import trust_window
-from codex_state.memory.policies import NO_RETRIES, RetryPolicy
-from codex_state.models import SCOPE_CWD, SCOPE_USER
+from codex_state.memory.leases import trust_window
+from codex_state.models import CRASHES_ALLOWED, SCOPE_CWD, SCOPE_USER
 
 PHASE1_LEASE = timedelta(hours=1)
 CONSOLIDATION_LEASE = timedelta(minutes=10)
@@ -22,6 +22,51 @@ INTERACTIVE_SOURCES = ("cli", "vscode")
 SCOPE_KINDS = (SCOPE_CWD, SCOPE_USER)
 
 
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a job that failed may be claimed again.
+
+    The default is the original's: a failure is terminal, also for newer versions of the thread, until an operator
+    requeues the job.
+
+    Raises:
+        InvalidInputError: a value that makes no sense.
+    """
+
+    attempts: int = 1
+    """How many attempts there are for one version of a thread, the first included."""
+    backoff: timedelta = timedelta(hours=1)
+    """How long the first failure keeps the job from being claimed again, in whole seconds."""
+    factor: float = 2.0
+    """By how much each further failure prolongs that."""
+    longest: timedelta = timedelta(days=1)
+    """The longest wait."""
+
+    def __post_init__(self) -> None:
+        if not self.attempts >= 1:
+            raise InvalidInputError(f"attempts must be at least 1, the first one: {self.attempts}")
+        if self.backoff < timedelta(0) or self.longest < timedelta(0):
+            raise InvalidInputError("a retry policy's waits can't be negative")
+        if not 1 <= self.factor < math.inf:  # NaN is neither
+            raise InvalidInputError(f"a retry policy's factor must be a number of at least 1: {self.factor}")
+
+    def retry_after(self, failures: int) -> timedelta | None:
+        """How long to wait after the ``failures``-th failure in a row; ``None`` when it is the last one.
+
+        Args:
+            failures: how many attempts for this version of the thread have failed, this one included.
+        """
+        if failures >= self.attempts:
+            return None
+        if not self.backoff:
+            return self.backoff
+        try:
+            wait = self.backoff.total_seconds() * float(self.factor) ** (failures - 1)
+        except OverflowError:
+            return self.longest
+        return timedelta(seconds=min(wait, self.longest.total_seconds()))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase1Options:
     """How a pass of extraction runs.
@@ -31,8 +76,7 @@ class Phase1Options:
     """
 
     lease: timedelta = PHASE1_LEASE
-    """How long a worker may be silent before another takes over, in whole seconds, at least two. All workers of one
-    database must use the same."""
+    """How long a worker may be silent before another takes over, in whole seconds, at least two."""
     limit: int = THREADS_PER_PASS
     """How many threads one pass claims at most."""
     concurrency: int = CONCURRENCY
@@ -40,8 +84,8 @@ class Phase1Options:
     timeout: timedelta | None = PHASE1_LEASE
     """How long one extraction may take before it is stopped and counts as failed; ``None`` for no bound, and then an
     extractor that hangs keeps its jobs for as long as its process lives."""
-    retry: RetryPolicy = NO_RETRIES
-    """Whether a failure may be tried again, and when."""
+    retry: RetryPolicy | None = None
+    """Whether a failure may be tried again, and when; ``None``, the original's way, makes each one terminal."""
     max_age: timedelta = MAX_AGE
     """Threads not updated for longer than this are left alone."""
     sources: Collection[str] = INTERACTIVE_SOURCES
@@ -59,11 +103,16 @@ class Phase1Options:
     """Whether the scopes' memories are also written as files, under the runtime's home."""
 
     def __post_init__(self) -> None:
-        trust_window(self.lease)
-        if self.concurrency < 1:
-            raise InvalidInputError(f"concurrency must be at least 1: {self.concurrency}")
-        if self.limit < 0:
-            raise InvalidInputError(f"limit can't be negative: {self.limit}")
+        _check(self.lease, self.concurrency, self.limit)
+
+    @property
+    def crashes_allowed(self) -> int:
+        """How often a job's work may end with its worker: as often as it may fail, where that is given."""
+        return CRASHES_ALLOWED if self.retry is None else self.retry.attempts
+
+    def retry_after(self, failures: int) -> timedelta | None:
+        """How long to wait after the ``failures``-th failure in a row; ``None`` when it is the last one."""
+        return None if self.retry is None else self.retry.retry_after(failures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +124,7 @@ class ConsolidationOptions:
     """
 
     lease: timedelta = CONSOLIDATION_LEASE
-    """How long a worker may be silent before another takes its lock over, in whole seconds, at least two. All workers
-    of one database must use the same."""
+    """How long a worker may be silent before another takes its lock over, in whole seconds, at least two."""
     limit: int = 1000
     """How many scopes one pass handles at most."""
     concurrency: int = CONCURRENCY
@@ -87,8 +135,12 @@ class ConsolidationOptions:
     """Whether a scope's memories are written as files before its consolidation, under the runtime's home."""
 
     def __post_init__(self) -> None:
-        trust_window(self.lease)
-        if self.concurrency < 1:
-            raise InvalidInputError(f"concurrency must be at least 1: {self.concurrency}")
-        if self.limit < 0:
-            raise InvalidInputError(f"limit can't be negative: {self.limit}")
+        _check(self.lease, self.concurrency, self.limit)
+
+
+def _check(lease: timedelta, concurrency: int, limit: int) -> None:
+    trust_window(lease)
+    if concurrency < 1:
+        raise InvalidInputError(f"concurrency must be at least 1: {concurrency}")
+    if limit < 0:
+        raise InvalidInputError(f"limit can't be negative: {limit}")

@@ -58,6 +58,8 @@ class Phase1Report:
     """One for every claimed job, the most recently updated thread first."""
     skipped: tuple[Phase1Skipped, ...] = ()
     """Jobs asked for by key that weren't granted. Candidates that weren't granted are not listed."""
+    stopped: str | None = None
+    """Why the pass stopped early: its first extractions all failed alike. Its jobs can be claimed again at once."""
 
     @property
     def claimed(self) -> int:

@@ -13,7 +13,7 @@ from codex_state.database_errors import ForeignSchemaError, SchemaTooNewError, c
 from codex_state.models import metadata
 from codex_state.state_files import VERSION_TABLE
 
-HEAD = "0019_extractable_threads"
+HEAD = "0020_crashes"
 """The revision that this version speaks."""
 
 _REVISIONS = "SELECT version_num FROM codex_state_version"

@@ -3,13 +3,16 @@
 from codex_state.models.backfill import BackfillState, BackfillStatus
 from codex_state.models.base import StateModel, entities, metadata
 from codex_state.models.leases import (
+    CRASHES_ALLOWED,
     SCOPE_CWD,
     SCOPE_USER,
     BackfillLease,
     Claimed,
     HolderWrite,
+    Lease,
     LockLease,
     MemoryScope,
+    NamedLease,
     Phase1Key,
     Phase1Lease,
     Product,
@@ -21,6 +24,7 @@ from codex_state.models.log import LogEntry
 from codex_state.models.memory import (
     ConsolidationLock,
     MemoryScopeDirty,
+    NamedLock,
     Phase1Job,
     Phase1Status,
     ThreadMemory,
@@ -48,6 +52,7 @@ from codex_state.models.thread import (
 )
 
 __all__ = [
+    "CRASHES_ALLOWED",
     "EXTRACTABLE_THREADS",
     "IS_SHOWN",
     "LOCAL_HOME",
@@ -63,12 +68,15 @@ __all__ = [
     "DynamicTool",
     "FileRow",
     "HolderWrite",
+    "Lease",
     "LockLease",
     "LogEntry",
     "LogQuery",
     "MemoryMode",
     "MemoryScope",
     "MemoryScopeDirty",
+    "NamedLease",
+    "NamedLock",
     "Phase1Job",
     "Phase1Key",
     "Phase1Lease",

@@ -45,8 +45,8 @@ class StateModel(SQLModel, registry=entities):
     same database, its Alembic autogeneration finds ours there and would drop them, unless its ``env.py`` says
     ``include_name=codex_state.migrations.except_codex_state``.
 
-    As with every SQLModel table, the constructor doesn't validate: ``model_validate`` and ``model_validate_json`` do, as
-    FastAPI does with a body, and the schema's CHECK constraints are the last word.
+    As with every SQLModel table, the constructor doesn't validate: ``model_validate`` and ``model_validate_json`` do,
+    as FastAPI does with a body, and the schema's CHECK constraints are the last word.
     """
 
     @classmethod

@@ -73,6 +73,7 @@ class Phase1Job(StateModel, table=True):
         CheckConstraint(columns.one_of("status", Phase1Status), name="status"),
         CheckConstraint("attempt >= 0", name="attempt"),
         CheckConstraint("failures >= 0", name="failures"),
+        CheckConstraint("crashes >= 0", name="crashes"),
         Index("idx_memory_phase1_jobs_status_started_at", "status", text("started_at DESC")),
         Index(
             "idx_memory_phase1_jobs_retry_at",
@@ -117,7 +118,11 @@ class Phase1Job(StateModel, table=True):
     owner_process: str | None = Field(default=None, sa_column=Column(columns.text))
     """The process that claimed it or last renewed it (``codex_state.processes``); ``None`` if nobody can judge it."""
     lease_seconds: int | None = Field(default=None, sa_column=Column(columns.big_integer))
-    """For how long it was granted by the claim or the last renewal."""
+    """For how long it was granted by the claim or the last renewal: its lease is over when that time has passed."""
+    begun_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """When the holder's work began; ``None`` before. A lease that is over after that counts as a crash."""
+    crashes: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
+    """How often its work ended with its worker since it last succeeded or was requeued."""
 
     @property
     def scope(self) -> MemoryScope:
@@ -164,6 +169,25 @@ class ConsolidationLock(StateModel, table=True):
     ownership_token: str = Field(sa_column=Column(columns.text, nullable=False))
     owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
     """Where ``working_thread_id`` works on it, for people: host and process."""
+    owner_process: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The process that claimed it or last renewed it (``codex_state.processes``); ``None`` if nobody can judge it."""
+    lease_seconds: int | None = Field(default=None, sa_column=Column(columns.big_integer))
+    """For how long it was granted by the claim or the last renewal."""
+
+
+class NamedLock(StateModel, table=True):
+    """Who does what a service has given a name."""
+
+    __tablename__ = "codex_state_locks"
+
+    name: str = Field(sa_column=Column(columns.text, primary_key=True))
+    owner: str = Field(default="", sa_column=Column(columns.text, nullable=False, server_default=""))
+    """What the holder says of itself, for people."""
+    renewed_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    """When the lock was taken or last renewed, by the database's clock."""
+    ownership_token: str = Field(sa_column=Column(columns.text, nullable=False))
+    owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Where the holder works, for people: host, process, and what it says of itself."""
     owner_process: str | None = Field(default=None, sa_column=Column(columns.text))
     """The process that claimed it or last renewed it (``codex_state.processes``); ``None`` if nobody can judge it."""
     lease_seconds: int | None = Field(default=None, sa_column=Column(columns.big_integer))

@@ -53,9 +53,7 @@ def _sort_key(key: str) -> SortKey:
         return SortKey(key)
     except ValueError:
         keys = [known.value for known in SortKey]
-        raise InvalidInputError(
-            f"no sort key: {key!r}; there are {', '.join(keys)}{did_you_mean(key, keys)}"
-        ) from None
+        raise InvalidInputError(f"no sort key: {key!r}; there are {', '.join(keys)}{did_you_mean(key, keys)}") from None
 
 
 def _refuse_single_text(name: str, values: Collection[str]) -> None:

@@ -188,9 +188,10 @@ def thread_key(
     unique: bool = False,
     index: bool = True,
 ) -> Any:
-    """A field of a service's own table that refers to a thread: ``thread_id: UUID = thread_key()``.
+    """A field of a service's own table that refers to a thread.
 
-    It has the type in which both databases store our ids, so that it joins with ``Thread.id``, and a foreign key to it.
+    ``thread_id: UUID = thread_key()`` has the type in which both databases store our ids, so that it joins with
+    ``Thread.id``, and a foreign key to it.
 
     Args:
         ondelete: what becomes of the row when its thread is deleted. By default a thread that rows refer to can't be.

@@ -2,12 +2,13 @@
 
 from codex_state.repositories.backfills import BackfillRepository
 from codex_state.repositories.base import Repository
-from codex_state.repositories.consolidation_locks import ConsolidationLockRepository
 from codex_state.repositories.dynamic_tools import DynamicToolRepository
 from codex_state.repositories.homes import HomeRepository
+from codex_state.repositories.jobs import Phase1JobRepository
+from codex_state.repositories.leases import LeaseRepository
+from codex_state.repositories.locks import ConsolidationLockRepository, NamedLockRepository
 from codex_state.repositories.logs import LogRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
-from codex_state.repositories.phase1_jobs import Phase1JobRepository
 from codex_state.repositories.rollout_files import RolloutFileRepository
 from codex_state.repositories.thread_memories import ThreadMemoryRepository
 from codex_state.repositories.threads import ThreadRepository
@@ -17,8 +18,10 @@ __all__ = [
     "ConsolidationLockRepository",
     "DynamicToolRepository",
     "HomeRepository",
+    "LeaseRepository",
     "LogRepository",
     "MemoryScopeRepository",
+    "NamedLockRepository",
     "Phase1JobRepository",
     "Repository",
     "RolloutFileRepository",

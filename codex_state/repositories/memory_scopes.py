@@ -5,38 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import BigInteger, and_, bindparam, literal_column, select, update
+from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.clock import server_now
-from codex_state.models import ConsolidationLock, LockLease, MemoryScope, MemoryScopeDirty
-from codex_state.models.columns import EpochSeconds, PathText, text
+from codex_state.models import ConsolidationLock, LockLease, MemoryScope, MemoryScopeDirty, ThreadMemory
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
 from codex_state.repositories.base import Repository, later_than, select_entity, table_of
 
 _scopes = table_of(MemoryScopeDirty)
 _locks = table_of(ConsolidationLock)
+_memories = table_of(ThreadMemory)
 _insert = insert(_scopes)
 
 _KEY = and_(
     _scopes.c.scope_kind == bindparam("of_kind", type_=text), _scopes.c.scope_key == bindparam("of_key", type_=text)
 )
 
-_MARK_DIRTY = (
-    _insert.from_select(
-        ["scope_kind", "scope_key", "dirty", "updated_at"],
-        select(
-            bindparam("of_kind", type_=text), bindparam("of_key", type_=text), literal_column("1"), server_now()
-        ).where(literal_column("1") == literal_column("1")),
+_ONE: ColumnElement[int] = literal_column("1")
+
+
+def mark_dirty(scopes: Select[*tuple[Any, ...]]) -> ReturningInsert[Any]:
+    """Mark the scopes of a query of ``scope_kind`` and ``scope_key``, each one once and with a WHERE."""
+    return (
+        _insert.from_select(
+            ["scope_kind", "scope_key", "dirty", "updated_at"], scopes.add_columns(_ONE.label("dirty"), server_now())
+        )
+        .on_conflict_do_update(
+            index_elements=["scope_kind", "scope_key"],
+            set_={"dirty": _ONE, "updated_at": later_than(_scopes.c.updated_at, _insert.excluded.updated_at)},
+        )
+        .returning(_scopes.c.updated_at)
     )
-    .on_conflict_do_update(
-        index_elements=["scope_kind", "scope_key"],
-        set_={
-            "dirty": literal_column("1"),
-            "updated_at": later_than(_scopes.c.updated_at, _insert.excluded.updated_at),
-        },
+
+
+_named = select(
+    bindparam("of_kind", type_=text).label("scope_kind"), bindparam("of_key", type_=text).label("scope_key")
+)
+_MARK_DIRTY = mark_dirty(_named.where(literal_column("1") == _ONE))
+_MARK_SCOPES_OF_THREAD = mark_dirty(
+    select(_memories.c.scope_kind, _memories.c.scope_key).where(
+        _memories.c.thread_id == bindparam("of_thread", type_=UuidText())
     )
-    .returning(_scopes.c.updated_at)
 )
 _MARK_CLEAN = (
     update(_scopes)
@@ -78,6 +91,10 @@ class MemoryScopeRepository(Repository):
         marked_at: datetime = row.updated_at
         return marked_at
 
+    def mark_dirty_of(self, thread_id: UUID) -> None:
+        """Note that what the thread's memories gave their scopes has changed, or goes with them."""
+        self._all(_MARK_SCOPES_OF_THREAD, {"of_thread": thread_id})
+
     def mark_clean(self, scope: MemoryScope, *, seen: datetime, lock: LockLease | None = None) -> bool:
         """Note that everything up to the mark ``seen`` is consolidated.
 
@@ -93,7 +110,7 @@ class MemoryScopeRepository(Repository):
         parameters: dict[str, Any] = {"of_kind": scope.kind, "of_key": scope.key, "seen_updated_at": seen}
         if lock is None:
             return self._one(_MARK_CLEAN, parameters) is not None
-        parameters |= {"of_cwd": lock.cwd, "token": lock.ownership_token}
+        parameters |= {"of_cwd": lock.key, "token": lock.token}
         return self._one(_MARK_CLEAN_IF_LOCKED, parameters) is not None
 
     def get(self, scope: MemoryScope) -> MemoryScopeDirty | None:

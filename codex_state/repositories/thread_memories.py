@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, literal_column, null, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Executable,
+    Select,
+    and_,
+    bindparam,
+    literal_column,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -16,8 +27,8 @@ from codex_state.errors import ThreadNotFoundError
 from codex_state.models import (
     SCOPE_CWD,
     HolderWrite,
+    MemoryMode,
     MemoryScope,
-    Phase1Job,
     Phase1Lease,
     Phase1Status,
     Thread,
@@ -25,12 +36,14 @@ from codex_state.models import (
 )
 from codex_state.models.columns import UuidText, text
 from codex_state.repositories.base import Repository, later_than, select_entity, table_of
-from codex_state.repositories.phase1_scopes import key_of
+from codex_state.repositories.job_claims import JOBS, key_of
+from codex_state.repositories.memory_scopes import MemoryScopeRepository
+from codex_state.repositories.prepared import atomically
 from codex_state.sql import normal_path
 
 _memories = table_of(ThreadMemory)
 _threads = table_of(Thread)
-_jobs = table_of(Phase1Job)
+_jobs = JOBS.table
 _insert = insert(_memories)
 
 _thread_id = bindparam("of_thread", type_=UuidText())
@@ -110,12 +123,15 @@ _GET = (
     .order_by(_memories.c.updated_at.desc(), _memories.c.scope_kind.desc(), _memories.c.scope_key.desc())
     .limit(1)
 )
+_mode_of_thread = select(_threads.c.memory_mode).where(_threads.c.id == _memories.c.thread_id).scalar_subquery()
 _LAST_N = (
     select_entity(ThreadMemory)
     .where(
         _memories.c.scope_kind == _scope_kind,
         _memories.c.scope_key == _scope_key,
         _memories.c.invalidated_at.is_(None),
+        # Of a thread that is to be remembered no more, nothing is handed out, whatever was.
+        _mode_of_thread == literal_column(f"'{MemoryMode.ENABLED.value}'", text),
     )
     .order_by(_memories.c.updated_at.desc(), _memories.c.thread_id.desc())
     .limit(bindparam("row_limit", type_=BigInteger()))
@@ -152,12 +168,7 @@ class ThreadMemoryRepository(Repository):
         Raises:
             ThreadNotFoundError: the thread has no row.
         """
-        memory = self._entity(
-            ThreadMemory,
-            _UPSERT_CWD,
-            {"of_thread": thread_id, "new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
-        )
-        return _stored(memory, thread_id)
+        return self._stored(_UPSERT_CWD, {"of_thread": thread_id}, raw_memory, memory_summary)
 
     def upsert_for_scope(
         self, thread_id: UUID, scope: MemoryScope, raw_memory: str, memory_summary: str
@@ -167,32 +178,43 @@ class ThreadMemoryRepository(Repository):
         Raises:
             ThreadNotFoundError: the thread has no row.
         """
-        memory = self._entity(
-            ThreadMemory,
-            _UPSERT,
-            _key_of(thread_id, scope) | {"new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
-        )
-        return _stored(memory, thread_id)
+        return self._stored(_UPSERT, _key_of(thread_id, scope), raw_memory, memory_summary)
 
-    def upsert_if_owner(
-        self, lease: Phase1Lease, raw_memory: str, memory_summary: str
-    ) -> ThreadMemory | Literal[HolderWrite.LEASE_LOST]:
+    def _stored(self, statement: Executable, key: dict[str, Any], raw_memory: str, memory_summary: str) -> ThreadMemory:
+        memory = self._write(statement, key, raw_memory, memory_summary)
+        if memory is None:
+            raise ThreadNotFoundError(key["of_thread"])
+        return memory
+
+    def upsert_if_owner(self, lease: Phase1Lease, raw_memory: str, memory_summary: str) -> HolderWrite:
         """Store a memory as the holder of the extraction job; a lost lease changes nothing (law L2).
+
+        As with every memory that is stored, its scope is dirty then: the next consolidation takes it up.
 
         Raises:
             ThreadNotFoundError: the thread has no row.
         """
-        memory = self._entity(
-            ThreadMemory,
-            _UPSERT_IF_OWNER,
-            _key_of(lease.key.thread_id, lease.key.scope)
-            | {"token": lease.ownership_token, "new_raw_memory": raw_memory, "new_memory_summary": memory_summary},
-        )
-        if memory is not None:
-            return memory
-        if self._one(_THREAD_EXISTS, {"of_thread": lease.key.thread_id}) is None:
-            raise ThreadNotFoundError(lease.key.thread_id)
+        thread_id = lease.key.thread_id
+        key = _key_of(thread_id, lease.key.scope) | {"token": lease.token}
+        if self._write(_UPSERT_IF_OWNER, key, raw_memory, memory_summary) is not None:
+            return HolderWrite.APPLIED
+        if self._one(_THREAD_EXISTS, {"of_thread": thread_id}) is None:
+            raise ThreadNotFoundError(thread_id)
         return HolderWrite.LEASE_LOST
+
+    def _write(
+        self, statement: Executable, key: dict[str, Any], raw_memory: str, memory_summary: str
+    ) -> ThreadMemory | None:
+        texts = {"new_raw_memory": raw_memory, "new_memory_summary": memory_summary}
+        with atomically(self._connection):
+            memory = self._entity(ThreadMemory, statement, key | texts)
+            if memory is not None:
+                self._scopes.mark_dirty(MemoryScope(memory.scope_kind, memory.scope_key))
+        return memory
+
+    @property
+    def _scopes(self) -> MemoryScopeRepository:
+        return MemoryScopeRepository(self._session)
 
     def last_n_for_cwd(self, cwd: Path, n: int) -> Sequence[ThreadMemory]:
         """The ``n`` newest valid memories of exactly this working directory, newest first."""
@@ -211,12 +233,11 @@ class ThreadMemoryRepository(Repository):
     def invalidate(self, thread_id: UUID, scope: MemoryScope, reason: str) -> bool:
         """Take a memory out of listings, with a reason. Tells whether it was valid until now.
 
-        A new text for the same thread and scope makes it valid again.
+        Its scope is dirty then: what was derived from it is made anew without it. A new text for the same thread and
+        scope makes it valid again.
         """
-        return self._one(_INVALIDATE, _key_of(thread_id, scope) | {"reason": reason}) is not None
-
-
-def _stored(memory: ThreadMemory | None, thread_id: UUID) -> ThreadMemory:
-    if memory is None:
-        raise ThreadNotFoundError(thread_id)
-    return memory
+        with atomically(self._connection):
+            row = self._one(_INVALIDATE, _key_of(thread_id, scope) | {"reason": reason})
+            if row is not None:
+                self._scopes.mark_dirty(scope)
+        return row is not None

@@ -16,6 +16,7 @@ from codex_state.models import (
     Claimed,
     LockLease,
     MemoryScope,
+    NamedLease,
     Phase1Key,
     Phase1Lease,
     Skipped,
@@ -23,13 +24,13 @@ from codex_state.models import (
 from codex_state.repositories import (
     BackfillRepository,
     ConsolidationLockRepository,
+    NamedLockRepository,
     Phase1JobRepository,
     ThreadRepository,
 )
 from codex_state.testing.samples import NOON, a_thread
 
-Lease = Phase1Lease | LockLease | BackfillLease
-Claim = Claimed[Phase1Lease] | Claimed[LockLease] | Claimed[BackfillLease] | Skipped
+Claim = Claimed[Phase1Lease] | Claimed[LockLease] | Claimed[NamedLease] | Claimed[BackfillLease] | Skipped
 
 _NAMES = UUID("0195fd6c-6a00-7000-8000-00000000cafe")
 
@@ -60,7 +61,11 @@ def _claim_job(session: Session, name: str, owner: str, lease: timedelta) -> Cla
 
 
 def _claim_lock(session: Session, name: str, owner: str, lease: timedelta) -> Claim:
-    return ConsolidationLockRepository(session).try_acquire(Path("/", name), owner=owner_of(owner), lease=lease)
+    return ConsolidationLockRepository(session).try_claim(Path("/", name), owner=owner_of(owner), lease=lease)
+
+
+def _claim_name(session: Session, name: str, owner: str, lease: timedelta) -> Claim:
+    return NamedLockRepository(session).try_claim(name, owner=owner, lease=lease)
 
 
 def _claim_backfill(session: Session, name: str, owner: str, lease: timedelta) -> Claim:
@@ -73,6 +78,7 @@ GRANTS: Mapping[type, Grant] = {
         lambda session, lease: Phase1JobRepository(session).succeed(lease, raw_memory_path=None, summary_hash=None),
     ),
     LockLease: Grant(_claim_lock, lambda session, lease: ConsolidationLockRepository(session).release(lease)),
+    NamedLease: Grant(_claim_name, lambda session, lease: NamedLockRepository(session).release(lease)),
     BackfillLease: Grant(_claim_backfill, lambda session, lease: BackfillRepository(session).complete(lease)),
 }
 

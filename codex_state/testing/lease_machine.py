@@ -85,8 +85,11 @@ class LeaseMachine(StoresBesideModel):
 
     @rule(thread=st.sampled_from(THREADS))
     def delete_thread(self, thread: UUID) -> None:
-        """Delete a thread: its jobs and memories go with it, and leases on them are lost."""
+        """Delete a thread: its jobs and memories go with it, leases on them are lost, and its scopes are dirty."""
         self.agree(thread in self.rows.threads, lambda state, _: state.threads.delete(thread))
+        model.mark_all_dirty(
+            self.rows.marks, [key.scope for key in self.rows.memories if key.thread_id == thread], self.now
+        )
         self.rows.threads.discard(thread)
         for key in [key for key in self.rows.jobs if key.thread_id == thread]:
             del self.rows.jobs[key]
@@ -127,8 +130,8 @@ class LeaseMachine(StoresBesideModel):
 
     # Extraction jobs
 
-    @rule(target=job_grants, key=keys, owner=owners, source=sources, lease=leases)
-    def claim_job(self, key: Phase1Key, owner: UUID, source: int, lease: int) -> Any:
+    @rule(target=job_grants, key=keys, owner=owners, source=sources, lease=leases, crashes=st.sampled_from([1, 2, 3]))
+    def claim_job(self, key: Phase1Key, owner: UUID, source: int, lease: int, crashes: int) -> Any:
         """Claim a job, or steal it."""
         if key.thread_id not in self.rows.threads:
             return self._claim_without_thread(key, owner)
@@ -140,6 +143,7 @@ class LeaseMachine(StoresBesideModel):
             source=to_epoch_seconds(_moment(source)),
             lease=lease,
             now=self.now,
+            crashes_allowed=crashes,
             by=self.process,
             dead=self.known_dead,
         )
@@ -148,7 +152,11 @@ class LeaseMachine(StoresBesideModel):
             expected,
             token,
             lambda state, _: state.phase1_jobs.try_claim(
-                key, owner=owner, source_updated_at=_moment(source), lease=timedelta(seconds=lease)
+                key,
+                owner=owner,
+                source_updated_at=_moment(source),
+                lease=timedelta(seconds=lease),
+                crashes_allowed=crashes,
             ),
         )
         self.keep(self.rows.jobs, key, job)
@@ -168,7 +176,14 @@ class LeaseMachine(StoresBesideModel):
     def renew_job(self, grant: Grant) -> None:
         """Renew a lease, held or lost."""
         job, outcome = model.renew_job(self.rows.jobs.get(grant.key), grant.token, self.now, self.process)
-        self.agree(bool(outcome), lambda state, n: state.phase1_jobs.renew(grant.leases[n]) is not None)
+        self.agree(outcome, lambda state, n: state.phase1_jobs.renew(grant.leases[n]))
+        self.keep(self.rows.jobs, grant.key, job)
+
+    @rule(grant=job_grants)
+    def begin_job(self, grant: Grant) -> None:
+        """Begin the work of a job."""
+        job, outcome = model.begin_job(self.rows.jobs.get(grant.key), grant.token, self.now, self.process)
+        self.agree(outcome, lambda state, n: state.phase1_jobs.begin(grant.leases[n]))
         self.keep(self.rows.jobs, grant.key, job)
 
     @rule(grant=job_grants, text=texts)
@@ -200,8 +215,8 @@ class LeaseMachine(StoresBesideModel):
 
     @rule(key=keys)
     def requeue_job(self, key: Phase1Key) -> None:
-        """Have a failed job tried again."""
-        job, outcome = model.requeue_job(self.rows.jobs.get(key), self.now)
+        """Have a job tried again that failed or was left behind."""
+        job, outcome = model.requeue_job(self.rows.jobs.get(key), self.now, dead=self.known_dead)
         self.agree(outcome, lambda state, _: state.phase1_jobs.requeue(key))
         self.keep(self.rows.jobs, key, job)
 
@@ -220,10 +235,10 @@ class LeaseMachine(StoresBesideModel):
             memory_summary=summary,
             now=self.now,
         )
-        self.agree(
-            bool(outcome), lambda state, n: bool(state.thread_memories.upsert_if_owner(grant.leases[n], raw, summary))
-        )
+        self.agree(outcome, lambda state, n: state.thread_memories.upsert_if_owner(grant.leases[n], raw, summary))
         self.keep(self.rows.memories, grant.key, memory)
+        if outcome:
+            model.mark_all_dirty(self.rows.marks, [grant.key.scope], self.now)
 
     @rule(key=keys, raw=texts, summary=texts)
     def write_memory(self, key: Phase1Key, raw: str, summary: str) -> None:
@@ -238,6 +253,7 @@ class LeaseMachine(StoresBesideModel):
             ),
         )
         self.rows.memories[key] = memory
+        model.mark_all_dirty(self.rows.marks, [key.scope], self.now)
 
     # Scopes
 
@@ -292,7 +308,7 @@ class LeaseMachine(StoresBesideModel):
             root,
             expected,
             token,
-            lambda state, _: state.consolidation_locks.try_acquire(root, owner=owner, lease=timedelta(seconds=lease)),
+            lambda state, _: state.consolidation_locks.try_claim(root, owner=owner, lease=timedelta(seconds=lease)),
         )
         self.rows.locks[root] = lock
         return grant
@@ -301,7 +317,7 @@ class LeaseMachine(StoresBesideModel):
     def renew_lock(self, grant: Grant) -> None:
         """Renew a lock, held or lost."""
         lock, outcome = model.renew_lock(self.rows.locks.get(grant.key), grant.token, self.now, self.process)
-        self.agree(bool(outcome), lambda state, n: state.consolidation_locks.renew(grant.leases[n]) is not None)
+        self.agree(outcome, lambda state, n: state.consolidation_locks.renew(grant.leases[n]))
         self.keep(self.rows.locks, grant.key, lock)
 
     @rule(grant=lock_grants)
@@ -351,7 +367,7 @@ class LeaseMachine(StoresBesideModel):
             None,
             model.GRANTED,
             token,
-            lambda state, _: state.backfill.mark_running(
+            lambda state, _: state.backfill.take_over(
                 owner=owner, lease=timedelta(seconds=lease), from_the_start=from_the_start
             ),
         )

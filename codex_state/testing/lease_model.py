@@ -7,10 +7,11 @@ that looks for a legal order of a recorded history.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from codex_state.models import HolderWrite, Requeue, SkipReason
+from codex_state.models import CRASHES_ALLOWED, HolderWrite, MemoryScope, Requeue, SkipReason
 from codex_state.processes import Owner
 
 GRANTED = "granted"
@@ -34,11 +35,13 @@ class Job:
 
     status: str
     owner: str
-    token: str
+    token: str | None
     started_at: int
     source: int
     attempt: int = 1
     failures: int = 0
+    crashes: int = 0
+    begun_at: int | None = None
     finished_at: int | None = None
     failure_reason: str | None = None
     raw_memory_path: str | None = None
@@ -49,9 +52,15 @@ class Job:
     lease_seconds: int | None = None
 
 
-def _is_held(by: Owner, since: int, lease: int, now: int, dead: AbstractSet[str]) -> bool:
+def _named(lease: int) -> int | None:
+    """What a row is granted: a claim for no time takes over and names none."""
+    return lease if lease > 0 else None
+
+
+def _is_held(row: Job | Lock | Backfill, since: int, *, lease: int, now: int, dead: AbstractSet[str]) -> bool:
     """Whether a lease isn't over, and its holder isn't one of the dead."""
-    return by.process not in dead and since > now - max(lease, 0)
+    seconds = 0 if lease <= 0 else lease if row.lease_seconds is None else row.lease_seconds
+    return row.by.process not in dead and since > now - seconds
 
 
 def refusal_of(job: Job, source: int, lease: int, now: int, dead: AbstractSet[str] = NOBODY) -> SkipReason | None:
@@ -65,7 +74,7 @@ def refusal_of(job: Job, source: int, lease: int, now: int, dead: AbstractSet[st
         return SkipReason.RETRY_LATER if job.retry_at > now else None
     if job.status == SUCCEEDED:
         return SkipReason.UP_TO_DATE if job.source >= source else None
-    return SkipReason.RUNNING if _is_held(job.by, job.started_at, lease, now, dead) else None
+    return SkipReason.RUNNING if _is_held(job, job.started_at, lease=lease, now=now, dead=dead) else None
 
 
 def claim_job(
@@ -76,19 +85,35 @@ def claim_job(
     source: int,
     lease: int,
     now: int,
+    crashes_allowed: int = CRASHES_ALLOWED,
     by: Owner = ANYBODY,
     dead: AbstractSet[str] = NOBODY,
 ) -> tuple[Job | None, ClaimOutcome]:
-    """A claim: a new row, a take-over, or a refusal that changes nothing."""
-    granted = Job(RUNNING, owner, token, now, source, by=by, lease_seconds=max(lease, 0))
+    """A claim: a new row, a take-over, a refusal that changes nothing, or one that gives up what crashed too often."""
+    granted = Job(RUNNING, owner, token, now, source, by=by, lease_seconds=_named(lease))
     if job is None:
         return granted, GRANTED
     refusal = refusal_of(job, source, lease, now, dead)
     if refusal is not None:
         return job, refusal
+    crashes = 0 if job.status == SUCCEEDED else job.crashes
+    if job.status == RUNNING and job.begun_at is not None and lease > 0:
+        crashes += 1
+        if crashes >= crashes_allowed:
+            reason = f"its worker ended while it worked on it, {crashes_allowed} times"
+            given_up = replace(
+                job,
+                status=FAILED,
+                token=None,
+                finished_at=now,
+                failure_reason=reason,
+                retry_at=None,
+                crashes=crashes,
+            )
+            return given_up, SkipReason.TERMINAL_FAILURE
     # What failed was an older version of the thread.
     failures = 0 if job.source < source else job.failures
-    return replace(granted, attempt=job.attempt + 1, failures=failures), GRANTED
+    return replace(granted, attempt=job.attempt + 1, failures=failures, crashes=crashes), GRANTED
 
 
 def _holds(job: Job | None, token: str) -> bool:
@@ -105,6 +130,11 @@ def change_held_job(job: Job | None, token: str, **changes: object) -> tuple[Job
 def renew_job(job: Job | None, token: str, now: int, by: Owner = ANYBODY) -> tuple[Job | None, HolderWrite]:
     """Prolong the lease."""
     return change_held_job(job, token, started_at=now, by=by)
+
+
+def begin_job(job: Job | None, token: str, now: int, by: Owner = ANYBODY) -> tuple[Job | None, HolderWrite]:
+    """Note that the work begins, and prolong the lease."""
+    return change_held_job(job, token, started_at=now, begun_at=now, by=by)
 
 
 def succeed_job(job: Job | None, token: str, path: str, summary: str, now: int) -> tuple[Job | None, HolderWrite]:
@@ -140,13 +170,21 @@ def release_job(job: Job | None, token: str, reason: str, now: int) -> tuple[Job
     return change_held_job(job, token, status=FAILED, finished_at=now, failure_reason=reason, retry_at=now)
 
 
-def requeue_job(job: Job | None, now: int) -> tuple[Job | None, Requeue]:
-    """An operator's wish to have a failed job tried again."""
+def requeue_job(
+    job: Job | None, now: int, lease: int = 3600, dead: AbstractSet[str] = NOBODY
+) -> tuple[Job | None, Requeue]:
+    """An operator's wish to have a job tried again that failed or was left behind."""
     if job is None:
         return None, Requeue.NOT_FOUND
-    if job.status != FAILED:
+    if job.status == SUCCEEDED:
         return job, Requeue.NOT_FAILED
-    return replace(job, retry_at=now, failures=0), Requeue.REQUEUED
+    requeued = replace(job, status=FAILED, retry_at=now, failures=0, crashes=0)
+    if job.status == RUNNING:
+        if _is_held(job, job.started_at, lease=lease, now=now, dead=dead):
+            return job, Requeue.RUNNING
+        reason = f"{job.by.name} left it behind"
+        requeued = replace(requeued, token=None, finished_at=now, failure_reason=reason)
+    return requeued, Requeue.REQUEUED
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +236,12 @@ def mark_dirty(mark: Mark | None, now: int) -> Mark:
     return Mark(dirty=True, updated_at=now if mark is None else max(now, mark.updated_at + 1))
 
 
+def mark_all_dirty(marks: dict[MemoryScope, Mark], scopes: Iterable[MemoryScope], now: int) -> None:
+    """Something in these scopes is new, or is gone."""
+    for scope in scopes:
+        marks[scope] = mark_dirty(marks.get(scope), now)
+
+
 def mark_clean(mark: Mark | None, seen: int, *, still_locked: bool = True) -> tuple[Mark | None, bool]:
     """Note that all up to ``seen`` is consolidated."""
     if mark is None or not mark.dirty or mark.updated_at != seen or not still_locked:
@@ -227,9 +271,9 @@ def acquire_lock(
     dead: AbstractSet[str] = NOBODY,
 ) -> tuple[Lock, ClaimOutcome]:
     """Take a lock that is free, stale, the owner's own, or that of a dead process."""
-    if lock is not None and lock.owner != owner and _is_held(lock.by, lock.updated_at, lease, now, dead):
+    if lock is not None and lock.owner != owner and _is_held(lock, lock.updated_at, lease=lease, now=now, dead=dead):
         return lock, SkipReason.RUNNING
-    return Lock(owner, token, now, by, max(lease, 0)), GRANTED
+    return Lock(owner, token, now, by, _named(lease)), GRANTED
 
 
 def renew_lock(lock: Lock | None, token: str, now: int, by: Owner = ANYBODY) -> tuple[Lock | None, HolderWrite]:
@@ -273,7 +317,7 @@ def claim_backfill(
     """Claim a backfill that isn't complete (or ``again``) and that nobody works on."""
     if row is not None and row.status == COMPLETE and not again:
         return row, SkipReason.UP_TO_DATE
-    if row is not None and row.status == RUNNING and _is_held(row.by, row.updated_at, lease, now, dead):
+    if row is not None and row.status == RUNNING and _is_held(row, row.updated_at, lease=lease, now=now, dead=dead):
         return row, SkipReason.RUNNING
     return take_over_backfill(row, token=token, lease=lease, now=now, from_the_start=again, by=by), GRANTED
 
@@ -282,7 +326,7 @@ def take_over_backfill(
     row: Backfill | None, *, token: str, lease: int, now: int, from_the_start: bool = False, by: Owner = ANYBODY
 ) -> Backfill:
     """Take a backfill over by force."""
-    granted = Backfill(RUNNING, now, token, now, by=by, lease_seconds=max(lease, 0))
+    granted = Backfill(RUNNING, now, token, now, by=by, lease_seconds=_named(lease))
     if row is None:
         return granted
     watermark = None if from_the_start else row.watermark

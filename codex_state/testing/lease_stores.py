@@ -91,8 +91,8 @@ class StoresBesideModel(RuleBasedStateMachine):
             return multiple()
         granted = tuple(answer.lease if isinstance(answer, Claimed) else answer for answer in answers)
         for store, lease in zip(self.stores, granted, strict=True):
-            assert lease.ownership_token not in store.tokens, "a token was given twice"
-            store.tokens[lease.ownership_token] = token
+            assert lease.token not in store.tokens, "a token was given twice"
+            store.tokens[lease.token] = token
         return Grant(token, key, granted)
 
     def new_token(self) -> str:

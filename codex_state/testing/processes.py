@@ -28,7 +28,7 @@ def owner_columns(lease: timedelta, known_as: str = "") -> dict[str, Any]:
     return {
         "owner_name": this.known_as(known_as),
         "owner_process": this.process,
-        "lease_seconds": whole_seconds(lease),
+        "lease_seconds": whole_seconds(lease) or None,
     }
 
 

@@ -96,15 +96,16 @@ def _seconds(moment: datetime | None) -> int | None:
 
 def _job_of(job: Phase1Job, tokens: Mapping[str, str]) -> Job:
     assert job.started_at is not None
-    assert job.ownership_token is not None
     return Job(
         status=job.status.value,
         owner=str(job.owner_session_id),
-        token=tokens[job.ownership_token],
+        token=None if job.ownership_token is None else tokens[job.ownership_token],
         started_at=to_epoch_seconds(job.started_at),
         source=to_epoch_seconds(job.source_updated_at),
         attempt=job.attempt,
         failures=job.failures,
+        crashes=job.crashes,
+        begun_at=_seconds(job.begun_at),
         finished_at=_seconds(job.finished_at),
         failure_reason=job.failure_reason,
         raw_memory_path=None if job.raw_memory_path is None else path_to_text(job.raw_memory_path),

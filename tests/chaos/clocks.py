@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-from codex_state.memory import heartbeat
+from codex_state.clock import trust_clock
 from codex_state.rollout import archive
 from tests.chaos.channel import Channel
 
@@ -92,7 +92,7 @@ def tell(channel: Channel, ahead: float, rate: float) -> None:
     install(ClientClock(timedelta(seconds=ahead), rate))
 
     def moments() -> list[float]:
-        return [true_monotonic(), time.monotonic(), heartbeat.trust_clock(), time.time()]
+        return [true_monotonic(), time.monotonic(), trust_clock(), time.time()]
 
     start = moments()
     time.sleep(0.3)

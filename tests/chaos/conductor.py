@@ -16,13 +16,13 @@ from codex_state.database import Database
 from codex_state.errors import DatabaseError
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import thread_id_of
-from codex_state.testing.history import Call, Recorder, read_calls
 from codex_state.testing.samples import NOON, a_thread
 from tests.chaos import audit
 from tests.chaos.clocks import RIGHT, ClientClock
 from tests.chaos.outages import Outage, Outages
 from tests.chaos.processes import Worker, WorkerError, WorkerHost
 from tests.chaos.worker import BUSY_TIMEOUT, PIPELINE, RECORDED, THREADS, final_reads, thread_name
+from tests.history import Call, Recorder, read_calls
 
 _TICK_SECONDS = 0.02
 _KILLS_PER_SECOND = 2.0

@@ -11,9 +11,9 @@ from typing import Any
 from sqlmodel import Session
 
 from codex_state.database import Database
-from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import take
+from codex_state.testing.holder_writes import HOLDER_WRITES, RegisteredWrite
 from tests.chaos.channel import Channel, ChannelClosedError
 
 BY_NAME = {write.name: write for write in HOLDER_WRITES}
@@ -59,7 +59,7 @@ def hold(channel: Channel, url: str, clock: str | None) -> None:
                 with database.autocommit() as session:
                     lease = take(session, write.lease, order["name"], "holder", timedelta(seconds=order["lease"]))
                 leases[write.name] = lease
-                channel.send({"token": lease.ownership_token})
+                channel.send({"token": lease.token})
             else:
                 answer = written(database, write, leases[write.name], order["mode"])
                 channel.send({"refused": answer == write.refused, "answer": repr(answer)})

@@ -12,18 +12,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from codex_state.database import Database
-from codex_state.models import BackfillLease, Claimed, LockLease, Phase1Lease, Skipped
+from codex_state.models import BackfillLease, Claimed, Lease, LockLease, Phase1Lease, Skipped
 from codex_state.repositories import Phase1JobRepository, ThreadMemoryRepository
 from codex_state.testing.clock import ManualClock
-from codex_state.testing.grants import GRANTS, Lease, owner_of, thread_id_of
+from codex_state.testing.grants import GRANTS, owner_of, thread_id_of
 from tests.chaos.channel import Channel
 
 LEASE = timedelta(hours=1)
 
-KINDS: dict[str, type[Lease]] = {"job": Phase1Lease, "lock": LockLease, "backfill": BackfillLease}
+KINDS: dict[str, type[Lease[Any]]] = {"job": Phase1Lease, "lock": LockLease, "backfill": BackfillLease}
 
 _SLOT = struct.Struct("<q")
 
@@ -70,7 +71,7 @@ def claim_in_rounds(
             claim = GRANTS[KINDS[kind]].claim(session, str(number), f"worker {position}", LEASE)
             match claim:
                 case Claimed(lease):
-                    won[str(number)] = lease.ownership_token
+                    won[str(number)] = lease.token
                 case Skipped(reason):
                     refused[reason] = refused.get(reason, 0) + 1
     # Whoever left now would be dead, and the last round's work free.
@@ -150,7 +151,7 @@ def take_candidates(channel: Channel, url: str, clock: str, position: int, limit
         channel.receive()
         while leases := jobs.claim_candidates(owner=owner_of(f"worker {position}"), lease=LEASE, limit=limit):
             for lease in leases:
-                taken.append((str(lease.key.thread_id), lease.key.scope.kind, lease.ownership_token))
+                taken.append((str(lease.key.thread_id), lease.key.scope.kind, lease.token))
                 assert jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
     channel.send({"taken": taken})
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from codex_state.testing.history import LOST, Call, Kind, UndecidedHistoryError, find_violation
 from tests.chaos.conductor import Pause, Run
 from tests.chaos.recovery import figures_of_outages, may_be_seen, not_recovered
 from tests.chaos.replay import Replay, finished_twice
+from tests.history import LOST, Call, Kind, UndecidedHistoryError, find_violation
 
 _DONE: dict[tuple[Kind, str], set[str]] = {
     (Kind.JOB, "renew"): {"job renewed"},

@@ -21,13 +21,13 @@ from codex_state.models import BackfillLease, Claimed, LockLease, MemoryScope, P
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import source_of, thread_id_of
-from codex_state.testing.history import Answer, Kind, RecordedState, Recorder
 from codex_state.testing.samples import a_thread
 from tests.chaos.bugs import planted
 from tests.chaos.channel import Channel
 from tests.chaos.clocks import RIGHT, ClientClock, install, true_monotonic
 from tests.chaos.journal import Journal
 from tests.chaos.passes import extract_some
+from tests.history import Answer, Kind, RecordedState, Recorder
 
 RECORDED, PIPELINE = "recorded", "pipeline"
 """The homes of two sets of threads: jobs whose calls are recorded one by one, and jobs that end in transactions."""
@@ -170,10 +170,10 @@ class Worker:
         if self._often(0.15):
             self._forgotten.append(lease)
             return
-        state.thread_memories.upsert_if_owner(lease, lease.ownership_token, "summary")
+        state.thread_memories.upsert_if_owner(lease, lease.token, "summary")
         ending = self._random.random()
         if ending < 0.7:
-            state.phase1_jobs.succeed(lease, raw_memory_path=Path("/raw"), summary_hash=lease.ownership_token)
+            state.phase1_jobs.succeed(lease, raw_memory_path=Path("/raw"), summary_hash=lease.token)
         elif ending < 0.85:
             retry_after = timedelta(seconds=self._random.randrange(2))
             state.phase1_jobs.fail(lease, "broken", retry_after=retry_after)
@@ -194,7 +194,7 @@ class Worker:
                 self._finish(state, granted)
         with self._runtime.autocommit() as plain, self._journal.timed("claim_candidates") as noted:
             leases = plain.phase1_jobs.claim_candidates(**options, home=PIPELINE)
-            noted["tokens"] = [granted.ownership_token for granted in leases]
+            noted["tokens"] = [granted.token for granted in leases]
         for granted in leases:
             self._store(granted)
 
@@ -207,7 +207,7 @@ class Worker:
                 source_updated_at=source_of(self._version()),
                 lease=timedelta(seconds=lease),
             )
-            noted["tokens"] = [claim.lease.ownership_token] if isinstance(claim, Claimed) else []
+            noted["tokens"] = [claim.lease.token] if isinstance(claim, Claimed) else []
         if isinstance(claim, Claimed):
             self._store(claim.lease)
 
@@ -219,7 +219,7 @@ class Worker:
         ending = self._random.choices(("memory", "nothing", "failure", "give back"), (7, 1, 1, 1))[0]
         try:
             with self._journal.timed(f"store {ending}") as noted:
-                noted["token"] = lease.ownership_token
+                noted["token"] = lease.token
                 noted["answer"] = self._stored(lease, ending)
         except Exception as error:  # noqa: BLE001 - as in run, under the name of what was tried
             self._note_error(f"store {ending}", error)
@@ -240,7 +240,7 @@ class Worker:
     def _stored(self, lease: Phase1Lease, ending: str) -> str | None:
         match ending:
             case "memory":
-                memory = ExtractedMemory(lease.ownership_token, "summary")
+                memory = ExtractedMemory(lease.token, "summary")
                 stored = phase1_writes.store_memory(self._runtime, lease, memory, Path("/raw"))
             case "nothing":
                 stored = phase1_writes.store_nothing(self._runtime, lease)
@@ -262,7 +262,7 @@ class Worker:
             state = RecordedState(plain, self._recorder)
             if self._often(0.5):
                 plain.memory_scopes.mark_dirty(scope)
-            claim = state.consolidation_locks.try_acquire(root, owner=uuid4(), lease=timedelta(seconds=lease))
+            claim = state.consolidation_locks.try_claim(root, owner=uuid4(), lease=timedelta(seconds=lease))
             if not isinstance(claim, Claimed):
                 return
             mark = plain.memory_scopes.get(scope)
@@ -275,7 +275,7 @@ class Worker:
                 return
             if mark is not None:
                 with self._journal.timed("mark_clean") as noted:
-                    noted["token"] = claim.lease.ownership_token
+                    noted["token"] = claim.lease.token
                     noted["clean"] = plain.memory_scopes.mark_clean(scope, seen=mark.updated_at, lock=claim.lease)
             state.consolidation_locks.release(claim.lease)
 
@@ -307,11 +307,11 @@ class Worker:
         """One thread and the checkpoint, whole or not at all. The thread's title is the token that it came under."""
         watermark = f"{number:06}"
         with self._recorder.call(
-            Kind.BACKFILL, lease.home, "checkpoint", token=lease.ownership_token, watermark=watermark
+            Kind.BACKFILL, lease.key, "checkpoint", token=lease.token, watermark=watermark
         ) as call:
             with Session(self._runtime.engine) as session:
                 state = State(session)
-                state.threads.upsert(a_thread(home=lease.home, title=lease.ownership_token))
+                state.threads.upsert(a_thread(home=lease.key, title=lease.token))
                 outcome = state.backfill.checkpoint(lease, watermark)
                 if outcome:
                     session.commit()

@@ -52,9 +52,9 @@ def test_the_task_of_the_example_is_cancelled_when_its_lock_is_lost(
 
     async def tidy(root: Path) -> None:
         with StateRuntime.open(StateSettings()) as runtime, runtime.autocommit() as state:
-            taken = state.consolidation_locks.try_acquire(root, owner=uuid4(), lease=timedelta(0))
+            taken = state.consolidation_locks.try_claim(root, owner=uuid4(), lease=timedelta(0))
             assert isinstance(taken, Claimed)
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("codex_state.memory.heartbeat._RENEWALS_PER_WINDOW", 1000)
+    monkeypatch.setattr("codex_state.memory.leases._RENEWALS_PER_WINDOW", 1000)
     assert run(tmp_path, tidy) == "this work must stop: refused"

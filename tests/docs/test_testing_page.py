@@ -12,13 +12,10 @@ from typing import Any
 import pytest
 
 from codex_state.testing import conformance
-from codex_state.testing.history import read_calls
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-ENGINE, FRONTS, CLOCK, DEATH, MACHINE, MODEL, HISTORY = re.findall(
-    r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL
-)
+ENGINE, FRONTS, CLOCK, DEATH, MACHINE, MODEL = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def run(block: str, **names: Any) -> None:
@@ -84,8 +81,3 @@ def test_a_death_ends_a_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_the_model_answers_by_itself() -> None:
     run(MODEL)
-
-
-def test_a_recorded_run_is_legal(tmp_path: Path) -> None:
-    run(HISTORY, home=tmp_path)
-    assert len(read_calls(tmp_path.glob("*.jsonl"))) >= 150

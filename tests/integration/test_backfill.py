@@ -563,7 +563,7 @@ class TestLease:
 
         def take_over(_progress: object = None) -> None:
             with runtime.autocommit() as state:
-                state.backfill.mark_running(runtime.home, owner="other", lease=timedelta(seconds=900))
+                state.backfill.take_over(runtime.home, owner="other", lease=timedelta(seconds=900))
 
         def after(progress: BackfillProgress) -> None:
             if progress.files_done == taken_after:

@@ -113,7 +113,7 @@ def end_lease_of_the_dead(home: Path) -> bool:
         stored = state.backfill.get()
         if stored is not None and stored.status is BackfillStatus.COMPLETE:
             return True
-        state.backfill.release(state.backfill.mark_running(owner="test", lease=timedelta(seconds=1)))
+        state.backfill.release(state.backfill.take_over(owner="test", lease=timedelta(seconds=1)))
         return False
 
 

@@ -24,6 +24,8 @@ from codex_state.models import (
     Claimed,
     ConsolidationLock,
     LockLease,
+    NamedLease,
+    NamedLock,
     Phase1Job,
     Phase1Lease,
     Skipped,
@@ -31,9 +33,9 @@ from codex_state.models import (
 )
 from codex_state.processes import THIS_HOST
 from codex_state.repositories.base import table_of
-from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.runtime import State
 from codex_state.testing.grants import GRANTS, add_thread, thread_id_of
+from codex_state.testing.holder_writes import HOLDER_WRITES, RegisteredWrite
 from tests.chaos import worlds
 from tests.chaos.processes import Worker, WorkerHost
 from tests.chaos.worlds import World
@@ -65,7 +67,7 @@ def claim(database: Database, renewal: RegisteredWrite[Any]) -> Any:
 
 
 def table(renewal: RegisteredWrite[Any]) -> str:
-    of_lease = {Phase1Lease: Phase1Job, LockLease: ConsolidationLock}
+    of_lease = {Phase1Lease: Phase1Job, LockLease: ConsolidationLock, NamedLease: NamedLock}
     return table_of(of_lease.get(renewal.lease, BackfillState)).name
 
 

@@ -17,8 +17,8 @@ import pytest
 import stores
 from sqlalchemy import text
 
-from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.testing.grants import GRANTS, add_thread, take
+from codex_state.testing.holder_writes import HOLDER_WRITES, RegisteredWrite
 from tests.chaos import worlds
 from tests.chaos.holder import written
 from tests.chaos.processes import WorkerHost
@@ -169,7 +169,7 @@ def test_a_holders_token_opens_nothing_but_its_own_work(world: World, write: Reg
         other = take(session, write.lease, "other work", "holder", LEASE)
         mine = take(session, write.lease, _name_of(write), "holder", LEASE)
     before = world.rows()
-    crossed = replace(other, ownership_token=mine.ownership_token)
+    crossed = replace(other, token=mine.token)
     assert written(world.database, write, crossed, "autocommit") is write.refused
     assert world.rows() == before
 

@@ -168,9 +168,7 @@ def test_a_consolidation_that_is_cut_off_past_its_lease_stops_in_time_and_change
         report = pool.submit(consolidate_memories, cut_off, consolidate, owner=OWNER, options=options)
         assert begun.wait(60)
         wire.freeze()
-        taken_over(
-            lambda: rival.run(lambda state: state.consolidation_locks.try_acquire(root, owner=OTHER, lease=LEASE))
-        )
+        taken_over(lambda: rival.run(lambda state: state.consolidation_locks.try_claim(root, owner=OTHER, lease=LEASE)))
         taken_at = trust_clock()
         before = rows(rival)
         wire.thaw()

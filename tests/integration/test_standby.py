@@ -107,7 +107,7 @@ def test_a_standby_serves_reads_that_may_be_stale_and_refuses_every_write(pair: 
     def listed(state: State) -> set[UUID]:
         return {found.id for found in state.threads.list(ThreadQuery(limit=50)).items}
 
-    assert standby.run_read(token) == lease.ownership_token
+    assert standby.run_read(token) == lease.token
     assert standby.run_read(listed) == {thread.id, other.id}
 
     _asked(pair.standby, "SELECT pg_wal_replay_pause()")

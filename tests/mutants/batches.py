@@ -26,7 +26,7 @@ def _a_batch_after_a_take_over_is_refused_as_a_whole(bench: Bench) -> None:
         def take_over_once(_progress: object) -> None:
             if not stored:
                 with runtime.autocommit() as state:
-                    state.backfill.mark_running(runtime.home, owner="rival", lease=LEASE)
+                    state.backfill.take_over(runtime.home, owner="rival", lease=LEASE)
                 stored.extend(_rows(runtime))
 
         report = backfill(runtime, on_progress=take_over_once, workers=0)
@@ -58,7 +58,7 @@ def _a_batch_that_fails_leaves_the_watermark_where_it_was(bench: Bench) -> None:
             RolloutFileRepository.upsert_threads = intact  # type: ignore[method-assign]
         with runtime.read() as state:
             after = state.backfill.get(runtime.home)
-            indexed = len(state.threads.rollout_paths(runtime.home))
+            indexed = len(state.threads.list_ids())
         assert indexed == 1
         assert after is not None
         assert watermarks == [after.last_watermark]

@@ -14,10 +14,10 @@ from sqlmodel import Session
 
 from codex_state.database import Database
 from codex_state.models import Claimed, Phase1Lease, Skipped, SkipReason
-from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import GRANTS, add_thread, owner_of, take
+from codex_state.testing.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.testing.samples import a_thread
 
 _LEASE = timedelta(seconds=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -34,12 +35,12 @@ def _claim(state: State, home: str = "local", owner: str = "me") -> BackfillLeas
 
 def _row(lease: BackfillLease, owner: str = "me", updated_at: datetime = NOON, **values: Any) -> BackfillState:
     row: dict[str, Any] = {
-        "home": lease.home,
+        "home": lease.key,
         "status": BackfillStatus.RUNNING,
         "last_watermark": lease.last_watermark,
         "updated_at": updated_at,
-        "ownership_token": lease.ownership_token,
-        "claimed_at": lease.claimed_at,
+        "ownership_token": lease.token,
+        "claimed_at": lease.granted_at,
         **owner_columns(lease.duration, owner),
     }
     return BackfillState(**(row | values))
@@ -62,7 +63,7 @@ class TestBackfills:
 
     def test_progress_and_completion_persist(self, state: State, clock: ManualClock) -> None:
         lease = _claim(state)
-        assert lease == BackfillLease("local", lease.ownership_token, None, NOON, _LEASE, "me")
+        assert lease == BackfillLease(key="local", owner="me", token=lease.token, granted_at=NOON, duration=_LEASE)
         assert state.backfill.get() == _row(lease)
         clock.advance(_SECOND)
         assert state.backfill.checkpoint(lease, "sessions/a") is HolderWrite.APPLIED
@@ -93,7 +94,7 @@ class TestBackfills:
         clock.advance(_SECOND)
         second = _claim(state, owner="other")
         assert second.last_watermark == "sessions/a"
-        assert second.ownership_token != first.ownership_token
+        assert second.token != first.token
         assert state.backfill.get() == _row(second, "other", NOON + _LEASE)
 
     @pytest.mark.parametrize("keep_alive", ["renew", "checkpoint"])
@@ -123,7 +124,7 @@ class TestBackfills:
         if taken_over_by == "claim":
             _claim(state, owner="other")
         else:
-            state.backfill.mark_running(owner="other", lease=_LEASE)
+            state.backfill.take_over(owner="other", lease=_LEASE)
         before = state.backfill.get()
         assert _write(state, stale, write) is HolderWrite.LEASE_LOST
         assert state.backfill.get() == before
@@ -162,11 +163,11 @@ class TestBackfills:
     def test_force_takes_over_a_live_and_even_a_complete_backfill(self, state: State) -> None:
         first = _claim(state)
         state.backfill.checkpoint(first, "sessions/a")
-        second = state.backfill.mark_running(owner="other", lease=_LEASE)
+        second = state.backfill.take_over(owner="other", lease=_LEASE)
         assert state.backfill.get() == _row(second, "other")
         assert second.last_watermark == "sessions/a"
         state.backfill.complete(second)
-        third = state.backfill.mark_running(owner="third", lease=_LEASE)
+        third = state.backfill.take_over(owner="third", lease=_LEASE)
         assert third.last_watermark == "sessions/a"
         assert state.backfill.is_complete() is False
 
@@ -175,7 +176,7 @@ class TestBackfills:
     ) -> None:
         state.backfill.complete(_claim(state), "sessions/z")
         clock.advance(_SECOND)
-        lease = state.backfill.mark_running(owner="me", lease=_LEASE, from_the_start=True)
+        lease = state.backfill.take_over(owner="me", lease=_LEASE, from_the_start=True)
         assert lease.last_watermark is None
         assert state.backfill.get() == _row(lease, updated_at=NOON + _SECOND, last_success_at=NOON)
         assert state.backfill.checkpoint(lease, "sessions/a") is HolderWrite.APPLIED
@@ -201,7 +202,7 @@ class TestBackfills:
         assert state.backfill.renew(lease) is HolderWrite.LEASE_LOST
 
     def test_force_works_where_nothing_ever_ran(self, state: State) -> None:
-        lease = state.backfill.mark_running("laptop", owner="me", lease=_LEASE)
+        lease = state.backfill.take_over("laptop", owner="me", lease=_LEASE)
         assert state.backfill.get("laptop") == _row(lease)
 
     def test_homes_are_independent(self, state: State) -> None:
@@ -209,7 +210,7 @@ class TestBackfills:
         assert state.backfill.complete(laptop, "sessions/a") is HolderWrite.APPLIED
         assert (state.backfill.is_complete("laptop"), state.backfill.is_complete("server")) == (True, False)
         assert [each.home for each in state.backfill.list()] == ["laptop", "server"]
-        crossed = BackfillLease("server", laptop.ownership_token, None, NOON, _LEASE)
+        crossed = replace(laptop, key="server")
         assert state.backfill.checkpoint(crossed, "sessions/z") is HolderWrite.LEASE_LOST
         assert state.backfill.renew(server) is HolderWrite.APPLIED
 

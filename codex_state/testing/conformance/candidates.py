@@ -70,9 +70,6 @@ _EVENTS: dict[str, Callable[[State, Thread, Phase1Lease, ManualClock], object]] 
     "the directory changes": lambda state, thread, *_: state.threads.upsert_from_rollouts(
         [thread.model_copy(update={"cwd": _ELSEWHERE})]
     ),
-    "the directory is put right": lambda state, thread, *_: state.threads.relocate(
-        thread.id, thread.rollout_path, cwd=_ELSEWHERE, archived_at=None, home=thread.home
-    ),
     "it is requeued": lambda state, _thread, lease, _clock: state.phase1_jobs.requeue(lease.key),
     "its time comes": lambda _state, _thread, _lease, clock: clock.advance(_HOUR),
     "somebody claims a newer version": _claims_a_newer_version,
@@ -85,8 +82,8 @@ class TestCandidates:
     def test_nothing_to_claim_is_no_leases(self, state: State) -> None:
         assert _claim(state) == []
         _stored(state)
-        assert _claim(state, limit=0) == []
-        assert _claim(state, limit=-1) == []
+        assert _claim(state, max_threads=0) == []
+        assert _claim(state, max_threads=-1) == []
         assert _claim(state, scope_kinds=[]) == []
         assert _claim(state, sources=[]) == []
 
@@ -96,10 +93,10 @@ class TestCandidates:
         assert {lease.key.scope for lease in leases} == {MemoryScope.cwd(Path("/code/ä")), _USER}
         for lease in leases:
             assert lease.key.thread_id == thread.id
-            assert (lease.owner, lease.attempt, lease.started_at, lease.duration) == (_OWNER, 1, NOON, _HOUR)
+            assert (lease.owner, lease.attempt, lease.granted_at, lease.duration) == (_OWNER, 1, NOON, _HOUR)
             assert lease.source_updated_at == thread.updated_at
-            assert state.phase1_jobs.renew(lease) == lease
-        assert len({lease.ownership_token for lease in leases}) == 2
+            assert state.phase1_jobs.renew(lease)
+        assert len({lease.token for lease in leases}) == 2
 
     def test_a_lease_of_a_batch_is_as_good_as_any(self, state: State, clock: ManualClock) -> None:
         """L2: fenced after a take-over."""
@@ -120,12 +117,23 @@ class TestCandidates:
         assert _claimed_threads(state) == newest_first[10:]
         assert _claimed_threads(state) == []
 
-    def test_the_limit_counts_threads_and_not_leases(self, state: State) -> None:
+    def test_most_threads_counts_threads_and_not_leases(self, state: State) -> None:
         for _ in range(3):
             _stored(state)
-        leases = _claim(state, scope_kinds=["cwd", "user"], limit=2)
+        leases = _claim(state, scope_kinds=["cwd", "user"], max_threads=2)
         assert len(leases) == 4
         assert len({lease.key.thread_id for lease in leases}) == 2
+
+    @pytest.mark.parametrize("limit", [0, 1, 3, 4, 10])
+    def test_the_limit_counts_leases(self, state: State, limit: int) -> None:
+        """Whoever does one piece of work at a time asks for one."""
+        for _ in range(3):
+            _stored(state)
+        taken = []
+        while leases := _claim(state, scope_kinds=["cwd", "user"], limit=limit):
+            assert len(leases) <= limit
+            taken += leases
+        assert len({lease.key for lease in taken}) == (6 if limit else 0)
 
     def test_the_defaults_take_64_threads_of_both_scopes(self, state: State) -> None:
         state.threads.upsert_many([a_thread() for _ in range(70)])
@@ -235,7 +243,7 @@ class TestCandidates:
         for thread in held:
             _holds(state, thread, source=thread.updated_at)
         free = _stored(state)
-        assert _claimed_threads(state, limit=1) == [free.id]
+        assert _claimed_threads(state, max_threads=1) == [free.id]
 
     @pytest.mark.parametrize("kind", ["cwd", "user"])
     def test_threads_updated_under_their_holders_do_not_use_up_the_limit(self, state: State, kind: str) -> None:
@@ -243,7 +251,7 @@ class TestCandidates:
             thread = _stored(state, updated_at=NOON + _SECOND)
             _holds(state, thread, _USER if kind == "user" else MemoryScope.cwd(thread.cwd))
         free = _stored(state)
-        assert _claimed_threads(state, limit=1, scope_kinds=[kind]) == [free.id]
+        assert _claimed_threads(state, max_threads=1, scope_kinds=[kind]) == [free.id]
 
     def test_the_cap_counts_the_live_leases_of_all_workers(self, state: State) -> None:
         for _ in range(5):
@@ -275,7 +283,6 @@ class TestCandidates:
             ("succeeded", "nothing", False),
             ("succeeded", "the thread is updated", True),
             ("succeeded", "the directory changes", True),
-            ("succeeded", "the directory is put right", True),
             ("failed", "nothing", False),
             ("failed", "the thread is updated", False),
             ("failed", "it is requeued", True),

@@ -122,7 +122,7 @@ class TestClaims:
                 assert isinstance(outcome, Claimed), case
                 assert after[thread_id] == _running(outcome.lease, attempt=8 if status else 1), case
                 earlier = before[thread_id].ownership_token if status else None
-                assert outcome.lease.ownership_token not in {"", earlier}, case
+                assert outcome.lease.token not in {"", earlier}, case
                 assert outcome.lease.duration == _LEASES[case.lease], case
             else:
                 assert outcome == Skipped(case.refusal), case
@@ -140,7 +140,7 @@ class TestClaims:
         ]
         same_thread = [Phase1Key(keys[0].thread_id, key.scope) for key in keys]
         leases = [_claim(state, key) for key in [*same_thread, *keys[1:]]]
-        assert len({lease.ownership_token for lease in leases}) == 5
+        assert len({lease.token for lease in leases}) == 5
         assert {lease.attempt for lease in leases} == {1}
 
     def test_a_lease_says_what_was_granted_by_the_databases_clock(self, state: State, clock: ManualClock) -> None:
@@ -148,7 +148,14 @@ class TestClaims:
         clock.advance(timedelta(days=400))
         key = Phase1Key(_a_stored_thread(state), MemoryScope.user())
         lease = _claim(state, key, source=NOON + _HOUR)
-        expected = Phase1Lease(key, _OWNER, lease.ownership_token, 1, NOON + _HOUR, NOON + timedelta(days=400), _HOUR)
+        expected = Phase1Lease(
+            key=key,
+            owner=_OWNER,
+            token=lease.token,
+            granted_at=NOON + timedelta(days=400),
+            duration=_HOUR,
+            source_updated_at=NOON + _HOUR,
+        )
         assert lease == expected
 
     def test_a_fresh_job_is_refused_and_a_stale_one_taken_over(self, state: State, clock: ManualClock) -> None:
@@ -158,7 +165,7 @@ class TestClaims:
         assert _try_claim(state, key, owner=_OTHER) == Skipped(SkipReason.RUNNING)
         clock.advance(_SECOND)
         second = _claim(state, key, owner=_OTHER)
-        assert second.ownership_token != first.ownership_token
+        assert second.token != first.token
         assert (first.attempt, second.attempt) == (1, 2)
 
     def test_a_take_over_may_bring_an_older_source(self, state: State, clock: ManualClock) -> None:
@@ -192,18 +199,16 @@ class TestClaims:
         key = Phase1Key(_a_stored_thread(state), MemoryScope.user())
         lease = _claim(state, key)
         clock.advance(_HOUR - _SECOND)
-        renewed = state.phase1_jobs.renew(lease)
-        assert renewed is not None
+        assert state.phase1_jobs.renew(lease)
         clock.advance(_HOUR - _SECOND)
         assert _try_claim(state, key) == Skipped(SkipReason.RUNNING)
-        assert state.phase1_jobs.renew(renewed) is not None
+        assert state.phase1_jobs.renew(lease)
 
     def test_a_lease_that_is_over_but_not_taken_is_still_the_holders(self, state: State, clock: ManualClock) -> None:
         key = Phase1Key(_a_stored_thread(state), MemoryScope.user())
         lease = _claim(state, key)
         clock.advance(timedelta(days=2))
-        renewed = state.phase1_jobs.renew(lease)
-        assert renewed == lease.renewed(NOON + timedelta(days=2))
+        assert state.phase1_jobs.renew(lease)
         assert state.phase1_jobs.succeed(lease, raw_memory_path=Path("/m"), summary_hash="h") is HolderWrite.APPLIED
 
     def test_a_clock_that_goes_back_prolongs_a_lease_and_ends_none(self, state: State, clock: ManualClock) -> None:
@@ -245,7 +250,7 @@ def _running(lease: Phase1Lease, attempt: int) -> Phase1Job:
         owner_session_id=_OWNER,
         started_at=NOON,
         source_updated_at=NOON,
-        ownership_token=lease.ownership_token,
+        ownership_token=lease.token,
         attempt=attempt,
         **owner_columns(lease.duration),
     )

@@ -45,7 +45,7 @@ def _try_claim(state: State, kind: str, *, owner: int = 1, lease: timedelta = _L
         case "job":
             return state.phase1_jobs.try_claim(_KEY, owner=UUID(int=owner), source_updated_at=NOON, lease=lease)
         case "lock":
-            return state.consolidation_locks.try_acquire(_ROOT, owner=UUID(int=owner), lease=lease)
+            return state.consolidation_locks.try_claim(_ROOT, owner=UUID(int=owner), lease=lease)
     return state.backfill.try_claim(lease=lease, again=kind == "backfill again")
 
 
@@ -133,7 +133,7 @@ def _taken_over(lease: Phase1Lease) -> Phase1Job:
         owner_session_id=UUID(int=2),
         started_at=NOON,
         source_updated_at=NOON,
-        ownership_token=lease.ownership_token,
+        ownership_token=lease.token,
         attempt=8,
         **_BY_TWO,
     )
@@ -147,8 +147,8 @@ _WAYS: dict[str, Callable[[State, Any], object]] = {
     "backfill claim": lambda state, _: _claim(state, "backfill"),
     "backfill claim again": lambda state, _: state.backfill.try_claim(lease=_LEASE, again=True),
     "backfill claim to refresh": lambda state, _: state.backfill.try_claim(lease=_LEASE, refresh=True),
-    "backfill by force": lambda state, _: state.backfill.mark_running(lease=_LEASE),
-    "backfill by force from the start": lambda state, _: state.backfill.mark_running(lease=_LEASE, from_the_start=True),
+    "backfill by force": lambda state, _: state.backfill.take_over(lease=_LEASE),
+    "backfill by force from the start": lambda state, _: state.backfill.take_over(lease=_LEASE, from_the_start=True),
     "backfill renewal": lambda state, lease: state.backfill.renew(lease),
     "backfill checkpoint": lambda state, lease: state.backfill.checkpoint(lease, "sessions/a"),
 }
@@ -180,7 +180,7 @@ class TestDeadOwners:
 
     def test_a_backfill_is_named_as_it_was_claimed(self, state: State, processes: ManualProcesses) -> None:
         processes.become(3)
-        lease = state.backfill.mark_running(owner="indexer", lease=_LEASE)
+        lease = state.backfill.take_over(owner="indexer", lease=_LEASE)
         for prolonged in (state.backfill.renew(lease), state.backfill.checkpoint(lease, "sessions/a")):
             assert prolonged
             assert _row(state, "backfill").owner_name == "here process 3 (indexer)"
@@ -193,7 +193,7 @@ class TestDeadOwners:
         stale = _hold(state, processes, kind)
         processes.kill(a_process(1))
         lease = _claim(state, kind, owner=2)
-        assert _row(state, kind).ownership_token == lease.ownership_token != stale.ownership_token
+        assert _row(state, kind).ownership_token == lease.token != stale.token
         assert not _renew(state, kind, stale)
 
     def test_nothing_of_the_dead_stays_in_a_job(self, state: State, processes: ManualProcesses) -> None:
@@ -214,7 +214,7 @@ class TestDeadOwners:
             cwd=_ROOT,
             working_thread_id=UUID(int=2),
             updated_at=NOON + _SECOND,
-            ownership_token=lease.ownership_token,
+            ownership_token=lease.token,
             **_BY_TWO,
         )
 
@@ -224,7 +224,7 @@ class TestDeadOwners:
     ) -> None:
         _hold(state, processes, kind)
         processes.kill(a_process(3))
-        clock.advance(_LEASE - _SECOND)
+        clock.advance(_HELD_FOR - _SECOND)
         before = _row(state, kind)
         assert _try_claim(state, kind, owner=2) == _RUNNING
         assert _row(state, kind) == before
@@ -236,7 +236,7 @@ class TestDeadOwners:
         """The lease decides, as it does for who doesn't know where it is."""
         _hold(state, processes, kind)
         processes.kill(a_process(1))
-        clock.advance(_LEASE - _SECOND)
+        clock.advance(_HELD_FOR - _SECOND)
         for host in (ELSEWHERE, None):
             processes.become(2, host)
             assert _try_claim(state, kind, owner=2) == _RUNNING
@@ -353,7 +353,7 @@ class TestDeadOwners:
             _hold(state, processes, kind)
         processes.become(1)
         others = [
-            state.consolidation_locks.try_acquire(_ROOT / "other", owner=UUID(int=1), lease=_LEASE),
+            state.consolidation_locks.try_claim(_ROOT / "other", owner=UUID(int=1), lease=_LEASE),
             state.backfill.try_claim("other", lease=_LEASE),
         ]
         processes.become(2)
@@ -361,7 +361,7 @@ class TestDeadOwners:
         for kind in ("lock", "backfill"):
             _claim(state, kind, owner=2)
         rows: list[Any] = [state.consolidation_locks.get(_ROOT / "other"), state.backfill.get("other")]
-        tokens = [claim.lease.ownership_token for claim in others if isinstance(claim, Claimed)]
+        tokens = [claim.lease.token for claim in others if isinstance(claim, Claimed)]
         assert [row.ownership_token for row in rows] == tokens
 
     @pytest.mark.parametrize("claim", [{"again": True}, {"refresh": True}, {}], ids=["again", "refresh", "as it is"])
@@ -380,7 +380,7 @@ class TestDeadOwners:
             status=BackfillStatus.RUNNING,
             last_watermark=watermark,
             updated_at=NOON + _SECOND,
-            ownership_token=taken.lease.ownership_token,
+            ownership_token=taken.lease.token,
             claimed_at=NOON + _SECOND,
             owner_name="here process 3 (again)",
             owner_process=f"{HERE}:3:0",
@@ -407,7 +407,7 @@ class TestDeadOwnersOfBatches:
                 owner=UUID(int=1), lease=_LEASE, limit=limit, scope_kinds=["user"]
             )
             rows = [state.phase1_jobs.get(lease.key) for lease in leases]
-            assert [row and row.ownership_token for row in rows] == [lease.ownership_token for lease in leases]
+            assert [row and row.ownership_token for row in rows] == [lease.token for lease in leases]
             return {lease.key.thread_id for lease in leases}
 
         of_one, of_two = threads(3), threads(2)
@@ -487,7 +487,7 @@ class TestDeadOwnersOfBatches:
 
         def claim(limit: int) -> int:
             leases = state.phase1_jobs.claim_candidates(
-                owner=UUID(int=1), lease=_LEASE, limit=limit, scope_kinds=scopes
+                owner=UUID(int=1), lease=_LEASE, max_threads=limit, scope_kinds=scopes
             )
             return len(leases)
 

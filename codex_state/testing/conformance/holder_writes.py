@@ -11,9 +11,9 @@ from sqlalchemy import select
 
 from codex_state.database import Database
 from codex_state.models import metadata
-from codex_state.repositories.holder_writes import HOLDER_WRITES, RegisteredWrite
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import GRANTS, add_thread, take
+from codex_state.testing.holder_writes import HOLDER_WRITES, RegisteredWrite
 
 _LEASE = timedelta(seconds=60)
 _WORK = "work"

@@ -117,7 +117,7 @@ class TestJobs:
         assert _stored(state, lease.key).failure_reason is None
 
     @pytest.mark.parametrize("finish", ["succeed", "fail", "fail with retry", "release"])
-    @pytest.mark.parametrize("write", ["renew", "succeed", "fail", "release"])
+    @pytest.mark.parametrize("write", ["renew", "begin", "succeed", "fail", "release"])
     def test_a_finished_job_is_not_touched_again_by_its_holder(self, state: State, finish: str, write: str) -> None:
         """L4: it is never un-finished except by a new claim."""
         lease = _claim(state, _a_key(state))
@@ -148,7 +148,7 @@ class TestJobs:
         state.threads.delete(lease.key.thread_id)
         state.threads.upsert(a_thread(id=lease.key.thread_id))
         _claim(state, lease.key)
-        assert state.phase1_jobs.renew(lease) is None
+        assert state.phase1_jobs.renew(lease) is HolderWrite.LEASE_LOST
 
     def test_a_terminal_failure_comes_back_by_a_requeue_only(self, state: State) -> None:
         lease = _claim(state, _a_key(state))
@@ -216,9 +216,95 @@ class TestJobs:
         if finish != "nothing":
             _write(state, lease, finish)
         before = _stored(state, lease.key)
-        assert state.phase1_jobs.requeue(lease.key) is Requeue.NOT_FAILED
+        assert state.phase1_jobs.requeue(lease.key) is (Requeue.RUNNING if finish == "nothing" else Requeue.NOT_FAILED)
         assert _stored(state, lease.key) == before
         assert state.phase1_jobs.requeue(Phase1Key(uuid4(), _USER)) is Requeue.NOT_FOUND
+
+    def test_a_job_that_was_left_behind_is_requeued_when_its_lease_is_over(
+        self, state: State, clock: ManualClock
+    ) -> None:
+        """By the time that its row was granted; also when no claim would look at its thread any more."""
+        lease = _claim(state, _a_key(state))
+        state.phase1_jobs.begin(lease)
+        state.threads.mark_archived(lease.key.thread_id, Path("/r"), NOON)
+        clock.advance(lease.duration - timedelta(seconds=1))
+        assert state.phase1_jobs.requeue(lease.key, lease=timedelta(seconds=1)) is Requeue.RUNNING
+        clock.advance(timedelta(seconds=1))
+        assert state.phase1_jobs.requeue(lease.key) is Requeue.REQUEUED
+        stored = _stored(state, lease.key)
+        assert (stored.status, stored.retry_at, stored.crashes) == (Phase1Status.FAILED, clock.now, 0)
+        assert "left it behind" in (stored.failure_reason or "")
+        assert state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None) is HolderWrite.LEASE_LOST
+
+    def test_work_that_had_begun_when_its_lease_ran_out_has_crashed(self, state: State, clock: ManualClock) -> None:
+        key = _a_key(state)
+        for begun in (False, True):
+            lease = _claim(state, key)
+            if begun:
+                assert state.phase1_jobs.begin(lease)
+            clock.advance(lease.duration)
+        lease = _claim(state, key)
+        assert (lease.attempt, lease.crashes) == (3, 1)
+        stored = _stored(state, key)
+        assert (stored.begun_at, stored.crashes) == (None, 1)
+        assert state.phase1_jobs.begin(lease)
+        assert _stored(state, key).begun_at == clock.now
+
+    @pytest.mark.parametrize("way", ["one claim", "a batch"])
+    @pytest.mark.parametrize("allowed", [1, 3])
+    def test_a_job_that_crashes_too_often_fails_for_good_and_says_why(
+        self, state: State, clock: ManualClock, way: str, allowed: int
+    ) -> None:
+        """Nobody works on it again until it is requeued."""
+        key = _a_key(state)
+
+        def claim() -> list[Phase1Lease]:
+            if way == "a batch":
+                return state.phase1_jobs.claim_candidates(
+                    owner=uuid4(), lease=timedelta(hours=1), scope_kinds=["user"], crashes_allowed=allowed
+                )
+            outcome = state.phase1_jobs.try_claim(
+                key, owner=uuid4(), source_updated_at=NOON, lease=timedelta(hours=1), crashes_allowed=allowed
+            )
+            return [outcome.lease] if isinstance(outcome, Claimed) else []
+
+        crashed = 0
+        while leases := claim():
+            state.phase1_jobs.begin(leases[0])
+            crashed += 1
+            clock.advance(timedelta(hours=1))
+        stored = _stored(state, key)
+        assert (crashed, stored.crashes, stored.status) == (allowed, allowed, Phase1Status.FAILED)
+        assert stored.failure_reason == f"its worker ended while it worked on it, {allowed} times"
+        assert stored.ownership_token is None
+        assert state.phase1_jobs.requeue(key) is Requeue.REQUEUED
+        assert [lease.crashes for lease in claim()] == [0]
+
+    @pytest.mark.parametrize("end", ["given back", "failed", "succeeded"])
+    def test_work_that_came_to_an_end_has_not_crashed(self, state: State, clock: ManualClock, end: str) -> None:
+        key = _a_key(state)
+        lease = _claim(state, key)
+        state.phase1_jobs.begin(lease)
+        match end:
+            case "given back":
+                state.phase1_jobs.release(lease, "a restart")
+            case "failed":
+                state.phase1_jobs.fail(lease, "broken", retry_after=timedelta(0))
+            case _:
+                state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
+        clock.advance(lease.duration)
+        outcome = state.phase1_jobs.try_claim(
+            key, owner=uuid4(), source_updated_at=NOON + timedelta(seconds=1), lease=lease.duration
+        )
+        assert isinstance(outcome, Claimed)
+        assert outcome.lease.crashes == 0
+
+    def test_a_take_over_by_force_counts_no_crash(self, state: State) -> None:
+        key = _a_key(state)
+        state.phase1_jobs.begin(_claim(state, key))
+        outcome = state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=NOON, lease=timedelta(0))
+        assert isinstance(outcome, Claimed)
+        assert outcome.lease.crashes == 0
 
     def test_jobs_are_listed_by_their_start_and_counted_by_status(self, state: State, clock: ManualClock) -> None:
         keys = []
@@ -281,8 +367,9 @@ def _changed(job: Phase1Job, **values: Any) -> Phase1Job:
 def _write(state: State, lease: Phase1Lease, verb: str) -> HolderWrite:
     match verb:
         case "renew":
-            renewed = state.phase1_jobs.renew(lease)
-            return HolderWrite.LEASE_LOST if renewed is None else HolderWrite.APPLIED
+            return state.phase1_jobs.renew(lease)
+        case "begin":
+            return state.phase1_jobs.begin(lease)
         case "succeed":
             return state.phase1_jobs.succeed(lease, raw_memory_path=Path("/m"), summary_hash="h")
         case "fail":

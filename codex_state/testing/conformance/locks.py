@@ -22,17 +22,18 @@ _RUNNING = Skipped(SkipReason.RUNNING)
 
 
 def _acquire(state: State, owner: UUID = _MINE, lease: timedelta = _LEASE, root: Path = _ROOT) -> LockLease:
-    outcome = state.consolidation_locks.try_acquire(root, owner=owner, lease=lease)
+    outcome = state.consolidation_locks.try_claim(root, owner=owner, lease=lease)
     assert isinstance(outcome, Claimed)
     return outcome.lease
 
 
 def _row(lease: LockLease) -> ConsolidationLock:
+    assert isinstance(lease.owner, UUID)
     return ConsolidationLock(
-        cwd=lease.cwd,
+        cwd=lease.key,
         working_thread_id=lease.owner,
-        updated_at=lease.updated_at,
-        ownership_token=lease.ownership_token,
+        updated_at=lease.granted_at,
+        ownership_token=lease.token,
         **owner_columns(lease.duration),
     )
 
@@ -43,13 +44,13 @@ class TestConsolidationLocks:
     def test_a_free_lock_is_taken_by_the_databases_clock(self, state: State) -> None:
         assert state.consolidation_locks.get(_ROOT) is None
         lease = _acquire(state)
-        assert lease == LockLease(_ROOT, _MINE, lease.ownership_token, NOON, _LEASE)
+        assert lease == LockLease(key=_ROOT, owner=_MINE, token=lease.token, granted_at=NOON, duration=_LEASE)
         assert state.consolidation_locks.get(_ROOT) == _row(lease)
 
     def test_a_held_lock_is_refused_until_its_lease_is_over(self, state: State, clock: ManualClock) -> None:
         _acquire(state)
         clock.advance(_LEASE - _SECOND)
-        assert state.consolidation_locks.try_acquire(_ROOT, owner=_OTHERS, lease=_LEASE) == _RUNNING
+        assert state.consolidation_locks.try_claim(_ROOT, owner=_OTHERS, lease=_LEASE) == _RUNNING
         clock.advance(_SECOND)
         taken_over = _acquire(state, _OTHERS)
         assert state.consolidation_locks.get(_ROOT) == _row(taken_over)
@@ -65,26 +66,25 @@ class TestConsolidationLocks:
         first = _acquire(state)
         clock.advance(_SECOND)
         second = _acquire(state)
-        assert second.ownership_token != first.ownership_token
-        assert second.updated_at == NOON + _SECOND
-        assert state.consolidation_locks.renew(first) is None
+        assert second.token != first.token
+        assert second.granted_at == NOON + _SECOND
+        assert state.consolidation_locks.renew(first) is HolderWrite.LEASE_LOST
         assert state.consolidation_locks.release(first) is HolderWrite.LEASE_LOST
         assert state.consolidation_locks.get(_ROOT) == _row(second)
 
     def test_a_renewal_counts_from_now(self, state: State, clock: ManualClock) -> None:
         lease = _acquire(state)
         clock.advance(_LEASE - _SECOND)
-        renewed = state.consolidation_locks.renew(lease)
-        assert renewed == lease.renewed(NOON + _LEASE - _SECOND)
+        assert state.consolidation_locks.renew(lease) is HolderWrite.APPLIED
         clock.advance(_LEASE - _SECOND)
-        assert state.consolidation_locks.try_acquire(_ROOT, owner=_OTHERS, lease=_LEASE) == _RUNNING
+        assert state.consolidation_locks.try_claim(_ROOT, owner=_OTHERS, lease=_LEASE) == _RUNNING
 
     def test_a_released_lock_is_free(self, state: State) -> None:
         lease = _acquire(state)
         assert state.consolidation_locks.release(lease) is HolderWrite.APPLIED
         assert state.consolidation_locks.get(_ROOT) is None
         assert state.consolidation_locks.release(lease) is HolderWrite.LEASE_LOST
-        assert state.consolidation_locks.renew(lease) is None
+        assert state.consolidation_locks.renew(lease) is HolderWrite.LEASE_LOST
         assert _acquire(state, _OTHERS).owner == _OTHERS
 
     def test_a_holder_that_was_taken_over_changes_nothing(self, state: State, clock: ManualClock) -> None:
@@ -92,14 +92,14 @@ class TestConsolidationLocks:
         stale = _acquire(state)
         clock.advance(_LEASE)
         current = _acquire(state, _OTHERS)
-        assert state.consolidation_locks.renew(stale) is None
+        assert state.consolidation_locks.renew(stale) is HolderWrite.LEASE_LOST
         assert state.consolidation_locks.release(stale) is HolderWrite.LEASE_LOST
         assert state.consolidation_locks.get(_ROOT) == _row(current)
 
     def test_a_lease_that_is_over_but_not_taken_is_still_the_holders(self, state: State, clock: ManualClock) -> None:
         lease = _acquire(state)
         clock.advance(timedelta(days=1))
-        assert state.consolidation_locks.renew(lease) is not None
+        assert state.consolidation_locks.renew(lease) is HolderWrite.APPLIED
         assert state.consolidation_locks.release(lease) is HolderWrite.APPLIED
 
     def test_locks_are_told_apart_by_their_exact_path(self, state: State, clock: ManualClock) -> None:

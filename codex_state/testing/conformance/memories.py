@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -66,8 +67,9 @@ class TestThreadMemories:
         thread_id = _a_stored_thread(state)
         lease = _claimed(state, thread_id)
         times = [state.thread_memories.upsert_for_scope(thread_id, _USER, "r", "s").updated_at for _ in range(3)]
-        guarded = state.thread_memories.upsert_if_owner(lease, "r", "s")
-        assert isinstance(guarded, ThreadMemory)
+        assert state.thread_memories.upsert_if_owner(lease, "r", "s")
+        guarded = state.thread_memories.get(thread_id)
+        assert guarded is not None
         assert [*times, guarded.updated_at] == [NOON + number * _SECOND for number in range(4)]
         clock.advance(timedelta(minutes=1))
         memory = state.thread_memories.upsert_for_scope(thread_id, _USER, "r", "s")
@@ -75,7 +77,14 @@ class TestThreadMemories:
 
     def test_a_memory_of_a_thread_without_a_row_is_refused(self, state: State) -> None:
         nobody = uuid4()
-        lease = Phase1Lease(Phase1Key(nobody, _USER), uuid4(), "token", 1, NOON, NOON, timedelta(hours=1))
+        lease = Phase1Lease(
+            key=Phase1Key(nobody, _USER),
+            owner=uuid4(),
+            token="token",  # noqa: S106 - no password
+            granted_at=NOON,
+            duration=timedelta(hours=1),
+            source_updated_at=NOON,
+        )
         with pytest.raises(ThreadNotFoundError, match=f"thread not found: {nobody}"):
             state.thread_memories.upsert(nobody, "raw", "summary")
         with pytest.raises(ThreadNotFoundError, match="thread not found"):
@@ -85,17 +94,57 @@ class TestThreadMemories:
 
     def test_the_holder_of_the_job_stores_for_its_own_key(self, state: State) -> None:
         thread_id = _a_stored_thread(state)
-        memory = state.thread_memories.upsert_if_owner(_claimed(state, thread_id), "raw", "summary")
-        assert isinstance(memory, ThreadMemory)
+        assert state.thread_memories.upsert_if_owner(_claimed(state, thread_id), "raw", "summary")
+        memory = state.thread_memories.get(thread_id)
+        assert memory is not None
         assert (memory.thread_id, memory.scope_kind, memory.scope_key) == (thread_id, "user", "user")
-        assert state.thread_memories.get(thread_id) == memory
+        assert (memory.raw_memory, memory.memory_summary) == ("raw", "summary")
+
+    @pytest.mark.parametrize("way", ["as the holder", "for the directory", "for a scope"])
+    def test_whoever_stores_a_memory_makes_its_scope_dirty(self, state: State, way: str) -> None:
+        """L5: in one transaction, so that no memory waits for a consolidation that nobody asks for."""
+        thread_id = _a_stored_thread(state)
+        scope = _USER
+        match way:
+            case "as the holder":
+                state.thread_memories.upsert_if_owner(_claimed(state, thread_id), "raw", "summary")
+            case "for the directory":
+                stored = state.thread_memories.upsert(thread_id, "raw", "summary")
+                scope = MemoryScope(stored.scope_kind, stored.scope_key)
+            case _:
+                state.thread_memories.upsert_for_scope(thread_id, _USER, "raw", "summary")
+        assert [MemoryScope(mark.scope_kind, mark.scope_key) for mark in state.memory_scopes.list_dirty()] == [scope]
+
+    @pytest.mark.parametrize("way", ["the thread is deleted", "its memory mode is disabled", "it is invalidated"])
+    def test_a_memory_that_counts_no_more_makes_its_scope_dirty_and_is_handed_out_to_nobody(
+        self, state: State, way: str
+    ) -> None:
+        """What was derived from it is made anew without it."""
+        thread_id, other = _a_stored_thread(state), _a_stored_thread(state)
+        for each in (thread_id, other):
+            state.thread_memories.upsert_for_scope(each, _USER, "raw", "summary")
+        mark = state.memory_scopes.get(_USER)
+        assert mark is not None
+        assert state.memory_scopes.mark_clean(_USER, seen=mark.updated_at)
+        match way:
+            case "the thread is deleted":
+                state.threads.delete(thread_id)
+            case "its memory mode is disabled":
+                state.threads.set_memory_mode(thread_id, "disabled")
+            case _:
+                state.thread_memories.invalidate(thread_id, _USER, "wrong")
+        dirty = state.memory_scopes.get(_USER)
+        assert dirty is not None
+        assert (dirty.dirty, dirty.updated_at > mark.updated_at) == (True, True)
+        assert [memory.thread_id for memory in state.thread_memories.last_n_for_scope(_USER, 10)] == [other]
 
     def test_a_holder_that_was_taken_over_changes_nothing(self, state: State) -> None:
         """L2."""
         thread_id = _a_stored_thread(state)
         stale = _claimed(state, thread_id)
         current = _claimed(state, thread_id)
-        stored = state.thread_memories.upsert_if_owner(current, "raw", "summary")
+        state.thread_memories.upsert_if_owner(current, "raw", "summary")
+        stored = state.thread_memories.get(thread_id)
         assert state.thread_memories.upsert_if_owner(stale, "stale", "stale") is HolderWrite.LEASE_LOST
         assert state.thread_memories.get(thread_id) == stored
 
@@ -113,9 +162,7 @@ class TestThreadMemories:
     def test_the_token_of_one_key_opens_no_other(self, state: State) -> None:
         thread_id = _a_stored_thread(state)
         user, cwd = _claimed(state, thread_id), _claimed(state, thread_id, MemoryScope.cwd(Path("/code")))
-        crossed = Phase1Lease(
-            cwd.key, user.owner, user.ownership_token, 1, user.source_updated_at, user.started_at, user.duration
-        )
+        crossed = replace(user, key=cwd.key)
         assert state.thread_memories.upsert_if_owner(crossed, "raw", "summary") is HolderWrite.LEASE_LOST
         assert state.thread_memories.get(thread_id) is None
 

@@ -108,7 +108,7 @@ class TestMemoryScopes:
 
 
 def _acquire(state: State, owner: UUID) -> LockLease:
-    claim = state.consolidation_locks.try_acquire(Path("/memories"), owner=owner, lease=timedelta(hours=1))
+    claim = state.consolidation_locks.try_claim(Path("/memories"), owner=owner, lease=timedelta(hours=1))
     assert isinstance(claim, Claimed)
     return claim.lease
 

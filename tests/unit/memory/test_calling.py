@@ -13,7 +13,7 @@ import pytest
 
 from codex_state.errors import InvalidInputError, WorkStoppedError
 from codex_state.memory import StopReason, StopSignal, current_work
-from codex_state.memory.calling import Callee, in_thread
+from codex_state.memory.async_bridge import Callee, in_thread
 
 
 async def double(number: int) -> int:

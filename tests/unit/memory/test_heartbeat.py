@@ -9,17 +9,27 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 from memory_support import OWNER
 
-from codex_state import DatabaseBusyError, MemoryScope, Phase1Key, Phase1Lease, State, StateRuntime, WorkStoppedError
+from codex_state import (
+    DatabaseBusyError,
+    HolderWrite,
+    MemoryScope,
+    Phase1Key,
+    Phase1Lease,
+    State,
+    StateRuntime,
+    WorkStoppedError,
+)
 from codex_state.errors import InvalidInputError
 from codex_state.memory import KeptLease, LeaseKeeper, StopReason, StopSignal, trust_clock, trust_window
 
-Renewal = Callable[[State, Phase1Lease], Phase1Lease | None]
+Renewal = Callable[[State, Phase1Lease], HolderWrite]
 
 SECONDS = 4
 WINDOW = 2.6
@@ -30,11 +40,19 @@ EARLIEST_END = SECONDS - 1.0
 def a_lease(seconds: float = SECONDS, token: str = "token") -> Phase1Lease:
     moment = datetime(2026, 2, 10, tzinfo=UTC)
     key = Phase1Key(uuid4(), MemoryScope.user())
-    return Phase1Lease(key, OWNER, token, 1, moment, moment, timedelta(seconds=seconds))
+    return Phase1Lease(
+        key=key,
+        owner=OWNER,
+        token=token,
+        granted_at=moment,
+        duration=timedelta(seconds=seconds),
+        requested_at=trust_clock(),
+        source_updated_at=moment,
+    )
 
 
-def granted(_state: State, lease: Phase1Lease) -> Phase1Lease:
-    return lease
+def granted(_state: State, lease: Phase1Lease) -> HolderWrite:
+    return HolderWrite.APPLIED
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -92,11 +110,11 @@ def test_a_kept_lease_is_renewed_well_before_its_window_ends(keeper: LeaseKeeper
     sent: list[float] = []
     enough = threading.Event()
 
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
         sent.append(trust_clock())
         if len(sent) == 4:
             enough.set()
-        return lease.renewed(lease.started_at + timedelta(seconds=1))
+        return HolderWrite.APPLIED
 
     start = trust_clock()
     kept = keeper.keep(a_lease(), requested_at=start, renewal=renewal)
@@ -107,25 +125,15 @@ def test_a_kept_lease_is_renewed_well_before_its_window_ends(keeper: LeaseKeeper
     assert kept.trusted_until >= sent[2] + WINDOW, "counted from when the renewal was sent"
 
 
-def test_the_newest_lease_is_handed_out(keeper: LeaseKeeper) -> None:
-    lease = a_lease()
-    newer = lease.renewed(lease.started_at + timedelta(seconds=7))
-    renewed = threading.Event()
-
-    def renewal(_state: State, old: Phase1Lease) -> Phase1Lease:
-        if old == newer:
-            renewed.set()
-        return newer
-
-    kept = keeper.keep(lease, requested_at=trust_clock(), renewal=renewal)
-    assert kept.lease == lease
-    assert renewed.wait(30)
-    assert kept.lease == newer
+def test_a_lease_is_trusted_from_before_its_claim_was_sent(keeper: LeaseKeeper) -> None:
+    """The claim has noted that moment: nobody has to pass it on."""
+    lease = replace(a_lease(), requested_at=trust_clock() - 1)
+    assert keeper.keep(lease, renewal=granted).trusted_until == lease.requested_at + WINDOW
 
 
 def test_a_refused_renewal_stops_the_work_at_once(keeper: LeaseKeeper) -> None:
     start = trust_clock()
-    kept = keeper.keep(a_lease(), requested_at=start, renewal=lambda _state, _lease: None)
+    kept = keeper.keep(a_lease(), requested_at=start, renewal=lambda _state, _lease: HolderWrite.LEASE_LOST)
     told = Told(kept).wait()
     assert kept.signal.reason is StopReason.REFUSED
     assert not kept.trusted
@@ -137,7 +145,7 @@ def test_renewals_that_fail_are_repeated_and_the_work_stops_before_the_lease_can
 ) -> None:
     tries: list[float] = []
 
-    def renewal(_state: State, _lease: Phase1Lease) -> Phase1Lease:
+    def renewal(_state: State, _lease: Phase1Lease) -> HolderWrite:
         tries.append(trust_clock())
         raise DatabaseBusyError("locked")
 
@@ -156,13 +164,13 @@ def test_a_renewal_that_fails_once_costs_nothing(keeper: LeaseKeeper) -> None:
     tries: list[float] = []
     enough = threading.Event()
 
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
         tries.append(trust_clock())
         if len(tries) == 1:
             raise RuntimeError("not even one of ours")
         if len(tries) == 4:
             enough.set()
-        return lease
+        return HolderWrite.APPLIED
 
     kept = keeper.keep(a_lease(), requested_at=trust_clock(), renewal=renewal)
     assert enough.wait(30)
@@ -176,14 +184,14 @@ def test_however_many_renewals_fail_it_is_told_once_that_they_do_and_once_that_i
     failed, succeeded = Counter[str](), Counter[str]()
     over = threading.Event()
 
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
-        if lease.ownership_token == "fine":
-            return lease
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
+        if lease.token == "fine":
+            return HolderWrite.APPLIED
         if not over.is_set():
-            failed[lease.ownership_token] += 1
+            failed[lease.token] += 1
             raise DatabaseBusyError("locked")
-        succeeded[lease.ownership_token] += 1
-        return lease
+        succeeded[lease.token] += 1
+        return HolderWrite.APPLIED
 
     def told() -> list[tuple[str, str]]:
         return [(record.levelname, record.getMessage()) for record in caplog.records]
@@ -204,10 +212,10 @@ def test_however_many_renewals_fail_it_is_told_once_that_they_do_and_once_that_i
 def test_a_lease_that_fails_and_is_given_up_is_no_failure_any_more(
     keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
-        if lease.ownership_token == "broken":
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
+        if lease.token == "broken":
             raise DatabaseBusyError("locked")
-        return lease
+        return HolderWrite.APPLIED
 
     with caplog.at_level(logging.INFO, "codex_state"):
         broken = keeper.keep(a_lease(600, "broken"), requested_at=trust_clock() - 300, renewal=renewal)
@@ -221,9 +229,9 @@ def test_a_lease_that_fails_and_is_given_up_is_no_failure_any_more(
 def test_a_renewal_that_never_answers_stops_the_work_before_the_lease_can_end(keeper: LeaseKeeper) -> None:
     answer = threading.Event()
 
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
         answer.wait(60)
-        return lease
+        return HolderWrite.APPLIED
 
     start = trust_clock()
     kept = keeper.keep(a_lease(), requested_at=start, renewal=renewal)
@@ -236,10 +244,10 @@ def test_a_renewal_that_never_answers_stops_the_work_before_the_lease_can_end(ke
 def test_a_late_confirmation_does_not_bring_trust_back(keeper: LeaseKeeper) -> None:
     answer, answered = threading.Event(), threading.Event()
 
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
         answer.wait(60)
         answered.set()
-        return lease
+        return HolderWrite.APPLIED
 
     kept = keeper.keep(a_lease(2), requested_at=trust_clock(), renewal=renewal)
     assert kept.signal.wait(30)
@@ -254,12 +262,12 @@ def test_a_slow_confirmation_counts_from_when_it_was_asked_for(keeper: LeaseKeep
     sent: list[float] = []
     answered = threading.Event()
 
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
         sent.append(trust_clock())
         if len(sent) > 1:
             answered.set()
         time.sleep(0.3)
-        return lease
+        return HolderWrite.APPLIED
 
     kept = keeper.keep(a_lease(), requested_at=trust_clock(), renewal=renewal)
     assert answered.wait(30)
@@ -269,7 +277,11 @@ def test_a_slow_confirmation_counts_from_when_it_was_asked_for(keeper: LeaseKeep
 def test_a_claim_that_took_long_to_answer_gives_less_trust(keeper: LeaseKeeper) -> None:
     hanging = threading.Event()
     start = trust_clock() - 1.0
-    kept = keeper.keep(a_lease(), requested_at=start, renewal=lambda _state, lease: lease if hanging.wait(60) else None)
+    kept = keeper.keep(
+        a_lease(),
+        requested_at=start,
+        renewal=lambda *_: HolderWrite.APPLIED if hanging.wait(60) else HolderWrite.LEASE_LOST,
+    )
     assert kept.trusted_until == pytest.approx(start + WINDOW)
     told = Told(kept).wait()
     hanging.set()
@@ -286,14 +298,14 @@ def test_one_lost_lease_hurts_no_other(keeper: LeaseKeeper) -> None:
     renewed: set[str] = set()
     lock = threading.Lock()
 
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease | None:
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
         with lock:
             renewed.add(str(lease.key))
-        if lease.ownership_token == "lost":
-            return None
-        if lease.ownership_token == "broken":
+        if lease.token == "lost":
+            return HolderWrite.LEASE_LOST
+        if lease.token == "broken":
             raise DatabaseBusyError("locked")
-        return lease
+        return HolderWrite.APPLIED
 
     def keep(token: str) -> KeptLease[Phase1Lease]:
         return keeper.keep(a_lease(token=token), requested_at=trust_clock(), renewal=renewal)
@@ -309,9 +321,9 @@ def test_one_lost_lease_hurts_no_other(keeper: LeaseKeeper) -> None:
 def test_a_forgotten_lease_is_left_alone(keeper: LeaseKeeper) -> None:
     renewals: list[Phase1Lease] = []
 
-    def renewal(_state: State, lease: Phase1Lease) -> Phase1Lease:
+    def renewal(_state: State, lease: Phase1Lease) -> HolderWrite:
         renewals.append(lease)
-        return lease
+        return HolderWrite.APPLIED
 
     kept = keeper.keep(a_lease(2), requested_at=trust_clock(), renewal=renewal)
     keeper.forget(kept)
@@ -332,7 +344,7 @@ def test_a_signal_can_be_given_after_a_time(keeper: LeaseKeeper) -> None:
 
 def test_work_under_asyncio_is_cancelled_when_its_lease_is_lost(keeper: LeaseKeeper) -> None:
     async def main() -> None:
-        kept = keeper.keep(a_lease(), requested_at=trust_clock(), renewal=lambda _state, _lease: None)
+        kept = keeper.keep(a_lease(), requested_at=trust_clock(), renewal=lambda _state, _lease: HolderWrite.LEASE_LOST)
         with pytest.raises(WorkStoppedError, match="refused"):
             async with kept.signal.cancelling():
                 await asyncio.sleep(60)

@@ -160,7 +160,7 @@ def test_an_unknown_status_in_a_row_is_an_invalid_row_that_says_so(store: Databa
 
 def test_an_unknown_backfill_status_is_an_invalid_row(store: Database) -> None:
     with store.autocommit() as session:
-        BackfillRepository(session).mark_running(owner="me", lease=timedelta(hours=1))
+        BackfillRepository(session).take_over(owner="me", lease=timedelta(hours=1))
     with _without_checks(store, "backfill_state", "ck_backfill_state_status"):
         with store.begin() as session:
             session.connection().execute(text("UPDATE backfill_state SET status = 'paused'"))

@@ -159,7 +159,7 @@ def test_a_hot_statement_is_one_seek(state: State, work: Callable[[State], Any],
 
 
 def test_many_finished_jobs_are_one_seek_each(state: State) -> None:
-    lease = replace(_claim(state), ownership_token="another's")
+    lease = replace(_claim(state), token="another's")
     plan = _plan_of(state, lambda state: state.phase1_jobs.succeed_many({lease: Product()}))
     assert plan[0].startswith("SCAN finished")
     assert plan[1].endswith("(thread_id=? AND scope_kind=? AND scope_key=?)")
@@ -210,12 +210,12 @@ def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
     state: State, scope_kinds: tuple[str, ...], index: str, max_running: int | None
 ) -> None:
     """L10: what is finished isn't in the index that it walks."""
-    begin, reopen, claim, *settle, holders, commit = _plans_of(
+    begin, give_up, reopen, claim, *settle, holders, commit = _plans_of(
         state,
         lambda state: state.phase1_jobs.claim_candidates(
             owner=uuid4(),
             lease=_HOUR,
-            limit=500,
+            max_threads=500,
             max_age=_OLD,
             max_running=max_running,
             scope_kinds=scope_kinds,
@@ -230,7 +230,9 @@ def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
     )
     status = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_status_started_at"
     retry = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_retry_at"
-    reopened = {f"{status} (status=? AND started_at<?)", f"{status} (status=? AND started_at=?)"}
+    running = f"{status} (status=?)"
+    assert _reads(give_up) == {by_key, running}
+    reopened = {running, f"{status} (status=? AND started_at=?)"}
     reopened.add(f"{retry} (status=? AND retry_at>? AND retry_at<?)")
     # First the hints of threads whose job can be claimed again, at last of those that are settled by now.
     assert _reads(reopen) - by_id == reopened
@@ -238,8 +240,7 @@ def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
     assert all(_reads(steps) - by_id == {open_threads, by_key} for steps in settle)
     expected = {open_threads, by_key}
     if max_running is not None:
-        live = "idx_memory_phase1_jobs_status_started_at (status=? AND started_at>?)"
-        expected.add(f"SEARCH memory_phase1_jobs USING INDEX {live}")
+        expected.add(running)
     assert _reads(claim) == expected
     # Then, as there was less than was wanted, the processes that hold jobs: the first one, and the next after each.
     of_process = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_owner_process"
@@ -252,12 +253,12 @@ def test_a_take_over_from_the_dead_reads_their_jobs_alone(runtime: StateRuntime,
     """L10."""
     processes = ManualProcesses()
     with processes.installed(runtime.database):
-        state.phase1_jobs.claim_candidates(owner=uuid4(), lease=timedelta(0), max_age=_OLD, limit=10)
+        state.phase1_jobs.claim_candidates(owner=uuid4(), lease=timedelta(0), max_age=_OLD, max_threads=10)
         processes.kill(processes.this())
         processes.become(2)
         plans = _plans_of(
             state,
-            lambda state: state.phase1_jobs.claim_candidates(owner=uuid4(), lease=_HOUR, max_age=_OLD, limit=200),
+            lambda state: state.phase1_jobs.claim_candidates(owner=uuid4(), lease=_HOUR, max_age=_OLD, max_threads=200),
         )
         single = _plans_of(
             state,
@@ -290,3 +291,15 @@ def test_jobs_of_one_status_are_read_in_the_order_of_their_start(state: State, s
 def test_dirty_scopes_are_found_without_looking_at_clean_ones(state: State) -> None:
     steps = _plan_of(state, lambda state: state.memory_scopes.list_dirty())
     assert steps[0] == "SEARCH memory_scope_dirty USING INDEX idx_memory_scope_dirty_dirty (dirty=?)"
+
+
+def test_the_files_of_threads_and_the_homes_of_threads_are_each_found_by_an_index(state: State) -> None:
+    """L10: what a batch of a backfill asks doesn't cost more, the more files there are."""
+    ids = [str(uuid4()), str(uuid4())]
+    assert _plan_of(state, lambda state: state.rollout_files.of_threads(ids))[0] == (
+        "SEARCH rollout_files USING INDEX idx_rollout_files_thread (thread_id=?)"
+    )
+    assert _plan_of(state, lambda state: state.rollout_files.homes_of([uuid4()]))[0].startswith("SEARCH threads USING")
+    assert _plan_of(state, lambda state: state.phase1_jobs.reopen_found(ids))[0].startswith(
+        "SEARCH memory_phase1_jobs USING INDEX sqlite_autoindex_memory_phase1_jobs_1 (thread_id=?"
+    )

@@ -2,7 +2,7 @@
 
 Record a run of your own engine, in each process with a file and a name of its own::
 
-    from codex_state.testing.history import RecordedState, Recorder
+    from tests.history import RecordedState, Recorder
 
     with Recorder(directory / f"{name}.jsonl", worker=name) as recorder, runtime.autocommit() as state:
         state = RecordedState(state, recorder)
@@ -41,12 +41,12 @@ Under these a run that is legal is never reported. A run that is not legal can p
 - Scopes' dirty marks are not part of it, and ``claim_candidates`` is checked for what it granted, not for what it left.
 """
 
-from codex_state.testing.history.calls import ANY_KEY, APPLIED, LOST, READ, Answer, Call, Kind, read_calls
-from codex_state.testing.history.checking import IllegalHistoryError, Violation, assert_legal, find_violation
-from codex_state.testing.history.recorded import RecordedState, job_key
-from codex_state.testing.history.recorder import Pending, Recorder
-from codex_state.testing.history.search import UndecidedHistoryError
-from codex_state.testing.history.seconds import Window
+from tests.history.calls import ANY_KEY, APPLIED, LOST, READ, Answer, Call, Kind, read_calls
+from tests.history.checking import IllegalHistoryError, Violation, assert_legal, find_violation
+from tests.history.recorded import RecordedState, job_key
+from tests.history.recorder import Pending, Recorder
+from tests.history.search import UndecidedHistoryError
+from tests.history.seconds import Window
 
 __all__ = [
     "ANY_KEY",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codex_state.testing.history.calls import Answer, Call
-from codex_state.testing.history.seconds import Window
+from tests.history.calls import Answer, Call
+from tests.history.seconds import Window
 
 _HEADINGS = ("from ms", "to ms", "worker", "clock", "call", "answer")
 

@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from codex_state.errors import StateError
-from codex_state.testing.history.rules import UNKNOWN, Effect, State, token_of
+from tests.history.rules import UNKNOWN, Effect, State, token_of
 
 
 class UndecidedHistoryError(StateError):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
 
-from codex_state.testing.history.calls import ANY_KEY, Call, Kind
-from codex_state.testing.history.rules import (
+from tests.history.calls import ANY_KEY, Call, Kind
+from tests.history.rules import (
     ANYTHING,
     EMPTY,
     Effect,
@@ -18,10 +18,10 @@ from codex_state.testing.history.rules import (
     effects_of,
     row_while_held,
 )
-from codex_state.testing.history.search import Search, Step, UndecidedHistoryError
-from codex_state.testing.history.seconds import Clock, Window
-from codex_state.testing.history.table import table_of
-from codex_state.testing.history.verbs import likeness
+from tests.history.search import Search, Step, UndecidedHistoryError
+from tests.history.seconds import Clock, Window
+from tests.history.table import table_of
+from tests.history.verbs import likeness
 
 LIMIT = 1_000_000
 NO_STEPS = timedelta(0)

@@ -16,15 +16,15 @@ from typing import Any, Generic, TypeVar
 
 from sqlmodel import Session
 
-from codex_state.models import BackfillLease, HolderWrite, LockLease, MemoryScope, Phase1Lease, Product
+from codex_state.models import BackfillLease, HolderWrite, LockLease, MemoryScope, NamedLease, Phase1Lease, Product
 from codex_state.repositories.backfills import BackfillRepository
 from codex_state.repositories.base import Repository
-from codex_state.repositories.consolidation_locks import ConsolidationLockRepository
+from codex_state.repositories.jobs import Phase1JobRepository
+from codex_state.repositories.locks import ConsolidationLockRepository, NamedLockRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
-from codex_state.repositories.phase1_jobs import Phase1JobRepository
 from codex_state.repositories.thread_memories import ThreadMemoryRepository
 
-LeaseT = TypeVar("LeaseT", Phase1Lease, LockLease, BackfillLease)
+LeaseT = TypeVar("LeaseT", Phase1Lease, LockLease, NamedLease, BackfillLease)
 
 _SCOPE = MemoryScope.user()
 _WATERMARK = "sessions/2026/02/10/rollout"
@@ -63,7 +63,14 @@ _PHASE1 = (
         "renew",
         Phase1Lease,
         lambda session, lease: Phase1JobRepository(session).renew(lease),
-        refused=None,
+        refused=HolderWrite.LEASE_LOST,
+    ),
+    RegisteredWrite(
+        Phase1JobRepository,
+        "begin",
+        Phase1Lease,
+        lambda session, lease: Phase1JobRepository(session).begin(lease),
+        refused=HolderWrite.LEASE_LOST,
     ),
     RegisteredWrite(
         Phase1JobRepository,
@@ -124,7 +131,7 @@ _LOCKS = (
         "renew",
         LockLease,
         lambda session, lease: ConsolidationLockRepository(session).renew(lease),
-        refused=None,
+        refused=HolderWrite.LEASE_LOST,
     ),
     RegisteredWrite(
         ConsolidationLockRepository,
@@ -141,6 +148,24 @@ _LOCKS = (
         _mark_clean,
         refused=False,
         arrange=lambda session: MemoryScopeRepository(session).mark_dirty(_SCOPE),
+    ),
+)
+
+_NAMED = (
+    RegisteredWrite(
+        NamedLockRepository,
+        "renew",
+        NamedLease,
+        lambda session, lease: NamedLockRepository(session).renew(lease),
+        refused=HolderWrite.LEASE_LOST,
+    ),
+    RegisteredWrite(
+        NamedLockRepository,
+        "release",
+        NamedLease,
+        lambda session, lease: NamedLockRepository(session).release(lease),
+        refused=HolderWrite.LEASE_LOST,
+        finishes=True,
     ),
 )
 
@@ -177,5 +202,5 @@ _BACKFILL = (
     ),
 )
 
-HOLDER_WRITES: tuple[RegisteredWrite[Any], ...] = (*_PHASE1, *_LOCKS, *_BACKFILL)
+HOLDER_WRITES: tuple[RegisteredWrite[Any], ...] = (*_PHASE1, *_LOCKS, *_NAMED, *_BACKFILL)
 """Every holder write there is."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from codex_state.memory.crew import Crew
-from codex_state.memory.stopping import StopReason, StopSignal
+from codex_state.memory.cancellation import StopReason, StopSignal
+from codex_state.memory.worker_pool import WorkerPool
 
 
 class Step:
@@ -42,12 +42,12 @@ class Step:
 
 def test_one_at_a_time_keeps_the_order() -> None:
     notes: list[str] = []
-    Crew([Step(name, notes) for name in "abc"], 1).run()
+    WorkerPool([Step(name, notes) for name in "abc"], 1).run()
     assert notes == [f"{part} {name}" for name in "abc" for part in ("prepare", "call", "finish")]
 
 
 def test_nothing_to_do_is_done_at_once() -> None:
-    Crew([], 64).run()
+    WorkerPool([], 64).run()
 
 
 def test_no_more_tasks_run_at_once_than_allowed() -> None:
@@ -63,7 +63,7 @@ def test_no_more_tasks_run_at_once_than_allowed() -> None:
         with lock:
             running -= 1
 
-    Crew([Step(str(number), notes, call) for number in range(9)], 3).run()
+    WorkerPool([Step(str(number), notes, call) for number in range(9)], 3).run()
     assert most == 3
     assert len(notes) == 27
 
@@ -72,7 +72,7 @@ def test_a_task_that_needs_no_call_is_not_called() -> None:
     notes: list[str] = []
     unwanted = Step("a", notes)
     unwanted.wanted = False
-    Crew([unwanted, Step("b", notes)], 1).run()
+    WorkerPool([unwanted, Step("b", notes)], 1).run()
     assert notes == ["prepare a", "prepare b", "call b", "finish b"]
 
 
@@ -88,12 +88,12 @@ def test_an_unexpected_error_stops_the_others_and_is_raised() -> None:
     broken.finishes = lambda: (_ for _ in ()).throw(RuntimeError("no disk"))
     other, never = Step("other", notes, patient), Step("never", notes)
     with pytest.raises(RuntimeError, match="no disk"):
-        Crew([other, broken, never], 2).run()
+        WorkerPool([other, broken, never], 2).run()
     assert other.signal.reason is StopReason.INTERRUPTED
     assert "prepare never" not in notes
 
 
-def test_an_interrupted_crew_leaves_calls_behind_and_waits_for_writes() -> None:
+def test_an_interrupted_pool_leaves_calls_behind_and_waits_for_writes() -> None:
     notes: list[str] = []
     calling, storing, go_on = threading.Event(), threading.Event(), threading.Event()
 
@@ -109,15 +109,15 @@ def test_an_interrupted_crew_leaves_calls_behind_and_waits_for_writes() -> None:
         time.sleep(0.2)
 
     stored.finishes = slow_write
-    crew = Crew([hung, stored, Step("never", notes)], 2)
+    pool = WorkerPool([hung, stored, Step("never", notes)], 2)
 
     def interrupt() -> None:
         calling.wait(60)
         storing.wait(60)
-        crew.interrupt()
+        pool.interrupt()
 
     threading.Thread(target=interrupt).start()
-    crew.run()
+    pool.run()
     assert "finish stored" in notes
     assert "prepare never" not in notes
     go_on.set()
@@ -133,7 +133,7 @@ def test_a_call_that_returns_after_the_interruption_is_not_finished() -> None:
         go_on.wait(60)
 
     task = Step("late", notes, hanging)
-    crew = Crew([task], 1)
+    pool = WorkerPool([task], 1)
     original = task.call
 
     def call() -> Callable[[], None]:
@@ -142,8 +142,8 @@ def test_a_call_that_returns_after_the_interruption_is_not_finished() -> None:
         return finish
 
     task.call = call  # type: ignore[method-assign]
-    threading.Thread(target=lambda: calling.wait(60) and crew.interrupt()).start()
-    crew.run()
+    threading.Thread(target=lambda: calling.wait(60) and pool.interrupt()).start()
+    pool.run()
     go_on.set()
     assert returned.wait(60)
     for thread in threading.enumerate():
@@ -154,7 +154,7 @@ def test_a_call_that_returns_after_the_interruption_is_not_finished() -> None:
 
 def test_an_interruption_before_the_start_prevents_everything() -> None:
     notes: list[str] = []
-    crew = Crew([Step("a", notes)], 1)
-    crew.interrupt()
-    crew.run()
+    pool = WorkerPool([Step("a", notes)], 1)
+    pool.interrupt()
+    pool.run()
     assert notes == []

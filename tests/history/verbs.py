@@ -10,7 +10,7 @@ from codex_state.errors import InvalidInputError
 from codex_state.models import HolderWrite, Requeue
 from codex_state.processes import Owner
 from codex_state.testing import lease_model as model
-from codex_state.testing.history.calls import Call, Kind
+from tests.history.calls import Call, Kind
 
 ClaimRule = Callable[[Any, int], tuple[Any, model.ClaimOutcome]]
 """A claim: from a row and the time to the row that follows and the outcome."""
@@ -27,7 +27,7 @@ _CLAIMS: Mapping[tuple[Kind, str], Callable[..., tuple[Any, model.ClaimOutcome]]
     (Kind.JOB, "claim"): model.claim_job,
     (Kind.LOCK, "claim"): model.acquire_lock,
     (Kind.BACKFILL, "claim"): model.claim_backfill,
-    (Kind.BACKFILL, "take_over"): lambda row, **given: (model.take_over_backfill(row, lease=0, **given), model.GRANTED),
+    (Kind.BACKFILL, "take_over"): lambda row, **given: (model.take_over_backfill(row, **given), model.GRANTED),
 }
 
 _WRITES: Mapping[tuple[Kind, str], Callable[[Any, _Given, int], tuple[Any, HolderWrite]]] = {

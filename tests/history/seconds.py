@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from codex_state.testing.history.calls import LEASE_TIMES, Call, Kind
+from tests.history.calls import LEASE_TIMES, Call, Kind
 
 _TELLS_THE_TIME = {
     (Kind.JOB, "claim"),

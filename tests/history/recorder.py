@@ -19,7 +19,7 @@ from sqlmodel import Session
 
 from codex_state.clock import server_now
 from codex_state.models.columns import to_epoch_seconds
-from codex_state.testing.history.calls import ANY_KEY, APPLIED, READ, Answer, Kind
+from tests.history.calls import ANY_KEY, APPLIED, READ, Answer, Kind
 
 
 class Pending:

@@ -37,7 +37,7 @@ class Kind(StrEnum):
     LOCK = "lock"
     """A memory root's lock. Verbs: ``claim(owner, lease)``, ``renew(token)``, ``release(token)``, ``read()``."""
     BACKFILL = "backfill"
-    """A home's backfill. Verbs: ``claim(owner, lease, again)``, ``take_over(owner, from_the_start)``,
+    """A home's backfill. Verbs: ``claim(owner, lease, again)``, ``take_over(owner, lease, from_the_start)``,
     ``renew(token)``, ``checkpoint(token, watermark)``, ``complete(token, watermark)``, ``release(token)``,
     ``read()``."""
     WORKER = "worker"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from codex_state.models import (
@@ -34,9 +34,9 @@ from codex_state.repositories import (
 )
 from codex_state.repositories.base import whole_seconds
 from codex_state.runtime import State
-from codex_state.testing.history.calls import APPLIED, LOST, READ, Answer, Kind
-from codex_state.testing.history.recorder import Recorder
 from codex_state.testing.lease_model import GRANTED
+from tests.history.calls import APPLIED, READ, Answer, Kind
+from tests.history.recorder import Recorder
 
 
 class RecordedState:
@@ -78,18 +78,18 @@ class RecordedPhase1Jobs:
                 calls.append((job_key(granted.key), arguments, _grant_of_job(granted)))
         return leases
 
-    def renew(self, lease: Phase1Lease) -> Phase1Lease | None:
+    def renew(self, lease: Phase1Lease) -> HolderWrite:
         """Prolong a lease."""
-        with self._recorder.call(Kind.JOB, job_key(lease.key), "renew", token=lease.ownership_token) as call:
+        with self._recorder.call(Kind.JOB, job_key(lease.key), "renew", token=lease.token) as call:
             renewed = self._jobs.renew(lease)
-            call.answered(_renewal(None if renewed is None else renewed.started_at))
+            call.answered(Answer(renewed))
         return renewed
 
     def succeed(self, lease: Phase1Lease, *, raw_memory_path: Path | None, summary_hash: str | None) -> HolderWrite:
         """Finish a job."""
         path = None if raw_memory_path is None else path_to_text(raw_memory_path)
         with self._recorder.call(
-            Kind.JOB, job_key(lease.key), "succeed", token=lease.ownership_token, path=path, summary=summary_hash
+            Kind.JOB, job_key(lease.key), "succeed", token=lease.token, path=path, summary=summary_hash
         ) as call:
             outcome = self._jobs.succeed(lease, raw_memory_path=raw_memory_path, summary_hash=summary_hash)
             call.answered(Answer(outcome))
@@ -99,7 +99,7 @@ class RecordedPhase1Jobs:
         """Finish a job as failed."""
         seconds = None if retry_after is None else whole_seconds(retry_after)
         with self._recorder.call(
-            Kind.JOB, job_key(lease.key), "fail", token=lease.ownership_token, reason=reason, retry_after=seconds
+            Kind.JOB, job_key(lease.key), "fail", token=lease.token, reason=reason, retry_after=seconds
         ) as call:
             outcome = self._jobs.fail(lease, reason, retry_after=retry_after)
             call.answered(Answer(outcome))
@@ -107,9 +107,7 @@ class RecordedPhase1Jobs:
 
     def release(self, lease: Phase1Lease, reason: str) -> HolderWrite:
         """Give a job back."""
-        with self._recorder.call(
-            Kind.JOB, job_key(lease.key), "release", token=lease.ownership_token, reason=reason
-        ) as call:
+        with self._recorder.call(Kind.JOB, job_key(lease.key), "release", token=lease.token, reason=reason) as call:
             outcome = self._jobs.release(lease, reason)
             call.answered(Answer(outcome))
         return outcome
@@ -135,21 +133,19 @@ class RecordedThreadMemories:
     def __init__(self, memories: ThreadMemoryRepository, recorder: Recorder) -> None:
         self._memories, self._recorder = memories, recorder
 
-    def upsert_if_owner(
-        self, lease: Phase1Lease, raw_memory: str, memory_summary: str
-    ) -> ThreadMemory | Literal[HolderWrite.LEASE_LOST]:
+    def upsert_if_owner(self, lease: Phase1Lease, raw_memory: str, memory_summary: str) -> HolderWrite:
         """Store a memory as the holder of its job."""
         with self._recorder.call(
             Kind.JOB,
             job_key(lease.key),
             "write_memory_if_owner",
-            token=lease.ownership_token,
+            token=lease.token,
             raw=raw_memory,
             summary=memory_summary,
         ) as call:
-            memory = self._memories.upsert_if_owner(lease, raw_memory, memory_summary)
-            call.answered(_written(memory) if isinstance(memory, ThreadMemory) else Answer(LOST))
-        return memory
+            outcome = self._memories.upsert_if_owner(lease, raw_memory, memory_summary)
+            call.answered(Answer(outcome))
+        return outcome
 
     def upsert_for_scope(
         self, thread_id: UUID, scope: MemoryScope, raw_memory: str, memory_summary: str
@@ -168,30 +164,30 @@ class RecordedConsolidationLocks:
     def __init__(self, locks: ConsolidationLockRepository, recorder: Recorder) -> None:
         self._locks, self._recorder = locks, recorder
 
-    def try_acquire(self, cwd: Path, *, owner: UUID, lease: timedelta) -> Claimed[LockLease] | Skipped:
+    def try_claim(self, cwd: Path, *, owner: UUID, lease: timedelta) -> Claimed[LockLease] | Skipped:
         """Take a lock."""
         with self._recorder.call(
             Kind.LOCK, path_to_text(cwd), "claim", owner=str(owner), lease=whole_seconds(lease)
         ) as call:
-            claim = self._locks.try_acquire(cwd, owner=owner, lease=lease)
+            claim = self._locks.try_claim(cwd, owner=owner, lease=lease)
             match claim:
                 case Claimed(granted):
-                    seconds = to_epoch_seconds(granted.updated_at)
-                    call.answered(Answer(GRANTED, seconds=seconds, token=granted.ownership_token))
+                    seconds = to_epoch_seconds(granted.granted_at)
+                    call.answered(Answer(GRANTED, seconds=seconds, token=granted.token))
                 case Skipped(reason):
                     call.answered(Answer(reason))
         return claim
 
-    def renew(self, lease: LockLease) -> LockLease | None:
+    def renew(self, lease: LockLease) -> HolderWrite:
         """Prolong a lease."""
-        with self._recorder.call(Kind.LOCK, path_to_text(lease.cwd), "renew", token=lease.ownership_token) as call:
+        with self._recorder.call(Kind.LOCK, path_to_text(lease.key), "renew", token=lease.token) as call:
             renewed = self._locks.renew(lease)
-            call.answered(_renewal(None if renewed is None else renewed.updated_at))
+            call.answered(Answer(renewed))
         return renewed
 
     def release(self, lease: LockLease) -> HolderWrite:
         """Give a lock back."""
-        with self._recorder.call(Kind.LOCK, path_to_text(lease.cwd), "release", token=lease.ownership_token) as call:
+        with self._recorder.call(Kind.LOCK, path_to_text(lease.key), "release", token=lease.token) as call:
             outcome = self._locks.release(lease)
             call.answered(Answer(outcome))
         return outcome
@@ -221,12 +217,14 @@ class RecordedBackfills:
             call.answered(_grant_of_backfill(claim.lease) if isinstance(claim, Claimed) else Answer(claim.reason))
         return claim
 
-    def mark_running(
+    def take_over(
         self, home: str = LOCAL_HOME, *, owner: str, lease: timedelta, from_the_start: bool = False
     ) -> BackfillLease:
         """Take a home's backfill over."""
-        with self._recorder.call(Kind.BACKFILL, home, "take_over", owner=owner, from_the_start=from_the_start) as call:
-            granted = self._backfills.mark_running(home, owner=owner, lease=lease, from_the_start=from_the_start)
+        with self._recorder.call(
+            Kind.BACKFILL, home, "take_over", owner=owner, lease=whole_seconds(lease), from_the_start=from_the_start
+        ) as call:
+            granted = self._backfills.take_over(home, owner=owner, lease=lease, from_the_start=from_the_start)
             call.answered(_grant_of_backfill(granted))
         return granted
 
@@ -266,7 +264,7 @@ class RecordedBackfills:
         return found
 
     def _call(self, lease: BackfillLease, verb: str, **arguments: Any) -> Any:
-        return self._recorder.call(Kind.BACKFILL, lease.home, verb, token=lease.ownership_token, **arguments)
+        return self._recorder.call(Kind.BACKFILL, lease.key, verb, token=lease.token, **arguments)
 
 
 def job_key(key: Phase1Key) -> str:
@@ -281,8 +279,8 @@ def _claim_of_job(owner: UUID, source: datetime, lease: timedelta) -> dict[str, 
 def _grant_of_job(lease: Phase1Lease) -> Answer:
     return Answer(
         GRANTED,
-        seconds=to_epoch_seconds(lease.started_at),
-        token=lease.ownership_token,
+        seconds=to_epoch_seconds(lease.granted_at),
+        token=lease.token,
         attempt=lease.attempt,
         failures=lease.failures,
     )
@@ -291,14 +289,10 @@ def _grant_of_job(lease: Phase1Lease) -> Answer:
 def _grant_of_backfill(lease: BackfillLease) -> Answer:
     return Answer(
         GRANTED,
-        seconds=to_epoch_seconds(lease.claimed_at),
-        token=lease.ownership_token,
+        seconds=to_epoch_seconds(lease.granted_at),
+        token=lease.token,
         watermark=lease.last_watermark,
     )
-
-
-def _renewal(moment: datetime | None) -> Answer:
-    return Answer(LOST) if moment is None else Answer(APPLIED, seconds=to_epoch_seconds(moment))
 
 
 def _written(memory: ThreadMemory) -> Answer:

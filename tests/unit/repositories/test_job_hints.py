@@ -14,8 +14,8 @@ from sqlalchemy.pool import StaticPool
 from sqlmodel import Session
 
 from codex_state.models import Claimed, MemoryScope, Phase1Key, Thread, open_threads
-from codex_state.repositories import phase1_jobs, phase1_open_threads
-from codex_state.repositories.phase1_search import search_of
+from codex_state.repositories import job_hints, jobs
+from codex_state.repositories.job_claims import search_of
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread, a_tool
 from tests import stores
@@ -58,7 +58,7 @@ def test_finished_threads_are_looked_at_once(state: State, fail: bool) -> None:
     for thread in threads[:15]:
         finish(state, thread, fail)
     assert open_ones(state) == 20
-    assert claim(state, limit=2) == 4
+    assert claim(state, max_threads=2) == 4
     assert open_ones(state) == 3
     assert claim(state) == 6
     assert open_ones(state) == 0
@@ -79,14 +79,14 @@ def test_more_finished_threads_than_one_window_are_passed_over_at_once(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once there are many, many are looked at: after an older version every thread may be."""
-    monkeypatch.setattr(phase1_open_threads, "LOOK_BEYOND", 2)
-    monkeypatch.setattr(phase1_open_threads, "LOOK_AT_MANY", 16)
-    monkeypatch.setattr(phase1_jobs, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(job_hints, "LOOK_BEYOND", 2)
+    monkeypatch.setattr(job_hints, "LOOK_AT_MANY", 16)
+    monkeypatch.setattr(jobs, "_MOST_ROUNDS", 3)
     threads = [a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(30)]
     state.threads.upsert_many(threads)
     for thread in threads:
         finish(state, thread, fail=False)
-    assert claim(state, limit=1) == 0
+    assert claim(state, max_threads=1) == 0
     assert open_ones(state) == 0
 
 
@@ -219,11 +219,11 @@ def test_a_claim_behind_others_that_have_not_ended_settles_its_own_threads(
     """Else the next one would look at them, be refused, and find nothing though there is something."""
     state.threads.upsert_many([a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(120)])
     with clocked.database.begin() as first, Session(clocked.database.engine) as second:
-        assert claim(State(first), limit=30, scope_kinds=("user",)) == 30
-        assert claim(State(second), limit=30, scope_kinds=("user",)) == 30
-        assert claim(state, limit=30, scope_kinds=("user",)) == 30
+        assert claim(State(first), max_threads=30, scope_kinds=("user",)) == 30
+        assert claim(State(second), max_threads=30, scope_kinds=("user",)) == 30
+        assert claim(state, max_threads=30, scope_kinds=("user",)) == 30
         assert open_ones(state, "user") == 90
-        assert claim(state, limit=64, scope_kinds=("user",)) == 30
+        assert claim(state, max_threads=64, scope_kinds=("user",)) == 30
 
 
 @pytest.mark.only_on("postgresql")  # SQLite has one writer at a time
@@ -241,8 +241,8 @@ def test_a_thread_whose_job_is_taken_over_for_an_older_version_meanwhile_is_not_
         assert isinstance(claimed, Claimed)
 
     search, parameters = search_of(scope_kinds=["user"], max_age_seconds=3600, sources=["cli"], home=None)
-    statement = phase1_open_threads.settled_threads(search, 9).params(
-        parameters | {"new_lease_seconds": 3600} | phase1_open_threads.claimed_threads([])
+    statement = job_hints.settled_threads(search, 9).params(
+        parameters | {"new_lease_seconds": 3600, "crashes_allowed": 3} | job_hints.claimed_threads([])
     )
     for _ in range(times):
         take_over(thread.updated_at)
@@ -265,9 +265,9 @@ def test_jobs_of_a_former_directory_do_not_bring_their_thread_back_again_and_aga
     assert claim(state) == 1
     clocked.clock.advance(HOUR)
     assert claim(state) == 2, "the user's scope and the new directory's"
-    reopened = phase1_open_threads.reopen(("cwd", "user"))
+    reopened = job_hints.reopen(("cwd", "user"))
     assert claim(state) == 0
-    assert state.session.connection().execute(reopened, {"new_lease_seconds": 3600}).all() == []
+    assert state.session.connection().execute(reopened, {"new_lease_seconds": 3600, "crashes_allowed": 3}).all() == []
     assert open_ones(state) == 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Protocol
 
-from codex_state.memory.stopping import StopReason, StopSignal
+from codex_state.memory.cancellation import StopReason, StopSignal
 
 
 class Task(Protocol):
@@ -38,7 +38,7 @@ class Task(Protocol):
         ...
 
 
-class Crew:
+class WorkerPool:
     """Runs tasks on a bounded number of threads, in order."""
 
     def __init__(self, tasks: Sequence[Task], concurrency: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.errors import InvalidInputError, WorkStoppedError
-from codex_state.memory.stopping import StopReason, StopSignal, working_under
+from codex_state.memory.cancellation import StopReason, StopSignal, working_under
 from codex_state.runtime import StateRuntime
 
 ResultT = TypeVar("ResultT")

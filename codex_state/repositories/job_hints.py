@@ -35,16 +35,24 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from codex_state.clock import server_now
-from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job, Thread
+from codex_state.models import SCOPE_CWD, SCOPE_USER, Thread
 from codex_state.models.columns import UuidText, text
-from codex_state.repositories import owners
 from codex_state.repositories.base import seconds_of, table_of
-from codex_state.repositories.phase1_claims import FAILED, RUNNING, is_claimable
-from codex_state.repositories.phase1_scopes import has_scope, is_job_of, key_of
-from codex_state.repositories.phase1_search import Search, is_searched, seconds_ago
+from codex_state.repositories.job_claims import (
+    FAILED,
+    JOBS,
+    RUNNING,
+    Search,
+    has_scope,
+    is_claimable,
+    is_job_of,
+    is_searched,
+    key_of,
+)
+from codex_state.repositories.leases import are_the_dead
 from codex_state.sql import json_item, json_rows, normal_path
 
-_jobs = table_of(Phase1Job)
+_jobs = JOBS.table
 _threads = table_of(Thread)
 _SETTLED_FOR = {SCOPE_CWD: _threads.c.cwd_settled_for, SCOPE_USER: _threads.c.user_settled_for}
 
@@ -62,7 +70,7 @@ _NO_TIME = literal_column(str(-(1 << 62)), BigInteger())
 
 TAKE_BACK: ReturningUpdate[Any] = (
     update(_threads)
-    .where(_threads.c.id == bindparam("of_thread", type_=UuidText()))
+    .where(_threads.c.id == bindparam("of_thread_id", type_=UuidText()))
     .values(
         {
             hint.key: case((seconds_of(hint) <= _NO_TIME, seconds_of(hint) - 1), else_=_NO_TIME)
@@ -81,15 +89,16 @@ The hint that it leaves is another one each time: ``settled_threads`` may know t
 def reopen(kinds: tuple[str, ...], *, from_the_dead: bool = False) -> ReturningUpdate[Any]:
     """Take the hints back from threads of which a job of these kinds has become claimable by itself.
 
-    Its parameters are ``new_lease_seconds``, as the claim's, and ``dead_processes`` for jobs of the dead as well.
+    It looks at every running job. Its parameters are ``new_lease_seconds``, as the claim's, and ``dead_processes`` for
+    jobs of the dead as well.
     """
     by_themselves = [
-        (_jobs.c.status == RUNNING, seconds_of(_jobs.c.started_at) <= seconds_ago("new_lease_seconds")),
+        (_jobs.c.status == RUNNING, JOBS.is_over),
         (_jobs.c.status == RUNNING, _jobs.c.started_at.is_(None)),
         (_jobs.c.status == FAILED, _jobs.c.retry_at.is_not(None), seconds_of(_jobs.c.retry_at) <= _now),
     ]
     if from_the_dead:
-        by_themselves.append((_jobs.c.status == RUNNING, owners.are_the_dead(_jobs.c.owner_process)))
+        by_themselves.append((_jobs.c.status == RUNNING, are_the_dead(_jobs.c.owner_process)))
     # One branch for each range of an index: by their scope there are too many.
     jobs = union_all(
         *(

@@ -12,27 +12,28 @@ lease. Tasks hear of a loss as a cancellation (``StopSignal.cancelling``).
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 
 from sqlalchemy.pool import QueuePool
 
-from codex_state.errors import InvalidInputError, StateError, WorkStoppedError
-from codex_state.memory.stopping import StopReason, StopSignal, working_under
-from codex_state.models import BackfillLease, LockLease, Phase1Lease
+from codex_state.async_runtime import AsyncStateRuntime, in_executor
+from codex_state.clock import trust_clock
+from codex_state.errors import InvalidInputError, LeaseLost, StateError
+from codex_state.memory.async_bridge import underneath
+from codex_state.memory.cancellation import StopReason, StopSignal, working_under
+from codex_state.models import HolderWrite, Lease
 from codex_state.runtime import State, StateRuntime
 
 _log = logging.getLogger("codex_state")
 
-Lease = Phase1Lease | LockLease | BackfillLease
-LeaseT = TypeVar("LeaseT", bound=Lease)
+LeaseT = TypeVar("LeaseT", bound=Lease[Any])
 
 MINIMUM_LEASE = timedelta(seconds=2)
 """Rows store whole seconds, so a lease may end up to one second early and one of one second may end at once."""
@@ -48,16 +49,6 @@ _RETRIES_PER_WINDOW = 20
 
 _LONGEST_WAIT = 1.0
 """Waiting doesn't count the time for which a machine sleeps, so no thread waits longer without looking at the clock."""
-
-_CLOCKS = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}
-"""The clocks that count the time for which the machine sleeps. On macOS, ``time.monotonic`` is another one."""
-
-_CLOCK: int | None = getattr(time, _CLOCKS.get(sys.platform, ""), None)
-
-
-def trust_clock() -> float:
-    """Seconds on a clock that never jumps and that goes on while the machine sleeps, as the lease does."""
-    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 def trust_window(lease: timedelta) -> float:
@@ -76,34 +67,24 @@ def trust_window(lease: timedelta) -> float:
     return seconds - _WHOLE_SECOND - min(max(seconds * _MARGIN_SHARE, shortest), longest)
 
 
-def renew(state: State, lease: LeaseT) -> LeaseT | None:
-    """Renew a lease of any kind. ``None`` means that it is lost."""
-    match lease:
-        case Phase1Lease():
-            return cast("LeaseT | None", state.phase1_jobs.renew(lease))
-        case LockLease():
-            return cast("LeaseT | None", state.consolidation_locks.renew(lease))
-        case BackfillLease():
-            return lease if state.backfill.renew(lease) else None
+def renew(state: State, lease: Lease[Any]) -> HolderWrite:
+    """Renew a lease of any kind."""
+    return state.leases_like(lease).renew(lease)
 
 
 class KeptLease(Generic[LeaseT]):
     """A lease that a keeper renews. Its ``signal`` says when the work must stop."""
 
-    def __init__(self, lease: LeaseT, requested_at: float, renewal: Callable[[State, LeaseT], LeaseT | None]) -> None:
+    def __init__(self, lease: LeaseT, requested_at: float, renewal: Callable[[State, LeaseT], HolderWrite]) -> None:
         """Made by ``LeaseKeeper.keep``."""
+        self.lease = lease
         self.signal = StopSignal()
         self.last_error: Exception | None = None
         """What the last renewal failed with, if it did."""
         self._renewal = renewal
         self._window = trust_window(lease.duration)
-        self._due_at = requested_at
-        self._confirm(lease, requested_at)
-
-    @property
-    def lease(self) -> LeaseT:
-        """The lease as of its last renewal."""
-        return self._lease
+        self._due_at = self._trusted_until = requested_at
+        self._confirm(requested_at)
 
     @property
     def trusted_until(self) -> float:
@@ -125,22 +106,21 @@ class KeptLease(Generic[LeaseT]):
         requested_at = trust_clock()
         self.put_off()  # also when it raises: the next try comes after a pause
         try:
-            renewed = self._renewal(state, self._lease)
+            renewed = self._renewal(state, self.lease)
         except Exception as error:
             self.last_error = error
             raise
         self.last_error = None
-        if renewed is None:
-            self.signal.stop(StopReason.REFUSED)
+        if renewed:
+            self._confirm(requested_at)
         else:
-            self._confirm(renewed, requested_at)
+            self.signal.stop(StopReason.REFUSED)
 
     def put_off(self) -> None:
         """Let the next renewal be due after a pause, if it isn't due later anyway."""
         self._due_at = max(self._due_at, trust_clock() + self._window / _RETRIES_PER_WINDOW)
 
-    def _confirm(self, lease: LeaseT, requested_at: float) -> None:
-        self._lease = lease
+    def _confirm(self, requested_at: float) -> None:
         self._trusted_until = requested_at + self._window
         self._due_at = requested_at + self._window / _RENEWALS_PER_WINDOW
 
@@ -169,7 +149,7 @@ def fence(state: State) -> None:
         state: one with a write transaction, from ``begin`` or ``run``.
 
     Raises:
-        WorkStoppedError: a lease is lost. The work is told to stop, if it wasn't yet.
+        LeaseLost: a lease is lost. The work is told to stop, if it wasn't yet.
         InvalidInputError: this code doesn't run under a lease, so there is nothing to guard it with.
     """
     leases = _held.get()
@@ -178,9 +158,9 @@ def fence(state: State) -> None:
             "there is no lease to fence with; call this in an extractor, a consolidator, or working"
         )
     for kept in leases:
-        if renew(state, kept.lease) is None:
+        if not renew(state, kept.lease):
             kept.signal.stop(StopReason.REFUSED)
-            raise WorkStoppedError("this work must stop: somebody else took over")
+            raise LeaseLost("this work must stop: another took over")
 
 
 class LeaseKeeper:
@@ -203,21 +183,23 @@ class LeaseKeeper:
         self,
         lease: LeaseT,
         *,
-        requested_at: float,
-        renewal: Callable[[State, LeaseT], LeaseT | None] = renew,
+        requested_at: float | None = None,
+        renewal: Callable[[State, LeaseT], HolderWrite] = renew,
     ) -> KeptLease[LeaseT]:
         """Keep a lease alive from now on.
 
+        It is trusted from before its claim was sent. A claim that took long to answer gives less trust, or none: then
+        the signal is given at once.
+
         Args:
             lease: what a claim granted.
-            requested_at: the ``trust_clock`` from *before* the claim was sent. A claim that took long to answer gives
-                less trust, or none: then the signal is given at once.
+            requested_at: the ``trust_clock`` from before the claim was sent, if another moment than the lease's own.
             renewal: how it is renewed.
 
         Raises:
             InvalidInputError: the lease is too short to be kept.
         """
-        kept = KeptLease(lease, requested_at, renewal)
+        kept = KeptLease(lease, lease.requested_at if requested_at is None else requested_at, renewal)
         with self._changed:
             self._kept.append(kept)
             self._changed.notify_all()
@@ -230,9 +212,9 @@ class LeaseKeeper:
         self,
         lease: LeaseT,
         *,
-        requested_at: float,
+        requested_at: float | None = None,
         timeout: timedelta | None = None,
-        renewal: Callable[[State, LeaseT], LeaseT | None] = renew,
+        renewal: Callable[[State, LeaseT], HolderWrite] = renew,
     ) -> Iterator[KeptLease[LeaseT]]:
         """Keep a lease alive for the time of the block, which ``current_work`` and ``fence`` then know of.
 
@@ -240,7 +222,7 @@ class LeaseKeeper:
 
         Args:
             lease: what a claim granted.
-            requested_at: the ``trust_clock`` from *before* the claim was sent.
+            requested_at: as for ``keep``.
             timeout: after how long the signal is given anyway; ``None`` for no bound.
             renewal: how the lease is renewed.
 
@@ -385,3 +367,65 @@ def _close(session: ExitStack) -> None:
         session.close()
     except Exception as error:  # noqa: BLE001 - the connection is broken, which is why it is closed
         _log.debug("a broken connection could not be closed cleanly: %s", error)
+
+
+class AsyncLeaseKeeper:
+    """Renews any number of leases while tasks of this event loop work under them.
+
+    ``LeaseKeeper`` for asyncio and trio.
+    """
+
+    def __init__(self, runtime: AsyncStateRuntime | StateRuntime) -> None:
+        """Use ``runtime``, of which one pooled connection is kept for renewals, unless it has only one."""
+        self._keeper = LeaseKeeper(underneath(runtime))
+
+    @asynccontextmanager
+    async def working(
+        self,
+        lease: LeaseT,
+        *,
+        requested_at: float | None = None,
+        timeout: timedelta | None = None,  # noqa: ASYNC109 - the watch must give it, not this loop, which may be busy
+        renewal: Callable[[State, LeaseT], HolderWrite] = renew,
+    ) -> AsyncIterator[KeptLease[LeaseT]]:
+        """Keep a lease alive for the time of the block, and cancel the block when that fails.
+
+        The task that entered is cancelled at its next ``await`` after the signal. The signal comes at once when a
+        renewal is refused, and otherwise before anybody else can get the lease, whatever the database does.
+
+        Args:
+            lease: what a claim granted.
+            requested_at: as for ``keep``.
+            timeout: how long the block may take; ``None`` for no bound.
+            renewal: how the lease is renewed.
+
+        Raises:
+            InvalidInputError: the lease is too short to be kept.
+            WorkStoppedError: in place of the cancellation. The ``signal`` of the kept lease has the reason. A
+                cancellation from elsewhere stays one.
+        """
+        under = self._keeper.working(lease, requested_at=requested_at, timeout=timeout, renewal=renewal)
+        with under as kept:
+            async with kept.signal.cancelling():
+                yield kept
+
+    async def close(self) -> None:
+        """Stop renewing everything. Leases that are held end by themselves.
+
+        A renewal under way is waited for, on a thread; a cancellation goes on when that is over.
+        """
+        # Not the runtime's threads: work that hangs may have them all.
+        executor = ThreadPoolExecutor(1, thread_name_prefix="codex-state-leaving")
+        try:
+            await in_executor(executor, self._keeper.close, may_be_cancelled=False)
+        finally:
+            executor.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        self._keeper.__enter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

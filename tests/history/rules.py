@@ -16,9 +16,9 @@ from typing import Any
 
 from codex_state.models import HolderWrite, Requeue, SkipReason
 from codex_state.testing import lease_model as model
-from codex_state.testing.history.calls import ANY_KEY, APPLIED, LEASE_TIMES, LOST, Answer, Call, Kind
-from codex_state.testing.history.seconds import Window
-from codex_state.testing.history.verbs import (
+from tests.history.calls import ANY_KEY, APPLIED, LEASE_TIMES, LOST, Answer, Call, Kind
+from tests.history.seconds import Window
+from tests.history.verbs import (
     ClaimRule,
     WriteRule,
     claim_rule,
@@ -145,14 +145,19 @@ def _row_of_grant(call: Call) -> Loose:
     answer, given = call.answer, call.arguments
     assert answer is not None
     token, seconds, owner, by = answer.token or "", answer.seconds or 0, given["owner"], process_of(call)
+    lease = given["lease"] or None
     match call.kind:
         case Kind.JOB:
             failures = answer.failures or 0
             attempt = answer.attempt or 0
-            return Loose(model.Job(model.RUNNING, owner, token, seconds, given["source"], attempt, failures, by=by))
+            return Loose(
+                model.Job(
+                    model.RUNNING, owner, token, seconds, given["source"], attempt, failures, by=by, lease_seconds=lease
+                )
+            )
         case Kind.LOCK:
-            return Loose(model.Lock(owner, token, seconds, by))
-    return Loose(model.Backfill(model.RUNNING, seconds, token, None, answer.watermark, by=by))
+            return Loose(model.Lock(owner, token, seconds, by, lease))
+    return Loose(model.Backfill(model.RUNNING, seconds, token, None, answer.watermark, by=by, lease_seconds=lease))
 
 
 def _refused(lease: Loose, *, claim: ClaimRule, window: Window) -> Loose | None:
@@ -183,14 +188,30 @@ def _reason_seen(row: Row) -> str:
 
 def _write(call: Call, window: Window, held: Loose) -> list[Effect]:
     write = write_rule(call)
+    if call.verb == "requeue":
+        return _requeue(call, write, window)
     if changes(call):
         seconds = None if call.answer is None else call.answer.seconds
         told = UNKNOWN if call.answer is None else held
         return [_on_lease(partial(_written, write=write, window=window, seconds=seconds), told)]
     refused = _on_lease(partial(_refused_write, write=write, window=window))
-    if call.answer is None or call.verb != "requeue":
+    return [refused]
+
+
+def _requeue(call: Call, write: WriteRule, window: Window) -> list[Effect]:
+    if changes(call):
+        return [_on_lease(partial(_requeued, write=write, window=window))]
+    refused = _on_lease(partial(_refused_write, write=write, window=window))
+    if call.answer is None:
         return [refused]
     return [refused, _on_lease(partial(_shows, seen=_why_not_requeued, expected=call.answer.outcome))]
+
+
+def _requeued(part: Loose, *, write: WriteRule, window: Window) -> Loose | None:
+    """A job that failed, or whose lease may have been over by then."""
+    row, outcome = write(part.row, window.last)
+    width = window.last - window.first
+    return _canonical(_moved(row, -width), width) if outcome else None
 
 
 def _written(part: Loose, *, write: WriteRule, window: Window, seconds: int | None) -> Loose | None:
@@ -206,11 +227,13 @@ def _written(part: Loose, *, write: WriteRule, window: Window, seconds: int | No
 
 
 def _refused_write(part: Loose, *, write: WriteRule, window: Window) -> Loose | None:
-    return None if write(part.row, window.first)[1] else part
+    return None if write(_moved(part.row, part.later), window.first)[1] else part
 
 
 def _why_not_requeued(row: Row) -> str:
-    return Requeue.NOT_FOUND if row is None else Requeue.NOT_FAILED
+    if row is None:
+        return Requeue.NOT_FOUND
+    return Requeue.RUNNING if isinstance(row, model.Job) and row.status == model.RUNNING else Requeue.NOT_FAILED
 
 
 def _write_memory(state: State, *, call: Call, window: Window, held: Loose) -> State | None:

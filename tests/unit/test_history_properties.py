@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codex_state.models import Requeue, SkipReason
-from codex_state.testing.history import APPLIED, LOST, Answer, Call, Kind, find_violation
-from codex_state.testing.history.calls import LEASE_TIMES
 from codex_state.testing.lease_model import GRANTED
+from tests.history import APPLIED, LOST, Answer, Call, Kind, find_violation
+from tests.history.calls import LEASE_TIMES
 
 PATIENT = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
@@ -45,7 +45,7 @@ VERBS: dict[Kind, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
     Kind.LOCK: {"claim": {"owner": owners, "lease": leases}, "renew": {}, "release": {}, "read": {}},
     Kind.BACKFILL: {
         "claim": {"owner": owners, "lease": leases, "again": st.booleans()},
-        "take_over": {"owner": owners, "from_the_start": st.booleans()},
+        "take_over": {"owner": owners, "lease": leases, "from_the_start": st.booleans()},
         "renew": {},
         "checkpoint": {"watermark": watermarks},
         "complete": {"watermark": st.none() | watermarks},
