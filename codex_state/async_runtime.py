@@ -12,14 +12,17 @@ import contextvars
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Self, TypeVar
+from datetime import timedelta
+from typing import Any, Self, TypeVar, TypeVarTuple
 
 from sqlalchemy import QueuePool
 
-from codex_state.runtime import State, StateRuntime
+from codex_state.own_waits import working_for
+from codex_state.runtime import State, StateRuntime, ordinary
 from codex_state.settings import StateSettings
 
 ResultT = TypeVar("ResultT")
+Arguments = TypeVarTuple("Arguments")
 
 
 class AsyncStateRuntime:
@@ -54,7 +57,7 @@ class AsyncStateRuntime:
         Raises:
             StateError: see ``StateRuntime.open``.
         """
-        settings = settings or StateSettings()
+        settings = StateSettings() if settings is None else settings
         # Kept here, not in an answer that a cancelled caller wouldn't get.
         opened: list[StateRuntime] = []
         executors: list[ThreadPoolExecutor] = []
@@ -75,29 +78,47 @@ class AsyncStateRuntime:
             await in_executor(opening, close, may_be_cancelled=False)
             opening.shutdown(wait=False)
 
-    async def run(self, work: Callable[[State], ResultT], *, attempts: int = 5) -> ResultT:
+    async def run(
+        self,
+        work: Callable[[State, *Arguments], ResultT],
+        /,
+        *args: *Arguments,
+        attempts: int = 5,
+        retry_for: timedelta | None = None,
+    ) -> ResultT:
         """Run a unit of work in one write transaction, again when the database says "try again".
 
         See ``StateRuntime.run``. ``work`` is an ordinary function and runs on a worker thread.
         """
-        return await self.call(lambda runtime: runtime.run(work, attempts=attempts))
+        return await self.call(lambda runtime: runtime.run(work, *args, attempts=attempts, retry_for=retry_for))
 
-    async def read(self, work: Callable[[State], ResultT]) -> ResultT:
-        """Run a unit of work on one read-only snapshot, again when the database says "try again"."""
-        return await self.call(lambda runtime: runtime.run_read(work))
+    async def run_read(
+        self,
+        work: Callable[[State, *Arguments], ResultT],
+        /,
+        *args: *Arguments,
+        attempts: int = 5,
+        retry_for: timedelta | None = None,
+    ) -> ResultT:
+        """Run a unit of work on one read-only snapshot, again as ``run`` does."""
+        return await self.call(lambda runtime: runtime.run_read(work, *args, attempts=attempts, retry_for=retry_for))
 
-    async def autocommit(self, work: Callable[[State], ResultT]) -> ResultT:
+    async def read(self, work: Callable[[State, *Arguments], ResultT], /, *args: *Arguments) -> ResultT:
+        """``run_read``, under a short name."""
+        return await self.run_read(work, *args)
+
+    async def autocommit(self, work: Callable[[State, *Arguments], ResultT], /, *args: *Arguments) -> ResultT:
         """Run guarded statements that each commit by themselves."""
+        return await self.call(lambda runtime: runtime.run_autocommit(work, *args))
 
-        def unit(runtime: StateRuntime) -> ResultT:
-            with runtime.autocommit() as state:
-                return work(state)
+    async def call(self, function: Callable[[StateRuntime, *Arguments], ResultT], /, *args: *Arguments) -> ResultT:
+        """Run anything that takes a runtime on a worker thread, for example a backfill.
 
-        return await self.call(unit)
-
-    async def call(self, function: Callable[[StateRuntime], ResultT]) -> ResultT:
-        """Run anything that takes a runtime on a worker thread, for example a backfill."""
-        return await in_executor(self._executor, lambda: function(self.sync))
+        Raises:
+            UsageError: the runtime's block has ended, or ``function`` is an ``async`` one.
+        """
+        self.sync.database.refuse_when_closed()
+        return await in_executor(self._executor, lambda: ordinary(function(self.sync, *args)))
 
 
 def _connections_of(runtime: StateRuntime) -> int:
@@ -115,9 +136,13 @@ async def in_executor(
     """
     context = contextvars.copy_context()
     try:
-        asyncio.get_running_loop()
+        task: object = asyncio.current_task()
     except RuntimeError:
+        import trio
+
+        context.run(working_for.set, trio.lowlevel.current_task())
         return await _under_trio(lambda: executor.submit(context.run, function), may_be_cancelled)
+    context.run(working_for.set, task)
     return await _under_asyncio(executor.submit(context.run, function), may_be_cancelled)
 
 

@@ -8,24 +8,29 @@ with one connection pool.
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Mapper
 from sqlalchemy.pool import Pool
 from sqlmodel import Session
 
-from codex_state import forks, state_files, write_queue
+from codex_state import forks, state_files
+from codex_state.connection_pool import StatePool
+from codex_state.database_errors import DatabaseUnavailableError, place_of
 from codex_state.engine_views import Views
-from codex_state.errors import ConfigurationError, DatabaseBusyError, DatabaseUnavailableError
+from codex_state.errors import ConfigurationError, UsageError
+from codex_state.own_waits import Writer, refuse_own_wait
 from codex_state.postgresql_engine import open_postgresql
 from codex_state.settings import StateSettings
+from codex_state.sqlite_connection import StateConnection
 from codex_state.sqlite_engine import Access, open_sqlite, sqlite_path
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
@@ -34,19 +39,27 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 class Database:
     """One database: its engine, its pool, and its three transaction modes."""
 
-    def __init__(
-        self, views: Views, opened: weakref.WeakSet[write_queue.QueueingConnection], access: Access = Access.CREATE
-    ) -> None:
+    def __init__(self, views: Views, opened: weakref.WeakSet[StateConnection], access: Access = Access.CREATE) -> None:
         self.access = access
         """What may be done to an SQLite file."""
         self._opened = opened
         self._inherited: list[Pool] = []
-        self.engine = views.writer
-        """For sessions of your own that write; on SQLite their transactions start with ``BEGIN IMMEDIATE``."""
+        self._closed = False
+        self.engine = views.own
+        """For sessions of your own. A transaction of theirs reads what is committed, and becomes a writer's with its
+        first write, on SQLite by ``BEGIN IMMEDIATE``."""
         self.read_engine = views.reader
         """For sessions of your own that only read: one snapshot each, in which a write fails."""
+        self._writer = views.writer
         self._autocommit = views.autocommit
         _databases.add(self)
+        reference = weakref.ref(self)
+
+        def refuse_when_closed(*_arguments: object) -> None:
+            if (database := reference()) is not None:
+                database.refuse_when_closed()
+
+        event.listen(self.engine, "do_connect", refuse_when_closed)
 
     @classmethod
     def of(cls, settings: StateSettings, access: Access = Access.CREATE) -> Database:
@@ -108,7 +121,7 @@ class Database:
         parsed = _parsed(url)
         match parsed.get_backend_name():
             case "sqlite":
-                opened: weakref.WeakSet[write_queue.QueueingConnection] = weakref.WeakSet()
+                opened: weakref.WeakSet[StateConnection] = weakref.WeakSet()
                 views = open_sqlite(
                     parsed, pool_size=pool_size, busy_timeout=busy_timeout, opened=opened, access=access
                 )
@@ -131,37 +144,83 @@ class Database:
         """The SQLite file; ``None`` in memory and on PostgreSQL."""
         return sqlite_path(self.engine.url)
 
+    @property
+    def place(self) -> str:
+        """The file, or the server and the name."""
+        return place_of(self.engine.url)
+
     @contextmanager
     def begin(self) -> Iterator[Session]:
-        """One write transaction: committed at the end of the block, rolled back when it raises."""
-        with _own_errors(), Session(self.engine, expire_on_commit=False) as session:
+        """One write transaction: committed at the end of the block, rolled back when it raises.
+
+        Raises:
+            UsageError: the caller is in a write transaction of its own already, which this one would wait for.
+        """
+        with self._unit(self._writer) as session, self._told_from_own_waits():
             yield session
-            session.commit()
+            with _interrupted_as_such(session):
+                session.commit()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """One read-only snapshot. A write in it fails with ``DatabaseReadOnlyError``."""
-        with _own_errors(), Session(self.read_engine, expire_on_commit=False) as session:
+        with self._unit(self.read_engine) as session:
             yield session
 
     @contextmanager
     def autocommit(self) -> Iterator[Session]:
         """A held connection on which every statement commits by itself: for workers and heartbeats."""
-        with _own_errors(), Session(self._autocommit, expire_on_commit=False) as session:
+        with self._unit(self._autocommit) as session:
             yield session
 
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close every pooled connection. The database can't be used afterwards."""
+        self._closed = True
         self.engine.dispose()
+
+    def refuse_when_closed(self) -> None:
+        """Make sure that the database is open.
+
+        Raises:
+            UsageError: ``close`` was called.
+        """
+        if self._closed:
+            raise UsageError(f"the runtime of {self.place} is closed; open another one, or keep it open for longer")
+
+    @contextmanager
+    def _unit(self, engine: Engine) -> Iterator[Session]:
+        self.refuse_when_closed()
+        session = _UnitSession(engine, expire_on_commit=False, close_resets_only=False)
+        try:
+            yield session
+        finally:
+            session.is_over = True
+            with _interrupted_as_such(session):
+                session.close()
+
+    @contextmanager
+    def _told_from_own_waits(self) -> Iterator[None]:
+        """A write in a write would wait for ever on SQLite, and on PostgreSQL where both write the same row (L9)."""
+        refuse_own_wait(self.engine.url, self.place)
+        # A thing that this block has and nobody else, so that it is gone with the block, however that ends.
+        block: _Block | None = _Block()
+        reference = weakref.ref(block)
+        Writer(self.engine.url, lambda _writer: reference() is not None)
+        try:
+            yield
+        finally:
+            block = None
 
     def forget_inherited_connections(self) -> None:
         """After a fork: give up the parent's connections and make the child open its own."""
         path = self.path
         if path is not None:
             # Not through the pool, whose lock a thread of the parent may have held when it forked.
-            queue: Any = self.engine.pool._pool.queue  # type: ignore[attr-defined]  # noqa: SLF001
-            idle = {record.dbapi_connection for record in queue} & set(self._opened)
-            forks.close_inherited(path, idle, set(self._opened) - idle)
+            pool = self.engine.pool
+            assert isinstance(pool, StatePool)
+            taken: list[object] = [entry.dbapi_connection for entry in pool.take_idle()]
+            idle = [connection for connection in self._opened if connection in taken]
+            forks.close_inherited(path, idle, set(self._opened) - set(idle))
         elif self.dialect == "sqlite":
             return  # in memory: the child has a copy of its own
         # On PostgreSQL closing would say good-bye to the server in the parent's name, and so may forgetting.
@@ -197,10 +256,14 @@ def _file_url(path: Path) -> URL:
 
 
 def _parsed(url: str | URL) -> URL:
+    # Nothing of the text is shown, nor the error that may quote it: what is malformed may be a password.
     try:
-        return make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise ConfigurationError("the database URL is malformed; expected sqlite:///path or postgresql://…") from error
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError("the database URL is malformed; expected sqlite:///path or postgresql://…") from None
+    if "@" in (parsed.host or ""):
+        raise ConfigurationError("the database URL is malformed: an @ in a password is written as %40")
+    return parsed
 
 
 def _keeps_its_name(database: Database, path: Path) -> bool:
@@ -229,13 +292,44 @@ def prepare_sqlite_file(database: Database) -> None:
 
 
 @contextmanager
-def _own_errors() -> Iterator[None]:
+def _interrupted_as_such(session: Session) -> Iterator[None]:
+    """Have an interrupt of SQLAlchemy's own bookkeeping come out, and not what the bookkeeping says of itself then.
+
+    Its connection isn't used again.
+    """
+    handled = sys.exc_info()[1]  # an older interrupt, in whose handler this is
     try:
         yield
-    except PoolTimeoutError as error:
-        raise DatabaseBusyError(
-            "no pooled connection became free in time; close sessions sooner or raise pool_size"
-        ) from error
+    except BaseException as error:
+        first: BaseException | None = error
+        while isinstance(first, Exception):
+            first = first.__context__
+        if first is None or first is handled:
+            raise
+        with suppress(BaseException):  # what is left of the session may not even know how to end
+            session.invalidate()
+        if first is error:
+            raise
+        raise first from None
+
+
+class _Block:
+    """Stands for the block of a unit."""
+
+
+class _UnitSession(Session):
+    """The session of a unit of work, which ends with its block."""
+
+    is_over = False
+
+    def get_bind(self, mapper: Mapper[Any] | type | None = None, **arguments: Any) -> Any:
+        """Where everything that reaches the database begins."""
+        if self.is_over:
+            raise UsageError(
+                "this state was used after its block had ended; do the work inside the block, or return from it what "
+                "is needed afterwards"
+            )
+        return super().get_bind(mapper, **arguments)
 
 
 def _after_fork_in_child() -> None:

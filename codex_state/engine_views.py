@@ -7,25 +7,29 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 
-from codex_state.errors import (
+from codex_state.database_errors import (
     ConnectionLostError,
-    InvalidInputError,
-    StateError,
+    DatabaseError,
+    SchemaChangedError,
     UnknownCommitOutcomeError,
     classify,
     classify_connecting,
+    sqlstate_of,
 )
+from codex_state.errors import InvalidInputError, StateError
 
 _COMMITS = frozenset({"do_commit", "do_commit_twophase"})
 """The methods by which an SQLAlchemy dialect commits."""
 
-_ROLLED_BACK = frozenset({"25P03"})
-"""What a server says when it ended a session for being idle in a transaction, before a commit came."""
+_ROLLED_BACK = frozenset({"25P03", "25P04"})
+"""What a server says when it ended a session for its transaction's being idle, or lasting, for too long."""
 
 
 class Views(NamedTuple):
     """One engine with one pool, by the mode of the transactions that are begun on it."""
 
+    own: Engine
+    """For a service's own sessions."""
     writer: Engine
     autocommit: Engine
     reader: Engine
@@ -39,21 +43,31 @@ def translate_errors(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def _translate(context: ExceptionContext) -> StateError | None:
+        url = engine.url
         if context.connection is None:
             # There was none to be lost: the server refused it, or there is no server.
-            return classify_connecting(context.original_exception)
-        error = classify(context.original_exception)
-        if not isinstance(error, ConnectionLostError):
-            return error
-        # Whatever the driver thinks of it: nobody uses this connection again.
-        context.is_disconnect = True
-        if getattr(context.original_exception, "sqlstate", None) not in _ROLLED_BACK:
-            if _is_commit(context):
-                return UnknownCommitOutcomeError(
-                    f"the connection broke during the commit; the unit of work may or may not have been kept ({error})"
-                )
-            if _commits_by_itself(context):
-                return UnknownCommitOutcomeError(f"{error} (the statement may or may not have been kept)")
+            return classify_connecting(context.original_exception, url)
+        error = classify(context.original_exception, url)
+        if isinstance(error, SchemaChangedError):
+            # Its connection, and those beside it, would go on refusing what they have prepared.
+            context.is_disconnect = True
+        elif isinstance(error, ConnectionLostError):
+            # Whatever the driver thinks of it: nobody uses this connection again.
+            context.is_disconnect = True
+            if sqlstate_of(context.original_exception) not in _ROLLED_BACK:
+                if _is_commit(context):
+                    error = UnknownCommitOutcomeError(
+                        "the connection broke during the commit; the unit of work may or may not have been kept "
+                        f"({error})",
+                        orig=context.original_exception,
+                    )
+                elif _commits_by_itself(context):
+                    error = UnknownCommitOutcomeError(
+                        f"{error} (the statement may or may not have been kept)", orig=context.original_exception
+                    )
+        if isinstance(error, DatabaseError):
+            error.statement, error.params = context.statement, context.parameters
+            error.connection_invalidated = context.is_disconnect
         return error
 
 

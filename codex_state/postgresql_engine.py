@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import select
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import URL, Connection, create_engine, event
-from sqlalchemy.exc import NoSuchModuleError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import URL, Connection, Dialect, create_engine, event
+from sqlalchemy.exc import InvalidatePoolError, NoSuchModuleError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from codex_state import pooling
+from codex_state.connection_pool import RETURNED, StatePool
 from codex_state.engine_views import Views, refuse_savepoint, translate_errors
 from codex_state.errors import ConfigurationError
+from codex_state.models.comparisons import checked
 
 _CLIENT_PATIENCE = {
     # A machine that vanished, or a firewall that forgot the connection, refuses nothing and says nothing.
@@ -37,6 +42,12 @@ _SERVER_PATIENCE = {
 ``idle_in_transaction_session_timeout`` isn't set: it can't tell a dead client from a service that takes its time, so it
 is the operator's to choose."""
 
+_IDLE = 0
+"""The driver's word for "no transaction is open" (libpq's PQTRANS_IDLE)."""
+
+_TRUSTED_SECONDS = 30.0
+"""For so long an idle connection is taken for alive when the server hasn't said anything."""
+
 
 def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transaction_pooling: bool) -> Views:
     """The engine of a PostgreSQL database."""
@@ -50,26 +61,66 @@ def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transa
     try:
         base = create_engine(
             url.set(drivername="postgresql+psycopg"),
-            poolclass=QueuePool,
+            poolclass=PostgresqlPool,
             pool_size=pool_size,
-            max_overflow=0,
             pool_timeout=busy_timeout.total_seconds(),
             connect_args=options,
         )
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
     translate_errors(base)
+    base.dialect.statement_compiler = checked(base.dialect.statement_compiler)
     event.listen(base, "begin", _name_no_mode)
+    event.listen(base, "checkout", _refuse_stale(base.dialect))
     autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
     event.listen(autocommit, "savepoint", refuse_savepoint)
     if transaction_pooling:
         pooling.limit_lock_waits(base, autocommit, _lock_timeout_of(busy_timeout))
     return Views(
         base,
-        autocommit,
+        # What it may write it may write from the start; a name of its own, since its units are told from a service's.
+        writer=base.execution_options(),
+        autocommit=autocommit,
         # One snapshot for the whole unit, as SQLite gives it.
         reader=base.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
     )
+
+
+class PostgresqlPool(StatePool):
+    """The pool of PostgreSQL's connections."""
+
+    def is_clean(self, driver: Any) -> bool:
+        """Whether no transaction was left open; what is broken is found when it is taken the next time."""
+        return bool(driver.closed or driver.pgconn.transaction_status == _IDLE)
+
+
+def _refuse_stale(dialect: Dialect) -> Callable[[Any, ConnectionPoolEntry, object], None]:
+    """Notice a connection that the server has ended while it was idle, before it is used.
+
+    What the server said at its end waits on the socket, and looking whether anything does costs no round trip. Only
+    what was idle for long is asked: something in between may have forgotten it without a word.
+    """
+
+    def refuse(driver: Any, entry: ConnectionPoolEntry, _proxy: object) -> None:
+        returned = (entry.record_info or {}).get(RETURNED)
+        if returned is None or (time.monotonic() - returned < _TRUSTED_SECONDS and not _has_news(driver)):
+            return
+        try:
+            dialect.do_ping(driver)
+        except dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
+
+    return refuse
+
+
+def _has_news(driver: Any) -> bool:
+    if driver.closed:
+        return True
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([driver.pgconn.socket], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(driver.pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _name_no_mode(connection: Connection) -> None:

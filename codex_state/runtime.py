@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, TypeVarTuple
 
 from sqlalchemy import Engine
 from sqlmodel import Session
 
 from codex_state import migrations, state_files, telemetry
 from codex_state.database import Database, file_of, prepare_sqlite_file
-from codex_state.errors import (
+from codex_state.database_errors import (
     DatabaseError,
     DatabaseUnavailableError,
     SchemaOutdatedError,
     ServerUnavailableError,
-    StateError,
 )
+from codex_state.errors import ConfigurationError, InvalidInputError, StateError, UsageError
 from codex_state.models import LOCAL_HOME, Lease
 from codex_state.repositories import (
     BackfillRepository,
@@ -41,12 +42,14 @@ from codex_state.repositories import (
     ThreadMemoryRepository,
     ThreadRepository,
 )
+from codex_state.repositories.base import require_session
 from codex_state.settings import StateSettings
 from codex_state.sqlite_engine import Access
 
 _log = logging.getLogger("codex_state")
 
 ResultT = TypeVar("ResultT")
+Arguments = TypeVarTuple("Arguments")
 LeaseT = TypeVar("LeaseT", bound=Lease[Any])
 
 _RETRY_BASE_SECONDS = 0.01
@@ -68,7 +71,12 @@ class State:
     """All repositories over one session: the runtime's, or a service's own (``State(session)``)."""
 
     def __init__(self, session: Session) -> None:
-        """Work on ``session``, which its opener commits and closes."""
+        """Work on ``session``, which its opener commits and closes.
+
+        Raises:
+            UsageError: it isn't a session for synchronous code.
+        """
+        require_session(session)
         self.session = session
 
     @cached_property
@@ -152,7 +160,13 @@ class StateRuntime:
                 written.
             DatabaseError: it can't be opened, is damaged, or is held by somebody for the whole busy timeout.
         """
-        settings = settings or StateSettings()
+        settings = StateSettings() if settings is None else settings
+        if not isinstance(settings, StateSettings):
+            raise ConfigurationError(
+                f"a {type(settings).__name__} in place of settings; give StateSettings(codex_home={str(settings)!r})"
+                if isinstance(settings, str | os.PathLike)
+                else f"a {type(settings).__name__} in place of settings; give a StateSettings"
+            )
         try:
             runtime, created = cls._open(settings, for_reading)
         except StateError:
@@ -316,7 +330,12 @@ class StateRuntime:
         return _state_over(self.database.autocommit())
 
     def run(
-        self, work: Callable[[State], ResultT], *, attempts: int = 5, retry_for: timedelta | None = None
+        self,
+        work: Callable[[State, *Arguments], ResultT],
+        /,
+        *args: *Arguments,
+        attempts: int = 5,
+        retry_for: timedelta | None = None,
     ) -> ResultT:
         """Run a whole unit of work in one write transaction, again when the database says "try again".
 
@@ -325,6 +344,7 @@ class StateRuntime:
 
         Args:
             work: called with a fresh state each time, so it must not keep what it read in an earlier attempt.
+            args: what else ``work`` is called with.
             attempts: how many times at most it is begun. Connections that could not be made don't count.
             retry_for: how long a server that is away is waited for, in total; ``settings.retry_for`` by default.
 
@@ -333,21 +353,35 @@ class StateRuntime:
                 repeating is safe.
             ServerUnavailableError: the server was away for longer than ``retry_for``. Nothing was kept.
             DatabaseError: the last attempt's error.
+            UsageError: ``work`` is an ``async`` function, or this is called inside of a write.
         """
-        return self._again(lambda: self._unit(self.begin, work), attempts, retry_for)
+        return self._again(lambda: self._unit(self.begin, work, args), attempts, retry_for)
+
+    def run_autocommit(self, work: Callable[[State, *Arguments], ResultT], /, *args: *Arguments) -> ResultT:
+        """Run guarded statements that each commit by themselves. None is run again, as the others are kept."""
+        return self._unit(self.autocommit, work, args)
 
     def run_read(
-        self, work: Callable[[State], ResultT], *, attempts: int = 5, retry_for: timedelta | None = None
+        self,
+        work: Callable[[State, *Arguments], ResultT],
+        /,
+        *args: *Arguments,
+        attempts: int = 5,
+        retry_for: timedelta | None = None,
     ) -> ResultT:
         """Run a unit of work on one read-only snapshot, again as ``run`` does. See there."""
-        return self._again(lambda: self._unit(self.read, work), attempts, retry_for)
+        return self._again(lambda: self._unit(self.read, work, args), attempts, retry_for)
 
     @staticmethod
-    def _unit(opened: Callable[[], AbstractContextManager[State]], work: Callable[[State], ResultT]) -> ResultT:
+    def _unit(
+        opened: Callable[[], AbstractContextManager[State]], work: Callable[..., ResultT], args: Sequence[Any]
+    ) -> ResultT:
         with opened() as state:
-            return work(state)
+            return ordinary(work(state, *args))
 
     def _again(self, unit: Callable[[], ResultT], attempts: int, retry_for: timedelta | None) -> ResultT:
+        if retry_for is not None and not isinstance(retry_for, timedelta):
+            raise InvalidInputError(f"retry_for: not a duration: {retry_for!r}; give timedelta(seconds={retry_for!r})")
         patience = (self.settings.retry_for if retry_for is None else retry_for).total_seconds()
         attempt, refusals, deadline = 1, 0, None
         while True:
@@ -382,6 +416,22 @@ class StateRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def ordinary(result: ResultT) -> ResultT:
+    """What an ordinary function returned.
+
+    Raises:
+        UsageError: it is an ``async`` function's promise.
+    """
+    if not isinstance(result, Awaitable):
+        return result
+    if isinstance(result, Coroutine):
+        result.close()  # nothing of it has run
+    raise UsageError(
+        "a unit of work is an ordinary function: an async one would go on after its transaction; await what it needs "
+        "before, and run the rest with `await AsyncStateRuntime.run(...)`"
+    )
 
 
 @contextmanager

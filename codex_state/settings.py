@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from codex_state.errors import ConfigurationError
+from codex_state.errors import ConfigurationError, did_you_mean
 
 STATE_DATABASE_NAME = "codex_state"
 STATE_DATABASE_VERSION = 4
@@ -86,11 +86,17 @@ class StateSettings(BaseSettings):
     """Rollouts per transaction of a backfill."""
 
     def __init__(self, **values: Any) -> None:
+        known = {*type(self).model_fields, "CODEX_HOME", "CODEX_SQLITE_HOME", "CODEX_STATE_DATABASE_URL"}
+        for name in values:
+            # Those that begin with an underscore are pydantic's own.
+            if name not in known and not name.startswith("_"):
+                raise ConfigurationError(f"invalid settings: there is no {name!r}{did_you_mean(name, known)}")
         try:
             super().__init__(**values)
         except ValidationError as error:
             problems = "; ".join(
-                f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
+                ": ".join([*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")])
+                for problem in error.errors()
             )
             raise ConfigurationError(f"invalid settings: {problems}") from None
         except UnicodeDecodeError as error:
@@ -105,6 +111,13 @@ class StateSettings(BaseSettings):
         except ValueError:
             return value
 
+    @field_validator("database_url", mode="before")
+    @classmethod
+    def _url_as_text(cls, value: Any) -> Any:
+        # SQLAlchemy's URL, which isn't imported for this.
+        spelled = getattr(value, "render_as_string", None)
+        return value if spelled is None else spelled(hide_password=False)
+
     @field_validator("codex_home", "sqlite_home")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
@@ -113,8 +126,11 @@ class StateSettings(BaseSettings):
     @model_validator(mode="after")
     def _known_database(self) -> Self:
         if self.database_url is not None:
-            scheme = self.database_url.get_secret_value().partition(":")[0]
-            if scheme.partition("+")[0] not in {"sqlite", "postgresql", "postgres"}:
+            # Whatever is no URL may be a password, or hold one.
+            scheme, separator, _ = self.database_url.get_secret_value().partition("://")
+            if not separator and scheme.partition(":")[0] not in {"sqlite", "postgresql", "postgres"}:
+                raise ValueError("database_url: not a URL; expected sqlite:///path or postgresql://user@host/name")
+            if scheme.partition("+")[0].partition(":")[0] not in {"sqlite", "postgresql", "postgres"}:
                 raise ValueError(f"database_url: {scheme!r} is neither sqlite nor postgresql")
         return self
 

@@ -12,11 +12,13 @@ from threading import Lock
 from typing import Any
 
 from sqlalchemy import URL, Connection, create_engine, event
-from sqlalchemy.pool import QueuePool
 
 from codex_state import forks, write_queue
+from codex_state.connection_pool import StatePool
 from codex_state.engine_views import Views, refuse_savepoint, translate_errors
-from codex_state.errors import ConfigurationError, classify
+from codex_state.errors import ConfigurationError, DatabaseUnavailableError, classify
+from codex_state.models.comparisons import checked
+from codex_state.sqlite_connection import Mode, StateConnection
 from codex_state.state_files import QUEUE_SUFFIX, existing_uri, make_private_file, read_only_uri
 
 _WAL_AUTOCHECKPOINT_PAGES = 4000
@@ -25,7 +27,7 @@ _WAL_AUTOCHECKPOINT_PAGES = 4000
 _JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 """After a checkpoint the WAL is cut back to this many bytes, so one large transaction doesn't keep its space (L10)."""
 
-_IS_WRITER = "codex_state_writer"
+_MODE = "codex_state_mode"
 """The execution option by which the listeners of SQLite's one engine know its views apart."""
 
 
@@ -62,7 +64,7 @@ def open_sqlite(
     *,
     pool_size: int,
     busy_timeout: timedelta,
-    opened: weakref.WeakSet[write_queue.QueueingConnection],
+    opened: weakref.WeakSet[StateConnection],
     access: Access,
 ) -> Views:
     """The engine of an SQLite database. Its file connections are put into ``opened``."""
@@ -72,20 +74,31 @@ def open_sqlite(
 
     def connection_of(name: str, *args: Any, **options: Any) -> sqlite3.Connection:
         if path is None:
-            return sqlite3.Connection(name, *args, **options)
+            return StateConnection(name, *args, **options)
         if access is Access.CREATE:
-            with _making:
-                make_private_file(path)
+            try:
+                with _making:
+                    make_private_file(path)
+            except OSError as error:
+                raise DatabaseUnavailableError(
+                    f"{path} can't be made: {error.strerror or error}", orig=error
+                ) from error
         else:
             name = existing_uri(path) if access is Access.EXISTING else read_only_uri(path)
             options["uri"] = True
-        if not queued:
-            return sqlite3.Connection(name, *args, **options)
         forks.refuse_unsafe(path)
-        connection = write_queue.QueueingConnection(name, *args, **options)
-        connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
+        connection = StateConnection(name, *args, **options)
+        connection.key, connection.place = path, str(path)
+        if queued:
+            connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
+        connection.reclaim = reclaim
         opened.add(connection)
         return connection
+
+    def reclaim() -> None:
+        pool = base.pool
+        assert isinstance(pool, StatePool)
+        pool.reclaim()
 
     base = create_engine(
         # Whatever driver the URL names: async callers come through threads, to this one.
@@ -99,23 +112,33 @@ def open_sqlite(
             "check_same_thread": False,
             "cached_statements": 256,
         },
-        poolclass=QueuePool,
+        poolclass=SqlitePool,
         # A database in memory is its one connection.
         pool_size=1 if path is None else pool_size,
-        max_overflow=0,
         pool_timeout=seconds,
     )
     translate_errors(base)
+    base.dialect.statement_compiler = checked(base.dialect.statement_compiler)
     event.listen(base, "connect", _set_up_sqlite_connection)
-    event.listen(base, "begin", _begin_immediate)
-    # Views of the writer's engine, so that who listens to its statements hears theirs as well.
-    autocommit = base.execution_options(**{_IS_WRITER: False})
-    reader = base.execution_options(**{_IS_WRITER: False})
-    event.listen(reader, "begin", _begin_read_only)
-    event.listen(reader, "commit", _end_read_only)
-    event.listen(reader, "rollback", _end_read_only)
+    event.listen(base, "begin", _begin)
+    event.listen(base, "savepoint", _begin_writing_before)
+    # Views of the service's engine, so that who listens to its statements hears theirs as well.
+    autocommit = base.execution_options(**{_MODE: Mode.AUTOCOMMIT})
     event.listen(autocommit, "savepoint", refuse_savepoint)
-    return Views(base, autocommit, reader)
+    return Views(
+        base,
+        writer=base.execution_options(**{_MODE: Mode.WRITER}),
+        autocommit=autocommit,
+        reader=base.execution_options(**{_MODE: Mode.READER}),
+    )
+
+
+class SqlitePool(StatePool):
+    """The pool of SQLite's connections."""
+
+    def is_clean(self, driver: StateConnection) -> bool:
+        """Whether no transaction was left open."""
+        return not driver.in_transaction
 
 
 def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
@@ -131,32 +154,35 @@ def _set_up_sqlite_connection(connection: sqlite3.Connection, _record: object) -
     cursor.close()
 
 
-def _run_in_begin(connection: Connection, *statements: str) -> None:
-    # On the driver's connection: SQLAlchemy's own execution costs as much again as the statement.
-    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-    cursor = driver.cursor()
+def _begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    by_itself = options.get("isolation_level") == "AUTOCOMMIT"
+    driver = _driver_of(connection)
     try:
-        for statement in statements:
-            cursor.execute(statement)
+        driver.begin(Mode.AUTOCOMMIT if by_itself else options.get(_MODE, Mode.OWN))
     except sqlite3.Error as error:
-        raise classify(error) or error from error
-    finally:
-        cursor.close()
+        raise classify(error, connection.engine.url) or error from error
 
 
-def _begin_immediate(connection: Connection) -> None:
-    if connection.get_execution_options().get(_IS_WRITER, True):
-        _run_in_begin(connection, "BEGIN IMMEDIATE")
+def _begin_writing_before(connection: Connection, _savepoint: str) -> None:
+    """A savepoint outside of a transaction would begin one that isn't a writer's, whatever is written in it (L6)."""
+    if connection.get_execution_options().get(_MODE, Mode.OWN) is Mode.OWN:
+        begin_writing(connection)
 
 
-def _begin_read_only(connection: Connection) -> None:
-    _run_in_begin(connection, "PRAGMA query_only = ON", "BEGIN")
+def begin_writing(connection: Connection) -> None:
+    """Make the transaction of a service's own a writer's, on a connection of ours."""
+    try:
+        _driver_of(connection).begin_writing()
+    except sqlite3.Error as error:
+        raise classify(error, connection.engine.url) or error from error
 
 
-def _end_read_only(connection: Connection) -> None:
-    # One that was interrupted within a statement, as Ctrl-C does, is thrown away.
-    if not connection.invalidated:
-        _run_in_begin(connection, "PRAGMA query_only = OFF")
+def _driver_of(connection: Connection) -> StateConnection:
+    # On the driver's connection: SQLAlchemy's own execution costs as much again as the statement.
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, StateConnection)
+    return driver
 
 
 def _forget_inherited_lock() -> None:

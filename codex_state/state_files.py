@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from codex_state.errors import ConfigurationError, StateError, classify
+from codex_state.errors import ConfigurationError, StateError
 from codex_state.settings import STATE_DATABASE_NAME, STATE_DATABASE_VERSION
 
 try:
@@ -163,7 +163,14 @@ def is_ours(path: Path) -> bool:
         with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
             return _has_our_table(connection)
     except sqlite3.Error as error:
-        raise classify(error) or error from error
+        raise _classified(error) from error
+
+
+def _classified(error: sqlite3.Error) -> Exception:
+    # Here, and not above, because it brings SQLAlchemy.
+    from codex_state.errors import classify
+
+    return classify(error) or error
 
 
 def locate(path: Path, *, adopt: bool) -> Path:
@@ -188,7 +195,7 @@ def locate(path: Path, *, adopt: bool) -> Path:
         try:
             renamed = _renamed(former, path)
         except sqlite3.Error as error:
-            raise classify(error) or error from error
+            raise _classified(error) from error
     if renamed or is_missing(former):
         return path
     _log.warning(

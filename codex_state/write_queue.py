@@ -17,7 +17,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TypeVar
 
 from codex_state.state_files import open_side_file
 
@@ -114,42 +114,3 @@ class WriteQueue:
             except OSError:  # a read-only directory, a link: the waiter goes on without the queue
                 return None
         return self._descriptor
-
-
-class QueueingCursor(sqlite3.Cursor):
-    """A cursor whose statements queue when the database is busy."""
-
-    def execute(self, sql: str, parameters: Any = (), /) -> Self:
-        """Run one statement, waiting for its turn if need be."""
-        try:
-            return super().execute(sql, parameters)
-        except sqlite3.OperationalError as error:
-            if not is_busy(error):
-                raise
-        connection: QueueingConnection = self.connection  # type: ignore[assignment]
-        connection.queue.retry(lambda: sqlite3.Cursor.execute(self, sql, parameters))
-        return self
-
-
-class QueueingConnection(sqlite3.Connection):
-    """A connection whose statements and commits queue when the database is busy."""
-
-    queue: WriteQueue
-
-    def cursor(self, factory: Any = None) -> Any:
-        """A queueing cursor."""
-        return super().cursor(factory or QueueingCursor)
-
-    def commit(self) -> None:
-        """Commit, waiting for its turn if need be. A busy COMMIT leaves its transaction open, so it can be repeated."""
-        try:
-            super().commit()
-        except sqlite3.OperationalError as error:
-            if not is_busy(error):
-                raise
-            self.queue.retry(super().commit)
-
-    def close(self) -> None:
-        """Close the connection and let go of the side file."""
-        super().close()
-        self.queue.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from codex_state.cli import exits
 from codex_state.cli.output import flush
-from codex_state.errors import BackfillTimeoutError, DatabaseBusyError, InvalidInputError, StateError
+from codex_state.errors import BackfillTimeoutError, InvalidInputError, StateError
 
 PROGRAM = "codex-state"
 
@@ -56,9 +56,12 @@ def _end(number: int, _frame: object) -> None:
 
 def status_of(error: StateError) -> int:
     """The exit status that an error deserves."""
-    if isinstance(error, DatabaseBusyError | BackfillTimeoutError):
-        return exits.HELD
-    return exits.USAGE if isinstance(error, InvalidInputError) else exits.FAILED
+    if isinstance(error, InvalidInputError):
+        return exits.USAGE
+    # Here, and not above, because it brings SQLAlchemy.
+    from codex_state.errors import DatabaseBusyError
+
+    return exits.HELD if isinstance(error, DatabaseBusyError | BackfillTimeoutError) else exits.FAILED
 
 
 def _command() -> Callable[[list[str]], int]:

@@ -13,7 +13,6 @@ import typer
 from codex_state.cli.opening import holder_of
 from codex_state.cli.output import counted, note
 from codex_state.cli.progress import shown_progress
-from codex_state.errors import DatabaseBusyError, DatabaseReadOnlyError
 
 if TYPE_CHECKING:
     from codex_state.runtime import StateRuntime
@@ -26,6 +25,7 @@ NoRefresh = Annotated[
 def freshen(runtime: StateRuntime, *, no_refresh: bool = False) -> None:
     """Take in what is new, changed or gone; if that can't be, or isn't wanted, say how old the index is."""
     from codex_state import rollout
+    from codex_state.errors import DatabaseBusyError, DatabaseReadOnlyError
     from codex_state.rollout import BackfillOutcome
 
     if runtime.is_read_only:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from codex_state.errors import ForeignSchemaError, SchemaTooNewError, classify
+from codex_state.database_errors import ForeignSchemaError, SchemaTooNewError, classify, place_of
 from codex_state.models import metadata
 from codex_state.state_files import VERSION_TABLE
 
@@ -72,7 +72,7 @@ def verified_revision(connection: Connection) -> str | None:
 
 def where(connection: Connection) -> str:
     """The database as people know it, without its password."""
-    return f"the database {connection.engine.url.render_as_string(hide_password=True)}"
+    return f"the database {place_of(connection.engine.url)}"
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def connected(bind: Engine | Connection) -> Iterator[Connection]:
     try:
         connection = bind.connect()
     except DBAPIError as error:
-        raise classify(error.orig or error) or error from error
+        raise classify(error, bind.url) or error from error
     with connection:
         yield connection
 
@@ -126,7 +126,7 @@ def _rows(connection: Connection, statement: str) -> list[Any]:
             cursor.execute(statement)
             return list(cursor.fetchall())
     except Exception as error:
-        raise classify(error) or error from error
+        raise classify(error, connection.engine.url) or error from error
     finally:
         if not connection.in_transaction():
             driver.rollback()

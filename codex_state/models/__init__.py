@@ -49,6 +49,7 @@ from codex_state.models.thread import (
     Thread,
     nanoseconds_of,
     open_threads,
+    thread_key,
 )
 
 __all__ = [
@@ -98,6 +99,7 @@ __all__ = [
     "metadata",
     "nanoseconds_of",
     "open_threads",
+    "thread_key",
 ]
 
 # Snapshots are made without the constructor, which is what otherwise makes SQLAlchemy finish its mapping.

@@ -19,8 +19,11 @@ from sqlalchemy import (
     select,
     type_coerce,
 )
+from sqlalchemy.orm import Session as OrmSession
+from sqlalchemy.orm import scoped_session
 from sqlmodel import Session
 
+from codex_state.errors import InvalidInputError, UsageError
 from codex_state.models import StateModel
 from codex_state.repositories.prepared import execute, execute_many
 
@@ -37,7 +40,12 @@ class Repository:
     """
 
     def __init__(self, session: Session) -> None:
-        """Work on ``session``. It isn't closed or committed here."""
+        """Work on ``session``. It isn't closed or committed here.
+
+        Raises:
+            UsageError: it isn't a session for synchronous code.
+        """
+        require_session(session)
         self._session = session
 
     @property
@@ -76,6 +84,22 @@ class Repository:
         return rows[0] if rows else None
 
 
+def require_session(session: object) -> None:
+    """Make sure that ``session`` is one that repositories can work on.
+
+    Raises:
+        UsageError: it is something else, such as an ``AsyncSession``.
+    """
+    if isinstance(session, OrmSession | scoped_session):
+        return
+    kind = type(session).__name__
+    if any(base.__name__ in {"AsyncSession", "async_scoped_session"} for base in type(session).__mro__):
+        advice = "in async code, `await session.run_sync(lambda session: State(session)...)`"
+    else:
+        advice = "give a Session, such as Session(runtime.engine)"
+    raise UsageError(f"a repository can't work on {'an' if kind[0] in 'AEIOU' else 'a'} {kind}: {advice}")
+
+
 def table_of(model: type[StateModel]) -> Table:
     """The table of an entity."""
     table: Table = model.__table__  # type: ignore[attr-defined]
@@ -103,5 +127,11 @@ def later_than(stored: ColumnElement[Any], proposed: ColumnElement[Any]) -> Colu
 
 
 def whole_seconds(duration: timedelta) -> int:
-    """A duration in whole seconds, never negative: leases are compared in the seconds that rows store."""
+    """A duration in whole seconds, never negative: leases are compared in the seconds that rows store.
+
+    Raises:
+        InvalidInputError: it is a number, whose unit nobody knows, or something else.
+    """
+    if not isinstance(duration, timedelta):
+        raise InvalidInputError(f"not a duration: {duration!r}; give a timedelta, such as timedelta(seconds=60)")
     return max(duration // timedelta(seconds=1), 0)

@@ -45,7 +45,7 @@ _CACHE_SIZE = 1024
 _IDLE = 0
 """The driver's word for "no transaction is open" (libpq's PQTRANS_IDLE)."""
 
-_RAW = (sqlite3.Error, StatementError, UnicodeEncodeError, OverflowError)
+_RAW = (sqlite3.Error, StatementError, UnicodeEncodeError, OverflowError, MemoryError)
 """What isn't a ``StateError`` yet: a refused value, a driver's error, or one from an engine that doesn't translate."""
 
 _SEQSCAN: ColumnElement[str] = literal_column("'enable_seqscan'")
@@ -207,7 +207,7 @@ def execute(
         result = connection.execute(statement, parameters)
         rows = result.all() if result.returns_rows else ()
     except _RAW as error:
-        raise _classified(error) from error
+        raise _classified(error, connection) from error
     return rows if make is None else [make(row) for row in rows]
 
 
@@ -225,7 +225,7 @@ def execute_many(connection: Connection, statement: Executable, rows: Sequence[M
             else:
                 connection.execute(statement, rows)
         except _RAW as error:
-            raise _classified(error) from error
+            raise _classified(error, connection) from error
 
 
 @contextmanager
@@ -238,15 +238,11 @@ def atomically(connection: Connection) -> Iterator[None]:
     if connection.get_transaction() is None:
         # Whoever opened the connection has ended its transaction under the session: this begins the next one.
         connection.begin()
-    driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite":
-        # With an isolation level, Python's driver itself begins a transaction before the first write.
-        by_itself = driver.isolation_level is None and not driver.in_transaction
-        begin = "BEGIN IMMEDIATE" if by_itself else None
+        begin, in_transaction = "BEGIN IMMEDIATE", _in_sqlite_transaction
     else:
-        by_itself = driver.autocommit and driver.info.transaction_status == _IDLE
-        begin = "BEGIN" if by_itself else None
-    if begin is None:
+        begin, in_transaction = "BEGIN", _in_postgresql_transaction
+    if in_transaction(connection):
         yield
         return
     connection.exec_driver_sql(begin)
@@ -254,10 +250,36 @@ def atomically(connection: Connection) -> Iterator[None]:
         yield
     except BaseException:
         # A full disk or a broken connection has ended the transaction already.
-        if driver.in_transaction if connection.dialect.name == "sqlite" else not driver.closed:
+        if not connection.invalidated and in_transaction(connection):
             connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
+
+
+def _in_sqlite_transaction(connection: Connection) -> bool:
+    """Whether what is written now is part of a transaction, which may begin with it."""
+    driver: Any = connection.connection.driver_connection
+    if (joins_transaction := getattr(driver, "joins_transaction", None)) is not None:
+        return bool(joins_transaction())  # one of our engines'
+    # With an isolation level, Python's driver itself begins a transaction before the first write. What is called
+    # autocommit since Python 3.12 is below aiosqlite's connection.
+    by_itself = driver.isolation_level is None or getattr(getattr(driver, "_conn", driver), "autocommit", None) is True
+    return bool(driver.in_transaction) or not by_itself
+
+
+def _in_postgresql_transaction(connection: Connection) -> bool:
+    """The same on PostgreSQL, by whichever driver."""
+    adapted: Any = connection.connection.dbapi_connection
+    driver: Any = connection.connection.driver_connection
+    if not connection.dialect.detect_autocommit_setting(adapted):
+        return True
+    match connection.dialect.driver:
+        case "asyncpg":
+            return bool(driver.is_in_transaction())
+        case "pg8000":
+            return bool(driver._in_transaction)  # noqa: SLF001 - it says so nowhere else
+        case _:  # psycopg and its predecessor
+            return not driver.closed and driver.info.transaction_status != _IDLE
 
 
 @contextmanager
@@ -298,8 +320,8 @@ def planned_anew(connection: Connection) -> Iterator[None]:
         driver.prepare_threshold = threshold
 
 
-def _classified(error: Exception) -> Exception:
-    return classify(getattr(error, "orig", None) or error) or error
+def _classified(error: Exception, connection: Connection) -> Exception:
+    return classify(error, connection.engine.url) or error
 
 
 def _sqlite_cursor(connection: Connection) -> sqlite3.Cursor:

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import MetaData, create_engine, event, text
+from sqlalchemy import MetaData, create_engine, event, exc, text
 from sqlalchemy.orm import registry
 from sqlmodel import Field, Session, SQLModel, select
 
@@ -26,12 +26,14 @@ from codex_state.errors import (
     InvalidInputError,
     TransactionConflictError,
     UnknownCommitOutcomeError,
+    UsageError,
 )
 from codex_state.models import Claimed, MemoryScope, Phase1Key, Thread, ThreadQuery
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import NOON, a_thread, a_tool
 from tests import stores
+from tests.elsewhere import elsewhere
 
 own = MetaData()
 
@@ -262,11 +264,17 @@ def test_who_waits_longer_than_the_busy_timeout_is_told_so(runtime: StateRuntime
     thread = a_thread()
     with runtime.begin() as state:
         state.threads.upsert(thread)
-        with pytest.raises(DatabaseBusyError) as busy, impatient.begin() as blocked:
-            blocked.threads.upsert(a_thread(id=thread.id))
-        assert busy.value.retryable
-        with impatient.autocommit() as blocked, pytest.raises(DatabaseBusyError):
-            blocked.threads.upsert(a_thread(id=thread.id))
+
+        def try_to_write() -> None:
+            with pytest.raises(DatabaseBusyError) as busy, impatient.begin() as blocked:
+                blocked.threads.upsert(a_thread(id=thread.id))
+            assert busy.value.retryable
+            assert isinstance(busy.value, exc.OperationalError)
+            assert impatient.database.place in str(busy.value)
+            with impatient.autocommit() as blocked, pytest.raises(DatabaseBusyError):
+                blocked.threads.upsert(a_thread(id=thread.id))
+
+        elsewhere(try_to_write)
     with impatient.begin() as state:
         state.threads.upsert(thread)
 
@@ -275,7 +283,13 @@ def test_who_finds_no_free_connection_is_told_so(tmp_path: Path) -> None:
     settings = StateSettings(codex_home=tmp_path, pool_size=1, busy_timeout=timedelta(seconds=0.1))
     with StateRuntime.open(settings) as runtime, runtime.read() as held:
         held.threads.list_ids(ThreadQuery(limit=1))
-        with pytest.raises(DatabaseBusyError, match="pool_size"), runtime.read() as second:
+
+        def read() -> None:
+            with pytest.raises(DatabaseBusyError, match="pool_size"), runtime.read() as second:
+                second.threads.list_ids(ThreadQuery(limit=1))
+
+        elsewhere(read)
+        with pytest.raises(UsageError, match="this thread itself holds all"), runtime.read() as second:
             second.threads.list_ids(ThreadQuery(limit=1))
 
 
@@ -460,7 +474,7 @@ def test_an_entity_of_the_services_own_session_shows_our_writes_after_a_refresh(
         assert State(session).threads.get(thread.id).name == "mine"  # type: ignore[union-attr]
 
 
-def test_a_services_own_session_starts_as_a_writer_and_gets_our_errors(
+def test_a_services_own_session_is_a_writer_from_its_first_write_on_and_gets_our_errors(
     runtime: StateRuntime, impatient: StateRuntime
 ) -> None:
     """L6, L8."""
@@ -468,10 +482,14 @@ def test_a_services_own_session_starts_as_a_writer_and_gets_our_errors(
     with Session(runtime.engine) as session:
         session.add(Thread(**thread.model_dump()))
         session.flush()
-        with Session(impatient.engine) as second:
-            second.add(Thread(**thread.model_dump()))
-            with pytest.raises(DatabaseBusyError):
-                second.flush()
+
+        def write() -> None:
+            with Session(impatient.engine) as second:
+                second.add(Thread(**thread.model_dump()))
+                with pytest.raises(DatabaseBusyError):
+                    second.flush()
+
+        elsewhere(write)
         session.commit()
     with Session(runtime.engine) as session:
         session.add(Thread(**thread.model_dump()))

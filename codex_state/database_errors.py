@@ -1,0 +1,374 @@
+"""The database's errors, and the one place that reads a driver's.
+
+Each is one of SQLAlchemy's classes as well, so that ``except sqlalchemy.exc.IntegrityError`` in a service goes on
+working on our engines, and carries the driver's error as ``orig``. What the two databases take for different classes
+has both. Their texts name the file or the server, and never a password.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from sqlalchemy import URL, exc
+
+from codex_state.errors import InvalidInputError, InvalidRowError, StateError
+
+
+class DatabaseError(StateError, exc.DatabaseError):
+    """The database refused or failed. Subclasses say what can be done about it."""
+
+    retryable = False
+    """True when the same unit of work may simply be run again from its beginning."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        orig: BaseException | None = None,
+        statement: str | None = None,
+        params: Any = None,
+    ) -> None:
+        """Say ``message``.
+
+        Args:
+            message: the whole text.
+            orig: the driver's error.
+            statement: the SQL that failed. It isn't part of the text.
+            params: its parameters. Nor are they.
+        """
+        exc.StatementError.__init__(self, message, statement, params, orig, hide_parameters=True)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    __reduce__ = StateError.__reduce__
+
+
+class DatabaseBusyError(DatabaseError, exc.OperationalError, exc.TimeoutError):
+    """Somebody else held the database (or its last free pooled connection) for the whole busy timeout."""
+
+    retryable = True
+
+
+class TransactionConflictError(DatabaseError, exc.OperationalError):
+    """The database chose this transaction as the victim of a deadlock or a serialisation conflict."""
+
+    retryable = True
+
+
+class SchemaChangedError(DatabaseError, exc.OperationalError, exc.NotSupportedError):
+    """Somebody changed a table under a statement that was prepared before. It is prepared anew when run again."""
+
+    retryable = True
+
+
+class ConnectionLostError(DatabaseError, exc.OperationalError):
+    """The connection broke before a commit was asked for, so nothing of the unit of work was kept."""
+
+    retryable = True
+
+
+class UnknownCommitOutcomeError(DatabaseError, exc.OperationalError):
+    """The connection broke during a commit: the unit of work may or may not have been kept. Never retried blindly."""
+
+
+class DatabaseUnavailableError(DatabaseError, exc.OperationalError):
+    """The database can't be opened: missing directory, refused connection, wrong credentials."""
+
+
+class ServerUnavailableError(DatabaseUnavailableError):
+    """The server can't be reached for now: it is down, starting, stopping, or out of connections. It may come back."""
+
+    retryable = True
+
+
+class DatabaseReadOnlyError(DatabaseError, exc.OperationalError, exc.InternalError):
+    """A write was tried in a read-only transaction or on a standby, or the file or its directory can't be written."""
+
+
+class DatabaseFullError(DatabaseError, exc.OperationalError):
+    """The disk (or a quota) is full. Nothing of the failed transaction was kept."""
+
+
+class OutOfMemoryError(DatabaseError, exc.OperationalError):
+    """The database or its driver had no memory left. Nothing of the failed transaction was kept."""
+
+
+class StorageError(DatabaseError, exc.OperationalError):
+    """The storage under the database failed to read or to write. Nothing of the failed transaction was kept."""
+
+
+class DatabaseCorruptError(DatabaseError, exc.InternalError):
+    """The file is damaged. It is never deleted: set it aside and rebuild the index from the rollouts."""
+
+
+class NotADatabaseError(DatabaseCorruptError):
+    """The file at the database's path is not an SQLite database."""
+
+
+class IntegrityViolationError(DatabaseError, exc.IntegrityError):
+    """A constraint of the schema refused the row: a foreign key, a check, a unique key."""
+
+
+class RefusedValueError(DatabaseError, InvalidInputError, exc.DataError):
+    """A value that the database or its driver refused: a number out of range, a text with a NUL, something too long."""
+
+
+class StatementRefusedError(DatabaseError, exc.OperationalError, exc.ProgrammingError, exc.NotSupportedError):
+    """A statement that the database doesn't accept: a table or a column that isn't there, a right that is missing."""
+
+
+class SchemaError(DatabaseError):
+    """The database's schema is not the one this version speaks."""
+
+
+class SchemaTooNewError(SchemaError):
+    """The database was migrated by a newer version. It is left untouched."""
+
+
+class SchemaOutdatedError(SchemaError):
+    """The database needs a migration that the caller asked not to run."""
+
+
+class ForeignSchemaError(SchemaError):
+    """The file belongs to another program. It is left untouched."""
+
+
+_SQLITE_BY_CODE: dict[int, type[DatabaseError]] = {
+    sqlite3.SQLITE_ERROR: StatementRefusedError,
+    sqlite3.SQLITE_BUSY: DatabaseBusyError,
+    sqlite3.SQLITE_LOCKED: DatabaseBusyError,
+    sqlite3.SQLITE_PROTOCOL: DatabaseBusyError,
+    sqlite3.SQLITE_READONLY: DatabaseReadOnlyError,
+    sqlite3.SQLITE_PERM: DatabaseUnavailableError,
+    sqlite3.SQLITE_CANTOPEN: DatabaseUnavailableError,
+    sqlite3.SQLITE_FULL: DatabaseFullError,
+    sqlite3.SQLITE_IOERR: StorageError,
+    sqlite3.SQLITE_NOMEM: OutOfMemoryError,
+    sqlite3.SQLITE_SCHEMA: SchemaChangedError,
+    sqlite3.SQLITE_CORRUPT: DatabaseCorruptError,
+    sqlite3.SQLITE_NOTADB: NotADatabaseError,
+    sqlite3.SQLITE_CONSTRAINT: IntegrityViolationError,
+    sqlite3.SQLITE_TOOBIG: RefusedValueError,
+    sqlite3.SQLITE_RANGE: StatementRefusedError,
+    sqlite3.SQLITE_MISMATCH: RefusedValueError,
+}
+
+_POSTGRESQL_BY_STATE: dict[str, type[DatabaseError]] = {
+    "40001": TransactionConflictError,
+    "40P01": TransactionConflictError,
+    "55P03": DatabaseBusyError,
+    "57014": DatabaseBusyError,
+    "25006": DatabaseReadOnlyError,
+    "53100": DatabaseFullError,
+    "53200": OutOfMemoryError,
+    "XX001": DatabaseCorruptError,
+    "XX002": DatabaseCorruptError,
+    "53300": ServerUnavailableError,
+    "57P03": ServerUnavailableError,
+    "3D000": DatabaseUnavailableError,
+    "57P01": ConnectionLostError,
+    "57P02": ConnectionLostError,
+    "57P05": ConnectionLostError,
+    "25P03": ConnectionLostError,
+    "25P04": ConnectionLostError,
+    "26000": SchemaChangedError,  # a prepared statement that the session doesn't know any more
+}
+
+_POSTGRESQL_BY_CLASS: dict[str, type[DatabaseError]] = {
+    "08": ConnectionLostError,
+    "0A": StatementRefusedError,
+    "22": RefusedValueError,
+    "23": IntegrityViolationError,
+    "28": DatabaseUnavailableError,
+    "42": StatementRefusedError,
+    "54": RefusedValueError,  # a value beyond a limit of the server, like a key too long for an index
+    "58": StorageError,
+}
+
+_DRIVER_BY_NAME: dict[str, type[DatabaseError]] = {
+    # Errors of the driver itself, which have no state.
+    "OperationalError": ConnectionLostError,
+    "InternalError": ConnectionLostError,  # more answers than questions: a pooler died, for instance
+    "DataError": RefusedValueError,  # a NUL in a text
+    "ProgrammingError": StatementRefusedError,
+}
+
+_POSTGRESQL_DRIVERS = ("psycopg", "asyncpg", "pg8000", "sqlalchemy.dialects.postgresql")
+"""Where the drivers' errors are defined, and those by which SQLAlchemy makes an async driver look like the others."""
+
+_ADVICE: dict[type[StateError], str] = {
+    DatabaseBusyError: "another process held the database for the whole busy timeout; try again",
+    SchemaChangedError: "run the unit of work again",
+    DatabaseReadOnlyError: (
+        "the unit of work is read-only, the server is a standby, or the file or its directory can't be written"
+    ),
+    DatabaseUnavailableError: "check the path or URL, its permissions, and that the server runs",
+    ServerUnavailableError: "check the URL's host and port, and that the server runs",
+    DatabaseFullError: "free some space; nothing of this transaction was kept",
+    StorageError: "the storage failed; nothing of this transaction was kept, and what was committed before is safe",
+    DatabaseCorruptError: "move the file aside and run the backfill again; rollouts are the source of the index",
+    NotADatabaseError: "the file is not an SQLite database; choose another path or move it aside",
+}
+
+
+def advice_for(kind: type[StateError]) -> str:
+    """What to do about an error of this kind; an empty text when its own text says it all."""
+    return _ADVICE.get(kind, "")
+
+
+_NO_SERVER = ("server login has been failing", "query_wait_timeout")
+"""PgBouncer's words to a client that waits for one of its connections to the server: its transaction never began."""
+
+_ANSWERED = "FATAL:"
+"""The mark of a server's own words in the driver's text about a connection that could not be made."""
+
+_NOT_NOW = (
+    "terminating connection due to",  # the server ends while it lets the client in
+    "the database system is",  # starting up, shutting down, in recovery mode, not yet accepting connections
+    "too many clients",
+    "too many connections for",
+    "remaining connection slots are reserved",
+    "server closed the connection unexpectedly",
+    # PgBouncer's
+    *_NO_SERVER,
+    "no more connections allowed",
+    "server conn crashed",
+    "pgbouncer cannot connect to server",
+)
+_PING_SECONDS = "3"
+_POOLER_ADVICE = "behind a pooler in transaction mode, set CODEX_STATE_TRANSACTION_POOLING=true"
+_NEVER = (
+    "Name or service not known",
+    "nodename nor servname",
+    "Permission denied",
+    "invalid ",
+    "does not support SSL",
+    "certificate",
+    "no password supplied",
+)
+
+
+def place_of(url: URL) -> str:
+    """The database that a URL leads to, as people know it: a file, or a host, its port and a name. No secrets."""
+    if url.get_backend_name() == "sqlite":
+        return url.database if url.database and url.database != ":memory:" else "the database in memory"
+    host, port = url.host or url.query.get("host") or "localhost", url.port or url.query.get("port")
+    host = host if isinstance(host, str) else ",".join(host)
+    return f"{host}{f':{port}' if isinstance(port, int | str) else ''}/{url.database or ''}"
+
+
+def without_secrets(text: str, url: URL) -> str:
+    """``text`` without the passwords of ``url``."""
+    for name, value in (("password", url.password), *url.query.items()):
+        if "password" in name:
+            for secret in value if isinstance(value, tuple) else (value,):
+                text = text.replace(str(secret), "***") if secret else text
+    return text
+
+
+def _told(kind: type[DatabaseError], text: str, advice: str, url: URL | None, orig: BaseException) -> DatabaseError:
+    if url is not None:
+        text, place = without_secrets(text, url), place_of(url)
+        text = text if place in text else f"{place}: {text}"
+    return kind(f"{text} ({advice})" if advice else text, orig=orig)
+
+
+def classify_connecting(error: BaseException, url: URL | None = None) -> StateError | None:
+    """Translate what a driver raised when it could not connect: whether the server may come back, or never so.
+
+    For a connection that could not be made libpq has a text and no SQLSTATE, so the text must do. Where no server
+    answered, one may soon. Where one did, only what it says of itself passes; a wrong password or name stays wrong.
+    A server that speaks another language than English is asked once more, for what libpq makes of its SQLSTATE.
+    """
+    if sqlstate_of(error) is not None or not type(error).__module__.startswith("psycopg"):
+        return classify(error, url)
+    text = str(error).strip()
+    passes = any(words in text for words in _NOT_NOW)
+    refused = _ANSWERED in text or any(words in text for words in _NEVER)
+    passes = passes or not refused or _takes_no_connections_now(error)
+    kind = ServerUnavailableError if passes else DatabaseUnavailableError
+    advice = _POOLER_ADVICE if "unsupported startup parameter" in text else advice_for(kind)
+    return _told(kind, text, advice, url, error)
+
+
+def _takes_no_connections_now(error: BaseException) -> bool:
+    """Whether the server that refused a connection starts, stops or recovers just now (SQLSTATE 57P03)."""
+    failed = getattr(error, "pgconn", None)
+    if failed is None:
+        return False
+    from psycopg import conninfo, pq  # only where psycopg raised the error
+
+    given = {option.keyword.decode(): option.val.decode() for option in failed.info if option.val}
+    given["connect_timeout"] = _PING_SECONDS
+    return pq.PGconn.ping(conninfo.make_conninfo("", **given).encode()) == pq.Ping.REJECT
+
+
+def classify(error: BaseException, url: URL | None = None) -> StateError | None:
+    """Translate a driver's exception into ours, or ``None`` when it isn't one we know.
+
+    Args:
+        error: what the driver (``sqlite3``, psycopg or another one of PostgreSQL) or the value conversion in front of
+            it raised, as it is or as SQLAlchemy wraps it.
+        url: where it happened.
+    """
+    if isinstance(error, exc.StatementError) and not isinstance(error, StateError) and error.orig is not None:
+        return classify(error.orig, url)
+    told: StateError | None = None
+    match error:
+        case StateError():
+            told = error
+        case UnicodeEncodeError():
+            text = f"text can't be stored as UTF-8: {error.reason} at position {error.start}"
+            told = RefusedValueError(text, orig=error)
+        case OverflowError():
+            told = RefusedValueError(f"value out of the database's range: {error}", orig=error)
+        case RecursionError():
+            told = RefusedValueError(f"value is nested too deeply: {error}", orig=error)
+        case MemoryError():
+            told = _told(OutOfMemoryError, str(error) or "out of memory", "", url, error)
+        case sqlite3.Error() if str(error).startswith("Could not decode to UTF-8"):
+            told = InvalidRowError(str(error))
+        case _ if (kind := _kind_of(error)) is not None:
+            told = _told(kind, str(error).strip() or type(error).__name__, advice_for(kind), url, error)
+    return told
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """What PostgreSQL calls the error in five characters, whichever driver tells it and in whichever language."""
+    for name in ("sqlstate", "pgcode"):
+        if isinstance(state := getattr(error, name, None), str):
+            return state
+    # pg8000 has the fields of the server's message in a dictionary.
+    fields = error.args[0] if error.args else None
+    return fields.get("C") if isinstance(fields, dict) else None
+
+
+def _kind_of(error: BaseException) -> type[DatabaseError] | None:
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is not None:
+            return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
+        # What Python's module itself raised: a closed connection, a wrong number of parameters, an oversized value.
+        return RefusedValueError if isinstance(error, sqlite3.DataError) else StatementRefusedError
+    if any(base.__module__.startswith(_POSTGRESQL_DRIVERS) for base in type(error).__mro__):
+        return _kind_on_postgresql(error)
+    return None
+
+
+def _kind_on_postgresql(error: BaseException) -> type[DatabaseError]:
+    state = sqlstate_of(error)
+    if state is None:
+        return _DRIVER_BY_NAME.get(type(error).__name__, DatabaseError)
+    if state == "08P01" and any(words in str(error) for words in _NO_SERVER):
+        return ServerUnavailableError
+    if state == "0A000" and _stale_plan(error):
+        return SchemaChangedError
+    return _POSTGRESQL_BY_STATE.get(state) or _POSTGRESQL_BY_CLASS.get(state[:2], DatabaseError)
+
+
+def _stale_plan(error: BaseException) -> bool:
+    """Whether a prepared statement returns other columns than it did: "cached plan must not change result type"."""
+    where = getattr(getattr(error, "diag", None), "source_function", None)
+    return where == "RevalidateCachedQuery" or "cached plan" in str(error)

@@ -1,0 +1,159 @@
+"""SQLite's connections: what a transaction may do, from its beginning on, and waiting for one's turn to write.
+
+A session of a service's own may read as long as it likes without holding anybody up: each of its statements sees what
+is committed, as on PostgreSQL. Its first write begins a transaction that is a writer's, and is run again in it. What is
+a write is SQLite's to say: ``PRAGMA query_only`` has it refuse one before it does anything.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from typing import Any, Self, TypeVar
+
+from codex_state.own_waits import Writer, refuse_own_wait
+from codex_state.write_queue import WriteQueue, is_busy
+
+ResultT = TypeVar("ResultT")
+
+
+class Mode(Enum):
+    """What the transactions of a connection are."""
+
+    OWN = auto()
+    """A service's own: its first write makes it a writer's."""
+
+    WRITER = auto()
+    """A writer's from its first statement on (law L6)."""
+
+    READER = auto()
+    """One snapshot, in which a write fails."""
+
+    AUTOCOMMIT = auto()
+    """None: each statement commits by itself."""
+
+
+def _nothing() -> None:
+    """Where there is no pool."""
+
+
+class StateCursor(sqlite3.Cursor):
+    """A cursor whose statements begin to write when they must, and queue when the database is busy."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
+        """Run one statement, waiting for its turn if need be."""
+        try:
+            return super().execute(sql, parameters)
+        except sqlite3.OperationalError as error:
+            return self._connection.again(error, sql, lambda: sqlite3.Cursor.execute(self, sql, parameters))
+
+    def executemany(self, sql: str, rows: Iterable[Any], /) -> Self:
+        """Run one statement for each of ``rows``, waiting for its turn if need be."""
+        rows = rows if isinstance(rows, list | tuple) else list(rows)
+        try:
+            return super().executemany(sql, rows)
+        except sqlite3.OperationalError as error:
+            return self._connection.again(error, sql, lambda: sqlite3.Cursor.executemany(self, sql, rows))
+
+    @property
+    def _connection(self) -> StateConnection:
+        connection: StateConnection = self.connection  # type: ignore[assignment]
+        return connection
+
+
+class StateConnection(sqlite3.Connection):
+    """A connection that knows what its transaction may do."""
+
+    def __init__(self, name: str, /, *args: Any, **options: Any) -> None:
+        super().__init__(name, *args, **options)
+        self.place: str = name
+        self.queue: WriteQueue | None = None
+        """Where its statements wait for their turn; ``None`` where SQLite's own busy handler does."""
+        self.reclaim: Callable[[], None] = _nothing
+        """Ends the transactions of connections that nobody has any more, before another's is waited for."""
+        self.key: object = weakref.ref(self)
+        """What it has in common with the other connections to its database."""
+        self._mode = Mode.AUTOCOMMIT
+        self._query_only: bool | None = False
+        """``None``: an interrupt came while it was changed."""
+        self._writer: Writer | None = None
+
+    def cursor(self, factory: Any = None) -> Any:
+        """A cursor that waits for its turn."""
+        return super().cursor(factory or StateCursor)
+
+    def begin(self, mode: Mode) -> None:
+        """Begin a transaction, or what stands for one."""
+        self._mode, self._writer = mode, None
+        self._set_query_only(wanted=mode in {Mode.OWN, Mode.READER})
+        if mode is Mode.WRITER:
+            self._begin_immediate()
+        elif mode is Mode.READER:
+            self.cursor().execute("BEGIN")
+
+    def begin_writing(self) -> None:
+        """Make a transaction of a service's own a writer's, if it isn't yet."""
+        self._set_query_only(wanted=False)
+        if not self.in_transaction:
+            self._begin_immediate()
+
+    def joins_transaction(self) -> bool:
+        """Whether what is written now is part of a transaction, which is begun for it if need be."""
+        if self._mode is Mode.OWN:
+            self.begin_writing()
+        return self.in_transaction
+
+    def again(self, error: sqlite3.OperationalError, sql: str, attempt: Callable[[], ResultT]) -> ResultT:
+        """Repeat a statement that was refused with ``error``, when that can help. Otherwise the error is raised."""
+        if self._mode is Mode.OWN and self._query_only and _is_read_only(error):
+            if sql.lstrip()[:5].upper() == "BEGIN":  # that of a service which begins by itself
+                self._set_query_only(wanted=False)
+            else:
+                self.begin_writing()
+            return attempt()
+        if self.queue is None or not is_busy(error):
+            raise error
+        self.reclaim()
+        refuse_own_wait(self.key, self.place)
+        return self.queue.retry(attempt)
+
+    def commit(self) -> None:
+        """Commit, waiting for its turn if need be. A busy COMMIT leaves its transaction open, so it can be repeated."""
+        try:
+            super().commit()
+        except sqlite3.OperationalError as error:
+            if self.queue is None or not is_busy(error):
+                raise
+            self.queue.retry(super().commit)
+
+    def close(self) -> None:
+        """Close the connection and let go of the queue."""
+        super().close()
+        if self.queue is not None:
+            self.queue.close()
+
+    def _begin_immediate(self) -> None:
+        refuse_own_wait(self.key, self.place)
+        self.cursor().execute("BEGIN IMMEDIATE")
+        reference = weakref.ref(self)
+
+        def is_writing(writer: Writer) -> bool:
+            connection = reference()
+            try:
+                return connection is not None and connection._writer is writer and connection.in_transaction  # noqa: SLF001
+            except sqlite3.ProgrammingError:  # it was closed
+                return False
+
+        self._writer = Writer(self.key, is_writing)
+
+    def _set_query_only(self, *, wanted: bool) -> None:
+        if self._query_only is not wanted:
+            self._query_only = None
+            self.cursor().execute(f"PRAGMA query_only = {'ON' if wanted else 'OFF'}")
+            self._query_only = wanted
+
+
+def _is_read_only(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY
