@@ -29,6 +29,7 @@ from .errors import (
     SchemaTooNewError as SchemaTooNewError,
     ServerUnavailableError as ServerUnavailableError,
     StateError as StateError,
+    StateFileLostError as StateFileLostError,
     StatementRefusedError as StatementRefusedError,
     StorageError as StorageError,
     ThreadNotFoundError as ThreadNotFoundError,
@@ -36,6 +37,10 @@ from .errors import (
     UnknownCommitOutcomeError as UnknownCommitOutcomeError,
     UsageError as UsageError,
     WorkStoppedError as WorkStoppedError,
+)
+from .log_handler import (
+    StateLogHandler as StateLogHandler,
+    log_thread as log_thread,
 )
 from .memory import (
     AsyncLeaseKeeper as AsyncLeaseKeeper,

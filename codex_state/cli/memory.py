@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,6 +67,10 @@ def run(
             show_default=False,
         ),
     ] = None,
+    import_from: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Find modules in this directory as well, like `.`.", show_default=False),
+    ] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="How many threads at most.")] = 64,
     lease: Annotated[
         int,
@@ -96,8 +101,8 @@ def run(
 
     from codex_state.memory import ConsolidationOptions, Phase1Options, RetryPolicy
 
-    extract = function_of(extractor)
-    consolidate = None if consolidator is None else function_of(consolidator)
+    extract = function_of(extractor, import_from)
+    consolidate = None if consolidator is None else function_of(consolidator, import_from)
     duration = timedelta(seconds=timeout) if timeout else None
     extraction = Phase1Options(
         lease=timedelta(seconds=lease),

@@ -20,7 +20,7 @@ from codex_state.models.leases import (
     Skipped,
     SkipReason,
 )
-from codex_state.models.log import LogEntry
+from codex_state.models.log import LogEntry, LogSegment
 from codex_state.models.memory import (
     ConsolidationLock,
     MemoryScopeDirty,
@@ -73,6 +73,7 @@ __all__ = [
     "LockLease",
     "LogEntry",
     "LogQuery",
+    "LogSegment",
     "MemoryMode",
     "MemoryScope",
     "MemoryScopeDirty",

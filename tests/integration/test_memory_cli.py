@@ -84,7 +84,7 @@ def cli(home: Path) -> Cli:
 
 
 def run(cli: Cli, function: str, *options: str) -> tuple[str, ...]:
-    return ("memory", "run", "--extractor", f"extractors_of_a_test:{function}", *options)
+    return ("memory", "run", "--extractor", f"extractors_of_a_test:{function}", "--import-from", ".", *options)
 
 
 @pytest.mark.parametrize("function", ["extract", "extract_later", "Tools.extract"])
@@ -239,7 +239,7 @@ def test_a_consolidator_gets_the_dirty_scopes_afterwards(cli: Cli, runtime: Stat
     ],
 )
 def test_a_function_that_cannot_be_found_is_named(cli: Cli, function: str, status: int, told: str) -> None:
-    done = cli.refused("memory", "run", "--extractor", function)
+    done = cli.refused("memory", "run", "--extractor", function, "--import-from", ".")
     assert done.status == status
     assert told in done.stderr
 
