@@ -132,9 +132,10 @@ def make_home(home: Path, count: int, size: int) -> int:
         thread_id = str(UUID(int=(0x01A0 << 112) + (0x7 << 76) + (0x8 << 60) + number))
         head["payload"]["id"] = thread_id
         body = "\n".join([json.dumps(head, ensure_ascii=False), *lines[1:], ""]).encode()
-        directory = home / "sessions" / "2026" / "01" / f"{number % 28 + 1:02d}"
+        day = f"{number * 28 // count + 1:02d}"
+        directory = home / "sessions" / "2026" / "01" / day
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"rollout-2026-01-{number % 28 + 1:02d}T03-04-05-{thread_id}.jsonl"
+        path = directory / f"rollout-2026-01-{day}T03-04-05-{thread_id}.jsonl"
         path.write_bytes(body)
         written += len(body)
     return written

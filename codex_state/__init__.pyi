@@ -20,16 +20,22 @@ from .errors import (
     LeaseLost as LeaseLost,
     MemoryFilesError as MemoryFilesError,
     NotADatabaseError as NotADatabaseError,
+    OutOfMemoryError as OutOfMemoryError,
+    RefusedValueError as RefusedValueError,
     RolloutError as RolloutError,
+    SchemaChangedError as SchemaChangedError,
     SchemaError as SchemaError,
     SchemaOutdatedError as SchemaOutdatedError,
     SchemaTooNewError as SchemaTooNewError,
     ServerUnavailableError as ServerUnavailableError,
     StateError as StateError,
     StateFileLostError as StateFileLostError,
+    StatementRefusedError as StatementRefusedError,
+    StorageError as StorageError,
     ThreadNotFoundError as ThreadNotFoundError,
     TransactionConflictError as TransactionConflictError,
     UnknownCommitOutcomeError as UnknownCommitOutcomeError,
+    UsageError as UsageError,
     WorkStoppedError as WorkStoppedError,
 )
 from .log_handler import (
@@ -98,6 +104,7 @@ from .models import (
     ThreadsPage as ThreadsPage,
     UnreadableRow as UnreadableRow,
     UnshownThreads as UnshownThreads,
+    thread_key as thread_key,
 )
 from .repositories import (
     BackfillRepository as BackfillRepository,

@@ -23,6 +23,10 @@ from codex_state.errors import DatabaseBusyError, UsageError
 _LOOK_SECONDS = 0.05
 """How often one who waits looks whether a place has become free by itself."""
 
+_RETURNING_SECONDS = 0.02
+"""How long another thread may take to return a connection that Python has collected."""
+
+_ABANDONED = "codex_state_abandoned"
 _HOLDER = "codex_state_thread"
 RETURNED = "codex_state_returned_at"
 """Under this name in an entry's ``record_info``: when it last came back, by the monotonic clock."""
@@ -46,6 +50,8 @@ class StatePool(QueuePool):
         raise NotImplementedError
 
     def _do_get(self) -> ConnectionPoolEntry:
+        if self._idle.qsize() < len(self._entries):
+            self.reclaim()
         entry = self._now() or self._after_waiting()
         info = entry.record_info
         assert info is not None
@@ -53,13 +59,36 @@ class StatePool(QueuePool):
         return entry
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        driver = record.dbapi_connection
-        if driver is not None and (self._disposed or not self.is_clean(driver)):
-            record.invalidate()
-        info = record.record_info
+        driver, info = record.dbapi_connection, record.record_info
         assert info is not None
+        if driver is not None and (self._disposed or _ABANDONED in info or not self.is_clean(driver)):
+            record.invalidate()
+        if _ABANDONED in info:
+            return
         info[RETURNED] = time.monotonic()
         self._idle.put(record)
+
+    def reclaim(self) -> None:
+        """Take back connections that nobody has any more, and that nobody brought back.
+
+        An interrupt may come where Python has collected one who had a connection, and is about to return it. Then it
+        would stay with Python's list of finalizers, and a transaction in it open.
+        """
+        lost = self._lost()
+        if lost:
+            time.sleep(_RETURNING_SECONDS)  # another thread may be about to return it
+        for entry in lost:
+            if entry in self._lost():
+                info = entry.record_info
+                assert info is not None
+                info[_ABANDONED] = True
+                entry.invalidate()
+                with self._making:
+                    self._entries = [reference for reference in self._entries if reference() is not entry]
+
+    def _lost(self) -> list[ConnectionPoolEntry]:
+        entries = [reference() for reference in self._entries]
+        return [entry for entry in entries if isinstance(entry, _ConnectionRecord) and entry.needs_gc]
 
     def _now(self) -> ConnectionPoolEntry | None:
         try:
@@ -84,6 +113,7 @@ class StatePool(QueuePool):
         deadline = time.monotonic() + self._timeout
         if self._all_are_ours():
             gc.collect()
+            self.reclaim()
             if (entry := self._now()) is not None:
                 return entry
             if self._all_are_ours():
@@ -98,6 +128,7 @@ class StatePool(QueuePool):
                 if time.monotonic() > gc_at:
                     gc_at = deadline
                     gc.collect()
+                    self.reclaim()
                 if (entry := self._now()) is not None:
                     return entry
         if (entry := self._now()) is not None:

@@ -240,17 +240,16 @@ class Database:
 
     @contextmanager
     def _told_from_own_waits(self) -> Iterator[None]:
-        """On PostgreSQL a write within a write waits only for rows of the outer one, but it is the same mistake."""
-        if self.dialect == "sqlite":  # whose connections look for themselves
-            yield
-            return
+        """A write in a write would wait for ever on SQLite, and on PostgreSQL where both write the same row (L9)."""
         refuse_own_wait(self.engine.url, self.place)
-        over = False
-        Writer(self.engine.url, lambda _writer: not over)
+        # A thing that this block has and nobody else, so that it is gone with the block, however that ends.
+        block: _Block | None = _Block()
+        reference = weakref.ref(block)
+        Writer(self.engine.url, lambda _writer: reference() is not None)
         try:
             yield
         finally:
-            over = True
+            block = None
 
     def forget_inherited_connections(self) -> None:
         """After a fork: give up the parent's connections and make the child open its own."""
@@ -353,6 +352,10 @@ def _interrupted_as_such(session: Session) -> Iterator[None]:
         if first is error:
             raise
         raise first from None
+
+
+class _Block:
+    """Stands for the block of a unit."""
 
 
 class _UnitSession(Session):

@@ -321,32 +321,38 @@ def classify(error: BaseException, url: URL | None = None) -> StateError | None:
             it raised, as it is or as SQLAlchemy wraps it.
         url: where it happened.
     """
-    if isinstance(error, StateError):
-        return error
-    if isinstance(error, exc.StatementError) and error.orig is not None:
+    if isinstance(error, exc.StatementError) and not isinstance(error, StateError) and error.orig is not None:
         return classify(error.orig, url)
-    if isinstance(error, UnicodeEncodeError):
-        text = f"text can't be stored as UTF-8: {error.reason} at position {error.start}"
-        return RefusedValueError(text, orig=error)
-    if isinstance(error, OverflowError):
-        return RefusedValueError(f"value out of the database's range: {error}", orig=error)
-    if isinstance(error, RecursionError):
-        return RefusedValueError(f"value is nested too deeply: {error}", orig=error)
-    if isinstance(error, MemoryError):
-        return _told(OutOfMemoryError, str(error) or "out of memory", "", url, error)
-    if isinstance(error, sqlite3.Error) and str(error).startswith("Could not decode to UTF-8"):
-        return InvalidRowError(str(error))
-    kind = _kind_of(error)
-    if kind is None:
-        return None
-    text = str(error).strip() or type(error).__name__
+    told: StateError | None = None
+    match error:
+        case StateError():
+            told = error
+        case UnicodeEncodeError():
+            text = f"text can't be stored as UTF-8: {error.reason} at position {error.start}"
+            told = RefusedValueError(text, orig=error)
+        case OverflowError():
+            told = RefusedValueError(f"value out of the database's range: {error}", orig=error)
+        case RecursionError():
+            told = RefusedValueError(f"value is nested too deeply: {error}", orig=error)
+        case MemoryError():
+            told = _told(OutOfMemoryError, str(error) or "out of memory", "", url, error)
+        case sqlite3.Error() if str(error).startswith("Could not decode to UTF-8"):
+            told = InvalidRowError(str(error))
+        case _ if (kind := _kind_of(error)) is not None:
+            kind, text = _looked_into(kind, str(error).strip() or type(error).__name__, url)
+            told = _told(kind, text, advice_for(kind), url, error)
+    return told
+
+
+def _looked_into(kind: type[DatabaseError], text: str, url: URL | None) -> tuple[type[DatabaseError], str]:
+    """The kind and the words of an error, after a look at the file where SQLite says that it is damaged."""
     if issubclass(kind, DatabaseCorruptError) and url is not None and url.get_backend_name() == "sqlite":
         verdict = examine(url.database) if url.database else Verdict.DAMAGED
+        if verdict is Verdict.STORAGE_FAILS:
+            return StorageError, "a read or a write failed on the way"
         if verdict is not Verdict.DAMAGED:
-            kind = StorageError
-            failed = verdict is Verdict.STORAGE_FAILS
-            text = "a read or a write failed on the way" if failed else "what was read isn't what is in the file, which is whole"
-    return _told(kind, text, advice_for(kind), url, error)
+            return StorageError, "what was read isn't what is in the file, which is whole"
+    return kind, text
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -362,12 +368,16 @@ def sqlstate_of(error: BaseException) -> str | None:
 def _kind_of(error: BaseException) -> type[DatabaseError] | None:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
-        if code is None:
-            # What Python's module itself raised: a closed connection, a wrong number of parameters, an oversized value.
-            return RefusedValueError if isinstance(error, sqlite3.DataError) else StatementRefusedError
-        return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
-    if not type(error).__module__.startswith(_POSTGRESQL_DRIVERS):
-        return None
+        if code is not None:
+            return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
+        # What Python's module itself raised: a closed connection, a wrong number of parameters, an oversized value.
+        return RefusedValueError if isinstance(error, sqlite3.DataError) else StatementRefusedError
+    if any(base.__module__.startswith(_POSTGRESQL_DRIVERS) for base in type(error).__mro__):
+        return _kind_on_postgresql(error)
+    return None
+
+
+def _kind_on_postgresql(error: BaseException) -> type[DatabaseError]:
     state = sqlstate_of(error)
     if state is None:
         return _DRIVER_BY_NAME.get(type(error).__name__, DatabaseError)

@@ -17,7 +17,7 @@ DEFAULT_SANDBOX = '{"type":"read-only"}'
 DEFAULT_MEMORY_MODE = "enabled"
 
 
-class ThreadDraft(Struct):
+class ThreadDraft(Struct, gc=False):
     """A thread's row in the making. Ids are texts, times whole epoch seconds."""
 
     id: str
@@ -51,9 +51,10 @@ class ThreadDraft(Struct):
     originator: str | None = None
     parent_thread_id: str | None = None
     forked_from_id: str | None = None
+    updated_ns: int = 0
 
 
-class ToolDraft(Struct):
+class ToolDraft(Struct, gc=False):
     """A dynamic tool's row in the making."""
 
     name: str

@@ -12,38 +12,14 @@ read rollouts, start without it.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from codex_state.database_errors import (
-        ConnectionLostError as ConnectionLostError,
-        DatabaseBusyError as DatabaseBusyError,
-        DatabaseCorruptError as DatabaseCorruptError,
-        DatabaseError as DatabaseError,
-        DatabaseFullError as DatabaseFullError,
-        DatabaseReadOnlyError as DatabaseReadOnlyError,
-        DatabaseUnavailableError as DatabaseUnavailableError,
-        ForeignSchemaError as ForeignSchemaError,
-        IntegrityViolationError as IntegrityViolationError,
-        NotADatabaseError as NotADatabaseError,
-        OutOfMemoryError as OutOfMemoryError,
-        RefusedValueError as RefusedValueError,
-        SchemaChangedError as SchemaChangedError,
-        SchemaError as SchemaError,
-        SchemaOutdatedError as SchemaOutdatedError,
-        SchemaTooNewError as SchemaTooNewError,
-        ServerUnavailableError as ServerUnavailableError,
-        StateFileLostError as StateFileLostError,
-        StatementRefusedError as StatementRefusedError,
-        StorageError as StorageError,
-        TransactionConflictError as TransactionConflictError,
-        UnknownCommitOutcomeError as UnknownCommitOutcomeError,
-        advice_for as advice_for,
-        classify as classify,
-        classify_connecting as classify_connecting,
-    )
+    from codex_state.database_errors import *  # noqa: F403 - see __getattr__
 
 
 class StateError(Exception):
@@ -54,7 +30,11 @@ class StateError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not through the constructor, whose arguments need not be the text.
-        return _rebuilt, (type(self), self.args, {k: v for k, v in vars(self).items() if k == "__notes__" or _portable(v)})
+        return _rebuilt, (
+            type(self),
+            self.args,
+            {k: v for k, v in vars(self).items() if k == "__notes__" or _portable(v)},
+        )
 
 
 def _rebuilt(kind: type[StateError], args: tuple[Any, ...], attributes: dict[str, Any]) -> StateError:
@@ -71,6 +51,12 @@ def _portable(value: Any) -> bool:
     except Exception:  # noqa: BLE001 - anything may be raised by a class's own way of being pickled
         return False
     return True
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """The nearest of the ``known`` words, as the end of an error's text; an empty text when none is near."""
+    near = get_close_matches(str(word), list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class UsageError(StateError, RuntimeError):

@@ -25,28 +25,17 @@ _innermost: ContextVar[Writer | None] = ContextVar("codex_state_writer", default
 class Writer:
     """A transaction that writes, as long as ``is_writing`` says so."""
 
-    __slots__ = ("_is_writing", "_key", "_outer", "_task", "_thread")
+    __slots__ = ("is_writing", "key", "outer", "task", "thread")
 
     def __init__(self, key: Hashable, is_writing: Callable[[Writer], bool]) -> None:
         """Mark the context with a writer of the database ``key``."""
-        self._key = key
-        self._is_writing = is_writing
-        self._thread = get_ident()
-        self._task = _task()
+        self.key = key
+        self.is_writing = is_writing
+        self.thread = get_ident()
+        self.task = _task()
         outer = _innermost.get()
-        self._outer = outer if outer is not None and outer._is_writing(outer) else None  # noqa: SLF001 - of this class
+        self.outer = outer if outer is not None and outer.is_writing(outer) else None
         _innermost.set(self)
-
-    @classmethod
-    def waits_for_us(cls, key: Hashable, thread: int, task: object | None) -> bool:
-        """Whether a writer of the database has begun around the caller and can't end before it returns."""
-        writer = _innermost.get()
-        while writer is not None:
-            same = writer._thread == thread or (task is not None and writer._task is task)
-            if same and writer._key == key and writer._is_writing(writer):
-                return True
-            writer = writer._outer
-        return False
 
 
 def refuse_own_wait(key: Hashable, place: str) -> None:
@@ -55,17 +44,25 @@ def refuse_own_wait(key: Hashable, place: str) -> None:
     Raises:
         UsageError: the caller is inside of a write of its own.
     """
-    if _innermost.get() is None:
-        return
-    thread, task = get_ident(), _task()
-    if not Writer.waits_for_us(key, thread, task):
+    if _innermost.get() is None or not _waits_for_us(key):
         return
     gc.collect()  # an interrupt may have left a transaction in a cycle of objects that nobody uses any more
-    if Writer.waits_for_us(key, thread, task):
+    if _waits_for_us(key):
         raise UsageError(
-            f"{place}: this would wait for a write that the same thread or task has begun and not ended; do both in one "
-            "unit, with the same state or session, or end the first one before"
+            f"{place}: this would wait for a write that the same thread or task has begun and not ended; do both in "
+            "one unit, with the same state or session, or end the first one before"
         )
+
+
+def _waits_for_us(key: Hashable) -> bool:
+    """Whether a writer of the database has begun around the caller and can't end before it returns."""
+    thread, task, writer = get_ident(), _task(), _innermost.get()
+    while writer is not None:
+        same = writer.thread == thread or (task is not None and writer.task is task)
+        if same and writer.key == key and writer.is_writing(writer):
+            return True
+        writer = writer.outer
+    return False
 
 
 def _task() -> object | None:

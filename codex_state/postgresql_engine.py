@@ -16,6 +16,7 @@ from codex_state import pooling
 from codex_state.connection_pool import RETURNED, StatePool
 from codex_state.engine_views import Views, refuse_savepoint, translate_errors
 from codex_state.errors import ConfigurationError
+from codex_state.models.comparisons import checked
 
 _CLIENT_PATIENCE = {
     # A machine that vanished, or a firewall that forgot the connection, refuses nothing and says nothing.
@@ -68,6 +69,7 @@ def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transa
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
     translate_errors(base)
+    base.dialect.statement_compiler = checked(base.dialect.statement_compiler)
     event.listen(base, "begin", _name_no_mode)
     event.listen(base, "checkout", _refuse_stale(base.dialect))
     autocommit = base.execution_options(isolation_level="AUTOCOMMIT")

@@ -26,7 +26,7 @@ from codex_state.database_errors import (
     SchemaOutdatedError,
     ServerUnavailableError,
 )
-from codex_state.errors import ConfigurationError, StateError, UsageError
+from codex_state.errors import ConfigurationError, InvalidInputError, StateError, UsageError
 from codex_state.models import LOCAL_HOME, Lease
 from codex_state.repositories import (
     BackfillRepository,
@@ -49,8 +49,8 @@ from codex_state.sqlite_engine import Access
 _log = logging.getLogger("codex_state")
 
 ResultT = TypeVar("ResultT")
-LeaseT = TypeVar("LeaseT", bound=Lease[Any])
 Arguments = TypeVarTuple("Arguments")
+LeaseT = TypeVar("LeaseT", bound=Lease[Any])
 
 _RETRY_BASE_SECONDS = 0.01
 _RETRY_MAX_SECONDS = 0.5
@@ -380,6 +380,8 @@ class StateRuntime:
             return ordinary(work(state, *args))
 
     def _again(self, unit: Callable[[], ResultT], attempts: int, retry_for: timedelta | None) -> ResultT:
+        if retry_for is not None and not isinstance(retry_for, timedelta):
+            raise InvalidInputError(f"retry_for: not a duration: {retry_for!r}; give timedelta(seconds={retry_for!r})")
         patience = (self.settings.retry_for if retry_for is None else retry_for).total_seconds()
         attempt, refusals, deadline = 1, 0, None
         while True:

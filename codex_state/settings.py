@@ -14,7 +14,7 @@ from typing import Any, Self
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from codex_state.errors import ConfigurationError
+from codex_state.errors import ConfigurationError, did_you_mean
 
 ENV_FILE_VARIABLE = "CODEX_STATE_ENV_FILE"
 
@@ -105,6 +105,11 @@ class StateSettings(BaseSettings):
     """How long a log line is kept after its insertion."""
 
     def __init__(self, **values: Any) -> None:
+        known = {*type(self).model_fields, "CODEX_HOME", "CODEX_SQLITE_HOME", "CODEX_STATE_DATABASE_URL"}
+        for name in values:
+            # Those that begin with an underscore are pydantic's own.
+            if name not in known and not name.startswith("_"):
+                raise ConfigurationError(f"invalid settings: there is no {name!r}{did_you_mean(name, known)}")
         if "_env_file" not in values and (named := os.environ.get(ENV_FILE_VARIABLE)):
             values["_env_file"] = _checked_env_file(Path(named))
         try:

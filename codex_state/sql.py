@@ -78,6 +78,17 @@ class json_item(FunctionElement[str]):  # noqa: N801 - reads as the SQL function
     name = "json_item"
 
 
+class is_any_of(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+    """``is_any_of(column, query)``: whether the query has the value, each looked up by an index of the column.
+
+    A join or an IN leaves PostgreSQL to decide, which reads all of a table that was small when it was last analysed.
+    """
+
+    inherit_cache = True
+    type = NullType()  # of a Boolean() SQLite is asked whether it is 1, which no index answers
+    name = "is_any_of"
+
+
 class normal_path(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
     """``normal_path(text)``: one spelling for all that a path may have, as ``normal_spelling`` gives it."""
 
@@ -199,6 +210,18 @@ def _unindexed_sqlite(element: unindexed, compiler: SQLCompiler, **kw: Any) -> s
 @compiles(unindexed, "postgresql")
 def _unindexed_postgresql(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
     return compiler.process(element.clauses, **kw)
+
+
+@compiles(is_any_of, "sqlite")
+def _is_any_of_sqlite(element: is_any_of, compiler: SQLCompiler, **kw: Any) -> str:
+    column, query = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{column} IN {query}"
+
+
+@compiles(is_any_of, "postgresql")
+def _is_any_of_postgresql(element: is_any_of, compiler: SQLCompiler, **kw: Any) -> str:
+    column, query = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{column} = ANY (ARRAY{query})"
 
 
 @compiles(stored_text, "sqlite")

@@ -42,6 +42,10 @@ class Mode(Enum):
     """None: each statement commits by itself."""
 
 
+def _nothing() -> None:
+    """Where there is no pool."""
+
+
 class StateCursor(sqlite3.Cursor):
     """A cursor whose statements begin to write when they must, and queue when the database is busy."""
 
@@ -76,6 +80,8 @@ class StateConnection(sqlite3.Connection):
         self.place: str = name
         self.queue: WriteQueue | None = None
         """Where its statements wait for their turn; ``None`` where SQLite's own busy handler does."""
+        self.reclaim: Callable[[], None] = _nothing
+        """Ends the transactions of connections that nobody has any more, before another's is waited for."""
         self.key: object = weakref.ref(self)
         """What it has in common with the other connections to its database."""
         self._mode = Mode.AUTOCOMMIT
@@ -128,7 +134,7 @@ class StateConnection(sqlite3.Connection):
         """Begin a transaction, or what stands for one."""
         self.require_file()
         self._mode, self._writer = mode, None
-        self._set_query_only(mode in {Mode.OWN, Mode.READER})
+        self._set_query_only(wanted=mode in {Mode.OWN, Mode.READER})
         if mode is Mode.WRITER:
             self._begin_immediate()
         elif mode is Mode.READER:
@@ -136,7 +142,7 @@ class StateConnection(sqlite3.Connection):
 
     def begin_writing(self) -> None:
         """Make a transaction of a service's own a writer's, if it isn't yet."""
-        self._set_query_only(False)
+        self._set_query_only(wanted=False)
         if not self.in_transaction:
             self._begin_immediate()
 
@@ -150,12 +156,13 @@ class StateConnection(sqlite3.Connection):
         """Repeat a statement that was refused with ``error``, when that can help. Otherwise the error is raised."""
         if self._mode is Mode.OWN and self._query_only and _is_read_only(error):
             if sql.lstrip()[:5].upper() == "BEGIN":  # that of a service which begins by itself
-                self._set_query_only(False)
+                self._set_query_only(wanted=False)
             else:
                 self.begin_writing()
             return attempt()
         if self.queue is None or not is_busy(error):
             raise error
+        self.reclaim()
         refuse_own_wait(self.key, self.place)
         return self.queue.retry(attempt)
 
@@ -190,7 +197,7 @@ class StateConnection(sqlite3.Connection):
 
         self._writer = Writer(self.key, is_writing)
 
-    def _set_query_only(self, wanted: bool) -> None:  # noqa: FBT001
+    def _set_query_only(self, *, wanted: bool) -> None:
         if self._query_only is not wanted:
             self._query_only = None
             self.cursor().execute(f"PRAGMA query_only = {'ON' if wanted else 'OFF'}")

@@ -17,6 +17,7 @@ from codex_state import forks, write_queue
 from codex_state.connection_pool import StatePool
 from codex_state.engine_views import Views, refuse_savepoint, translate_errors
 from codex_state.errors import ConfigurationError, DatabaseUnavailableError, classify
+from codex_state.models.comparisons import checked
 from codex_state.sqlite_connection import Mode, StateConnection
 from codex_state.state_files import QUEUE_SUFFIX, existing_uri, make_private_file, read_only_uri
 
@@ -79,7 +80,9 @@ def open_sqlite(
                 with _making:
                     make_private_file(path)
             except OSError as error:
-                raise DatabaseUnavailableError(f"{path} can't be made: {error.strerror or error}", orig=error) from error
+                raise DatabaseUnavailableError(
+                    f"{path} can't be made: {error.strerror or error}", orig=error
+                ) from error
         else:
             name = existing_uri(path) if access is Access.EXISTING else read_only_uri(path)
             options["uri"] = True
@@ -89,8 +92,14 @@ def open_sqlite(
         connection.watch_file()
         if queued:
             connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
+        connection.reclaim = reclaim
         opened.add(connection)
         return connection
+
+    def reclaim() -> None:
+        pool = base.pool
+        assert isinstance(pool, StatePool)
+        pool.reclaim()
 
     base = create_engine(
         # Whatever driver the URL names: async callers come through threads, to this one.
@@ -110,6 +119,7 @@ def open_sqlite(
         pool_timeout=seconds,
     )
     translate_errors(base)
+    base.dialect.statement_compiler = checked(base.dialect.statement_compiler)
     event.listen(base, "connect", _set_up_sqlite_connection)
     event.listen(base, "begin", _begin)
     event.listen(base, "savepoint", _begin_writing_before)

@@ -43,7 +43,7 @@ def steal(runtime: StateRuntime, lease: Phase1Lease | LockLease | BackfillLease)
                     lease.key, owner=OTHER, source_updated_at=now(), lease=timedelta(0)
                 )
             case LockLease():
-                taken = state.consolidation_locks.try_claim(lease.cwd, owner=OTHER, lease=timedelta(0))
+                taken = state.consolidation_locks.try_claim(lease.key, owner=OTHER, lease=timedelta(0))
             case BackfillLease():
                 taken = Claimed(state.backfill.take_over(owner="another", lease=LEASE))
     assert isinstance(taken, Claimed)

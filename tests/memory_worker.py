@@ -22,6 +22,7 @@ from codex_state import (
     ExtractedMemory,
     MemoryScope,
     Phase1Options,
+    RetryPolicy,
     StateRuntime,
     StateSettings,
     Thread,
@@ -33,7 +34,8 @@ from tests.chaos.channel import Channel
 
 STEPS = {
     "claim": ("codex_state.repositories.jobs", "Phase1JobRepository.claim_candidates"),
-    "store": ("codex_state.memory.extraction", "store_memory"),
+    "store": ("codex_state.memory.extraction", "_store_memory"),
+    "begin": ("codex_state.repositories.jobs", "Phase1JobRepository.begin"),
     "upsert": ("codex_state.repositories.thread_memories", "ThreadMemoryRepository.upsert_if_owner"),
     "succeed": ("codex_state.repositories.jobs", "Phase1JobRepository.succeed"),
     "mark": ("codex_state.repositories.memory_scopes", "MemoryScopeRepository.mark_dirty"),
@@ -56,6 +58,8 @@ class Orders:
     phase: str = "extract"
     lease: float = 3600
     concurrency: int = 1
+    attempts: int = 3
+    """How often a job may crash."""
     log: Path | None = None
     """Gets a line for each call of the worker's function."""
     pause_for: Path | None = None
@@ -135,7 +139,8 @@ def _run(orders: Orders) -> Any:
     lease = timedelta(seconds=orders.lease)
     with StateRuntime.open(settings) as runtime:
         if orders.phase == "extract":
-            options = Phase1Options(lease=lease, concurrency=orders.concurrency)
+            retry = RetryPolicy(attempts=orders.attempts)
+            options = Phase1Options(lease=lease, concurrency=orders.concurrency, retry=retry)
             return run_phase1(runtime, extract, owner=orders.owner, options=options)
         return consolidate_memories(
             runtime,

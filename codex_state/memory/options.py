@@ -10,8 +10,7 @@ from uuid import UUID
 
 from codex_state.errors import InvalidInputError
 from codex_state.memory.leases import trust_window
-from codex_state.models import SCOPE_CWD, SCOPE_USER
-from codex_state.repositories.jobs import CRASHES_ALLOWED
+from codex_state.models import CRASHES_ALLOWED, SCOPE_CWD, SCOPE_USER
 
 PHASE1_LEASE = timedelta(hours=1)
 CONSOLIDATION_LEASE = timedelta(minutes=10)

@@ -44,7 +44,7 @@ _process_lock = Lock()
 
 @contextmanager
 def one_per_process() -> Iterator[None]:
-    """Alembic keeps its context in globals, so one thread of a process migrates at a time, whatever the database.
+    """One thread of a process migrates at a time, whatever the database: loading scripts isn't made for more.
 
     Raises:
         DatabaseBusyError: another thread has been migrating for ``WAIT``.

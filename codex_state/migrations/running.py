@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from codex_state.errors import SchemaError, SchemaOutdatedError, StateError, classify
 from codex_state.migrations.exclusive import exclusive_transaction, one_per_process
+from codex_state.migrations.guests import set_aside
 from codex_state.migrations.stored import HEAD, connected, current_revision, verified_revision, where
 
 
@@ -92,15 +96,52 @@ def _move(connection: Connection, revision: str, *, down: bool = False) -> Migra
 
 
 def _run(connection: Connection, revision: str, *, down: bool) -> None:
-    # Imported when there is something to do: Alembic costs more than opening a current database.
-    from alembic import command
+    """Run the scripts without ``env.py`` and without Alembic's proxies, which a service's own migrations may be using.
 
-    from codex_state.migrations.location import configuration
+    ``alembic.context`` and ``alembic.op`` are one for the whole process. A service's ``env.py`` may open a state, in
+    the middle of its own upgrade, and a thread of it may upgrade meanwhile.
+    """
+    with without_noise():
+        # Imported when there is something to do: Alembic costs more than opening a current database.
+        from alembic.operations import Operations
+        from alembic.runtime.migration import MigrationContext
+        from alembic.script import ScriptDirectory
 
-    if down:
-        command.downgrade(configuration(connection), revision)
-    else:
-        command.upgrade(configuration(connection), revision)
+        from codex_state.migrations.drift import context_options
+        from codex_state.migrations.location import scripts_directory
+
+        scripts = ScriptDirectory(str(scripts_directory()))
+
+        def steps(current: Any, _context: MigrationContext) -> Any:
+            between = scripts._downgrade_revs if down else scripts._upgrade_revs  # noqa: SLF001 - as Alembic's commands
+            return between(revision, current)
+
+        options = context_options() | {"fn": steps, "script": scripts, "render_as_batch": True}
+        context = MigrationContext.configure(connection, opts=options)
+        operations = Operations(context)
+        for script in scripts.walk_revisions():
+            # Its ``from alembic import op`` gave it the proxy; the module was loaded for this run alone.
+            vars(script.module)["op"] = operations
+        with set_aside(connection):
+            context.run_migrations()
+
+
+@contextmanager
+def without_noise() -> Iterator[None]:
+    """Keep what Alembic tells of each step from a service's log, as long as this thread is at it."""
+    thread = get_ident()
+
+    def is_worth_telling(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or record.thread != thread
+
+    loggers = [logging.getLogger(name) for name in ("alembic.runtime.migration", "alembic.runtime.plugins")]
+    for logger in loggers:
+        logger.addFilter(is_worth_telling)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_worth_telling)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from codex_state.models.backfill import BackfillState, BackfillStatus
 from codex_state.models.base import StateModel, entities, metadata
 from codex_state.models.leases import (
+    CRASHES_ALLOWED,
     SCOPE_CWD,
     SCOPE_USER,
     BackfillLease,
@@ -46,10 +47,13 @@ from codex_state.models.thread import (
     DynamicTool,
     MemoryMode,
     Thread,
+    nanoseconds_of,
     open_threads,
+    thread_key,
 )
 
 __all__ = [
+    "CRASHES_ALLOWED",
     "EXTRACTABLE_THREADS",
     "IS_SHOWN",
     "LOCAL_HOME",
@@ -94,7 +98,9 @@ __all__ = [
     "UnreadableRow",
     "UnshownThreads",
     "metadata",
+    "nanoseconds_of",
     "open_threads",
+    "thread_key",
 ]
 
 # Snapshots are made without the constructor, which is what otherwise makes SQLAlchemy finish its mapping.

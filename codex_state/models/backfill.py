@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import CheckConstraint, Column
@@ -39,11 +38,11 @@ class BackfillState(StateModel, table=True):
     )
     last_watermark: str | None = Field(default=None, sa_column=Column(columns.text))
     """Path, relative to the home and with ``/``, up to which every rollout has been handled."""
-    last_success_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
-    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    last_success_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """When the state last moved, by the database's clock. A running backfill's lease is measured from here."""
     ownership_token: str | None = Field(default=None, sa_column=Column(columns.text))
-    claimed_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    claimed_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
     """Who works (or last worked) on it, for people: host, process, and what it says of itself."""
     owner_process: str | None = Field(default=None, sa_column=Column(columns.text))

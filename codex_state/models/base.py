@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Self
 
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 from sqlalchemy import MetaData
 from sqlalchemy.orm import registry
 from sqlmodel import SQLModel
@@ -25,6 +27,17 @@ metadata = MetaData(
 entities = registry(metadata=metadata)
 
 
+def _instrumented(entity: Any) -> Any:
+    """A validated entity as SQLAlchemy makes them: it can be added to a session."""
+    mapper = getattr(type(entity), "__mapper__", None)
+    if mapper is None or "_sa_instance_state" in vars(entity):
+        return entity
+    made = mapper.class_manager.new_instance()
+    vars(made).update({name: value for name, value in vars(entity).items() if name in type(entity).model_fields})
+    object.__setattr__(made, "__pydantic_fields_set__", entity.__pydantic_fields_set__)
+    return made
+
+
 class StateModel(SQLModel, registry=entities):
     """Base of the entities, with a registry and metadata of its own.
 
@@ -32,9 +45,19 @@ class StateModel(SQLModel, registry=entities):
     same database, its Alembic autogeneration finds ours there and would drop them, unless its ``env.py`` says
     ``include_name=codex_state.migrations.except_codex_state``.
 
-    As with every SQLModel table, the constructor doesn't validate: ``model_validate`` does, and the schema's CHECK
-    constraints are the last word.
+    As with every SQLModel table, the constructor doesn't validate: ``model_validate`` and ``model_validate_json`` do,
+    as FastAPI does with a body, and the schema's CHECK constraints are the last word.
     """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate what comes as JSON or in a request's body: SQLModel leaves tables to their constructor there."""
+        schema = handler(source)
+        model: Any = handler.resolve_ref_schema(schema)
+        while model["type"] != "model":
+            model = model["schema"]
+        model["custom_init"] = False
+        return core_schema.no_info_after_validator_function(_instrumented, schema)
 
     @classmethod
     def snapshot(cls, values: Sequence[Any]) -> Self:

@@ -13,14 +13,16 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
+from pydantic import AfterValidator
 from sqlalchemy import BigInteger, Dialect, Integer, String, Text, TypeDecorator, Uuid
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
 from codex_state.errors import InvalidInputError, InvalidRowError
+from codex_state.models.comparisons import FlagComparator, IdComparator, Ids, Moments, TimeComparator
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,6 +45,15 @@ def from_epoch_seconds(seconds: int) -> datetime:
         return _EPOCH + timedelta(0, seconds)
     except (OverflowError, TypeError) as error:
         raise InvalidRowError(f"stored time out of range: {seconds!r}") from error
+
+
+def _aware(moment: datetime) -> datetime:
+    to_epoch_seconds(moment)
+    return moment.astimezone(UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_aware)]
+"""A time of an entity. Where entities are validated, one without a zone is refused and the others become UTC."""
 
 
 # What reads a stored value. Types give these as they are, in place of process_result_value, which costs two calls more
@@ -87,11 +98,12 @@ def _optional_path_of(spelled: str | None) -> Path | None:
     return _path_of(spelled) if spelled else None
 
 
-class UuidText(TypeDecorator[UUID]):
+class UuidText(TypeDecorator[UUID], Ids):
     """``uuid.UUID``: lower-case hyphenated text on SQLite, the native type on PostgreSQL. Both order alike."""
 
     impl = String
     cache_ok = True
+    comparator_factory = IdComparator
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(Uuid() if dialect.name == "postgresql" else Text())
@@ -140,11 +152,12 @@ def _whole_number(value: int | None) -> int | None:
 big_integer = WholeNumber()
 
 
-class EpochSeconds(TypeDecorator[datetime]):
+class EpochSeconds(TypeDecorator[datetime], Moments):
     """Aware UTC ``datetime``, stored as whole epoch seconds. A naive time is refused."""
 
     impl = BigInteger
     cache_ok = True
+    comparator_factory = TimeComparator
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(Integer() if dialect.name == "sqlite" else BigInteger())
@@ -196,10 +209,11 @@ class OptionalText(TypeDecorator[str]):
 
 
 class IntegerFlag(TypeDecorator[bool]):
-    """``bool``, stored as 0 or 1 in an integer column on both databases."""
+    """``bool``, stored as 0 or 1 in an integer column on both databases. Such a column is a ``FlagColumn``."""
 
     impl = Integer
     cache_ok = True
+    comparator_factory = FlagComparator
 
     def process_bind_param(self, value: bool | None, dialect: Dialect) -> int | None:  # noqa: FBT001
         if value is None:
@@ -224,13 +238,13 @@ class CompactJson(TypeDecorator[Any]):
     def process_bind_param(self, value: Any, dialect: Dialect) -> str:
         try:
             return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInputError(f"value is not JSON: {error}") from error
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         try:
             return json.loads(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRowError(f"stored text is not JSON: {value!r:.80}") from error
 
 

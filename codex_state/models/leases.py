@@ -21,6 +21,9 @@ from codex_state.sql import normal_spelling
 SCOPE_CWD = "cwd"
 SCOPE_USER = "user"
 
+CRASHES_ALLOWED = 3
+"""How often a job's work may end with its worker before the job fails for good."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryScope:

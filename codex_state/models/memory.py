@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from uuid import UUID
@@ -12,6 +11,8 @@ from sqlmodel import Field
 
 from codex_state.models import columns
 from codex_state.models.base import StateModel
+from codex_state.models.comparisons import FlagColumn
+from codex_state.models.leases import MemoryScope, Phase1Key
 
 
 class ThreadMemory(StateModel, table=True):
@@ -43,12 +44,17 @@ class ThreadMemory(StateModel, table=True):
     scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
     raw_memory: str = Field(sa_column=Column(columns.text, nullable=False))
     memory_summary: str = Field(sa_column=Column(columns.text, nullable=False))
-    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """Strictly increases with every write of the row (law L4), so it may run ahead of the clock."""
-    last_used_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    last_used_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     used_count: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
-    invalidated_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    invalidated_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     invalid_reason: str | None = Field(default=None, sa_column=Column(columns.text))
+
+    @property
+    def scope(self) -> MemoryScope:
+        """What it is about."""
+        return MemoryScope(self.scope_kind, self.scope_key)
 
 
 class Phase1Status(StrEnum):
@@ -92,18 +98,18 @@ class Phase1Job(StateModel, table=True):
     scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
     status: Phase1Status = Field(sa_column=Column(columns.EnumText(Phase1Status), nullable=False))
     owner_session_id: UUID | None = Field(default=None, sa_column=Column(columns.UuidText()))
-    started_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    started_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When the lease was granted or last renewed, by the database's clock. A lease is measured from here."""
-    finished_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    finished_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     failure_reason: str | None = Field(default=None, sa_column=Column(columns.text))
-    source_updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    source_updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """Which version of the thread is (or was) extracted: its ``updated_at`` at the claim."""
     raw_memory_path: Path | None = Field(default=None, sa_column=Column(columns.PathText()))
     summary_hash: str | None = Field(default=None, sa_column=Column(columns.text))
     ownership_token: str | None = Field(default=None, sa_column=Column(columns.text))
     attempt: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     """Grows by one with every claim: a fencing number for resources outside the database."""
-    retry_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    retry_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When a failed job may be claimed again; ``None`` makes the failure terminal."""
     failures: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     """How many attempts for this version of the thread have failed; a retry policy counts them."""
@@ -113,10 +119,22 @@ class Phase1Job(StateModel, table=True):
     """The process that claimed it or last renewed it (``codex_state.processes``); ``None`` if nobody can judge it."""
     lease_seconds: int | None = Field(default=None, sa_column=Column(columns.big_integer))
     """For how long it was granted by the claim or the last renewal: its lease is over when that time has passed."""
-    begun_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    begun_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When the holder's work began; ``None`` before. A lease that is over after that counts as a crash."""
     crashes: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     """How often its work ended with its worker since it last succeeded or was requeued."""
+    source_ns: int | None = Field(default=None, sa_column=Column(columns.big_integer))
+    """Which of the versions within the second of ``source_updated_at``: the thread's ``updated_ns`` at the claim."""
+
+    @property
+    def scope(self) -> MemoryScope:
+        """Of which scope the memory is extracted."""
+        return MemoryScope(self.scope_kind, self.scope_key)
+
+    @property
+    def key(self) -> Phase1Key:
+        """What repositories call the job."""
+        return Phase1Key(self.thread_id, self.scope)
 
 
 class MemoryScopeDirty(StateModel, table=True):
@@ -130,9 +148,14 @@ class MemoryScopeDirty(StateModel, table=True):
 
     scope_kind: str = Field(sa_column=Column(columns.text, primary_key=True))
     scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
-    dirty: bool = Field(sa_column=Column(columns.IntegerFlag(), nullable=False))
-    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    dirty: bool = Field(sa_column=FlagColumn(columns.IntegerFlag(), nullable=False))
+    updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """Strictly increases while the scope is marked dirty again, so "nothing new since I read" is one comparison."""
+
+    @property
+    def scope(self) -> MemoryScope:
+        """The scope itself."""
+        return MemoryScope(self.scope_kind, self.scope_key)
 
 
 class ConsolidationLock(StateModel, table=True):
@@ -143,7 +166,7 @@ class ConsolidationLock(StateModel, table=True):
 
     cwd: Path = Field(sa_column=Column(columns.PathText(), primary_key=True))
     working_thread_id: UUID = Field(sa_column=Column(columns.UuidText(), nullable=False))
-    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """When the lock was taken or last renewed, by the database's clock."""
     ownership_token: str = Field(sa_column=Column(columns.text, nullable=False))
     owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
@@ -162,7 +185,7 @@ class NamedLock(StateModel, table=True):
     name: str = Field(sa_column=Column(columns.text, primary_key=True))
     owner: str = Field(default="", sa_column=Column(columns.text, nullable=False, server_default=""))
     """What the holder says of itself, for people."""
-    renewed_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    renewed_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """When the lock was taken or last renewed, by the database's clock."""
     ownership_token: str = Field(sa_column=Column(columns.text, nullable=False))
     owner_name: str | None = Field(default=None, sa_column=Column(columns.text))

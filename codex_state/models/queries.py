@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Self
 from uuid import UUID
 
-from codex_state.errors import InvalidInputError
+from codex_state.errors import InvalidInputError, did_you_mean
 from codex_state.models.thread import Thread
 
 
@@ -48,6 +48,19 @@ class Anchor:
         return cls(ts, thread_id)
 
 
+def _sort_key(key: str) -> SortKey:
+    try:
+        return SortKey(key)
+    except ValueError:
+        keys = [known.value for known in SortKey]
+        raise InvalidInputError(f"no sort key: {key!r}; there are {', '.join(keys)}{did_you_mean(key, keys)}") from None
+
+
+def _refuse_single_text(name: str, values: Collection[str]) -> None:
+    if isinstance(values, str):
+        raise InvalidInputError(f"{name}: one text in place of several: {values!r}; give [{values!r}]")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadQuery:
     """Which threads are wanted, and which page of them. Values of one filter are alternatives; an empty one is off."""
@@ -68,6 +81,20 @@ class ThreadQuery:
     """How many threads a page holds at most; 0 gives an empty page."""
     anchor: Anchor | None = None
     """The previous page's ``next_anchor``; ``None`` for the first page."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently list something else.
+
+        Raises:
+            InvalidInputError: a value is of the wrong kind, or no sort key.
+        """
+        object.__setattr__(self, "sort_key", _sort_key(self.sort_key))
+        _refuse_single_text("sources", self.sources)
+        _refuse_single_text("providers", self.providers)
+        if type(self.limit) is not int:
+            raise InvalidInputError(f"limit: not a whole number: {self.limit!r}")
+        if self.anchor is not None and not isinstance(self.anchor, Anchor):
+            raise InvalidInputError(f"anchor: not an Anchor: {self.anchor!r}; Anchor.parse reads a cursor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +153,12 @@ class LogQuery:
     """Only lines written after this one."""
     limit: int | None = field(default=None)
     descending: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently look for something else.
+
+        Raises:
+            InvalidInputError: one text where several are asked for.
+        """
+        for name in ("module_like", "file_like", "thread_ids"):
+            _refuse_single_text(name, getattr(self, name))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Column, Connection, ForeignKey, Index, Table, event, inspect, text, update
 from sqlalchemy.orm import Mapper
 from sqlmodel import Field
 
+from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX
 from codex_state.models import columns
 from codex_state.models.base import StateModel
+from codex_state.models.comparisons import FlagColumn
 
 LOCAL_HOME = "local"
 """The ``home`` of every row in a database that serves one Codex home, which an SQLite file always does."""
@@ -61,11 +63,16 @@ class MemoryMode(StrEnum):
     POLLUTED = "polluted"
 
 
+def _this_second() -> datetime:
+    """Now, as it will be read back."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 class Thread(StateModel, table=True):
     """One agent session, as its rollout file tells it. The rollout is the truth; this row can be rebuilt from it.
 
     Not so the name, a chosen memory mode and the pin, which somebody gave it: those are primary data. A service may
-    also store threads that have no rollout, which are primary data as a whole.
+    also store threads that have no rollout, which are primary data as a whole: an id and a source are enough for one.
     """
 
     __tablename__ = "threads"
@@ -73,6 +80,7 @@ class Thread(StateModel, table=True):
         CheckConstraint("archived IN (0, 1)", name="archived"),
         CheckConstraint("tokens_used >= 0", name="tokens_used"),
         CheckConstraint("pinned IN (0, 1)", name="pinned"),
+        CheckConstraint("updated_ns >= 0", name="updated_ns"),
         # What a page may ask for, and its order: each listing has an index that is best by any estimate.
         Index("idx_threads_archived", *_BY_UPDATED_AT),
         Index("idx_threads_created_at", *_BY_CREATED_AT),
@@ -84,46 +92,69 @@ class Thread(StateModel, table=True):
     )
 
     id: UUID = Field(sa_column=Column(columns.UuidText(), primary_key=True))
+    """Its id. ``thread_key()`` is a column of a service's own that refers to it."""
     rollout_path: Path | None = Field(default=None, sa_column=Column(columns.OptionalPath(), nullable=False))
     """Where the rollout lies; ``None``, or the empty path, when it isn't known: a service's own threads have none."""
-    created_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
-    updated_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    created_at: columns.Moment = Field(
+        default_factory=_this_second, sa_column=Column(columns.EpochSeconds(), nullable=False)
+    )
+    """When it was started; now, unless it is given. Stored in whole seconds, as every time here."""
+    updated_at: columns.Moment = Field(
+        default_factory=_this_second, sa_column=Column(columns.EpochSeconds(), nullable=False)
+    )
+    """When something last happened in it; now, unless it is given. Memories are extracted again when it is later."""
     source: str = Field(sa_column=Column(columns.text, nullable=False))
     """Who started it: ``cli``, ``vscode``, ``exec``, ``mcp``, ``unknown``, or compact JSON for sub-agents."""
-    model_provider: str = Field(sa_column=Column(columns.text, nullable=False))
-    cwd: Path = Field(sa_column=Column(columns.PathText(), nullable=False))
+    model_provider: str = Field(default="", sa_column=Column(columns.text, nullable=False))
+    """Who serves its model, such as ``openai``; the empty text when it isn't known."""
+    cwd: Path = Field(default=Path(), sa_column=Column(columns.PathText(), nullable=False))
     """The normalised working directory; the empty path when it isn't known."""
     title: str = Field(default="", sa_column=Column(columns.text, nullable=False))
     """What the thread is about by its rollout: the first message. ``name`` is what a user called it."""
-    sandbox_policy: str = Field(sa_column=Column(columns.text, nullable=False))
+    sandbox_policy: str = Field(default=DEFAULT_SANDBOX, sa_column=Column(columns.text, nullable=False))
     """Compact JSON, for example ``{"type":"read-only"}``."""
-    approval_mode: str = Field(sa_column=Column(columns.text, nullable=False))
+    approval_mode: str = Field(default=DEFAULT_APPROVAL, sa_column=Column(columns.text, nullable=False))
+    """When the user is asked: ``untrusted``, ``on-failure``, ``on-request``, ``never``."""
     tokens_used: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
-    archived: bool = Field(default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0"))
+    """How many tokens its turns have taken, as its rollout counts them."""
+    archived: bool = Field(
+        default=False, sa_column=FlagColumn(columns.IntegerFlag(), nullable=False, server_default="0")
+    )
     """Whether ``archived_at`` is set; every write derives it from there."""
-    archived_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    archived_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """Since when it is archived; ``None`` when it isn't."""
     git_sha: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The commit that was checked out when it was started."""
     git_branch: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The branch at that time."""
     git_origin_url: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The remote ``origin`` at that time."""
     cli_version: str = Field(default="", sa_column=Column(columns.text, nullable=False, server_default=""))
+    """Which version of the client started it; the empty text when it isn't known."""
     first_user_message: str | None = Field(
         default=None, sa_column=Column(columns.OptionalText(), nullable=False, server_default="")
     )
     """What the user first asked."""
     agent_nickname: str | None = Field(default=None, sa_column=Column(columns.text))
+    """What a spawned thread's agent is called among others."""
     agent_role: str | None = Field(default=None, sa_column=Column(columns.text))
+    """What a spawned thread's agent is there for."""
     agent_path: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Where a spawned thread's agent stands in the tree of agents."""
     memory_mode: str = Field(
         default=MemoryMode.ENABLED.value,
         sa_column=Column(columns.text, nullable=False, server_default=MemoryMode.ENABLED.value),
     )
+    """What may be remembered of it: a ``MemoryMode``. Any other text counts as not enabled."""
     model: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The model of its latest turn."""
     reasoning_effort: str | None = Field(default=None, sa_column=Column(columns.text))
+    """How hard that model was asked to think."""
     home: str = Field(default=LOCAL_HOME, sa_column=Column(columns.text, nullable=False, server_default=LOCAL_HOME))
     """Which Codex home owns the rollout: only that home may judge that the file is gone."""
     name: str | None = Field(default=None, sa_column=Column(columns.text))
     """What a user called it, here or in Codex; shown in place of the title."""
-    name_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    name_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When the name was given. Of two names the newer one stays."""
     original_name: str | None = Field(default=None, sa_column=Column(columns.text))
     """What the original's own database called it when that was last read: only another name there is news."""
@@ -137,17 +168,54 @@ class Thread(StateModel, table=True):
     """The thread that spawned this one as a sub-agent."""
     forked_from_id: UUID | None = Field(default=None, sa_column=Column(columns.UuidText()))
     """The thread whose history this one began with."""
-    memory_mode_chosen_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    memory_mode_chosen_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When somebody chose the memory mode here; ``None`` when it is the rollout's. A rebuild keeps a choice."""
-    gone_at: datetime | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    gone_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """Since when its home misses the rollout. Such threads aren't listed, and their rows stay."""
-    pinned: bool = Field(default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0"))
+    pinned: bool = Field(default=False, sa_column=FlagColumn(columns.IntegerFlag(), nullable=False, server_default="0"))
     """Whether a user pinned it."""
+
+    updated_ns: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
+    """The nanoseconds of ``updated_at`` within its second, which tell two versions in one second apart; 0 when they
+    aren't known. Writes take them from a time that has them."""
 
     @property
     def display_name(self) -> str:
         """What people are shown of it in one line: its name, else its title, first message or preview, else nothing."""
         return self.name or self.title or self.first_user_message or self.preview or ""
+
+
+def thread_key(
+    *,
+    ondelete: Literal["CASCADE", "RESTRICT", "SET NULL"] | None = None,
+    nullable: bool = False,
+    primary_key: bool = False,
+    unique: bool = False,
+    index: bool = True,
+) -> Any:
+    """A field of a service's own table that refers to a thread.
+
+    ``thread_id: UUID = thread_key()`` has the type in which both databases store our ids, so that it joins with
+    ``Thread.id``, and a foreign key to it.
+
+    Args:
+        ondelete: what becomes of the row when its thread is deleted. By default a thread that rows refer to can't be.
+        nullable: whether there are rows without a thread: ``thread_id: UUID | None = thread_key(nullable=True)``.
+        primary_key: whether it is the table's key, or a part of it.
+        unique: whether a thread has one row at most.
+        index: whether the rows of a thread are looked up, as a foreign key does when its thread is deleted.
+    """
+    threads: Table = Thread.__table__  # type: ignore[attr-defined]
+    column: Column[UUID] = Column(
+        columns.UuidText(),
+        # The column itself: its table is in other metadata than the service's, where its name means nothing.
+        ForeignKey(threads.c.id, ondelete=ondelete),
+        nullable=nullable,
+        primary_key=primary_key,
+        unique=unique or None,
+        index=(index and not (primary_key or unique)) or None,
+    )
+    return Field(default=None, sa_column=column) if nullable else Field(sa_column=column)
 
 
 def _add_settled_columns(threads: Table) -> None:
@@ -179,12 +247,26 @@ def _add_settled_columns(threads: Table) -> None:
 _add_settled_columns(Thread.__table__)  # type: ignore[attr-defined]
 
 
+@event.listens_for(Thread, "before_insert")
+def _note_nanoseconds(_mapper: Mapper[Thread], _connection: Connection, thread: Thread) -> None:
+    if thread.updated_at.microsecond:
+        thread.updated_ns = nanoseconds_of(thread.updated_at)
+
+
 @event.listens_for(Thread, "before_update")
-def _open_for_its_new_directory(_mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
-    """Another directory is another scope, also where a service's session writes it."""
-    if inspect(thread).attrs.cwd.history.has_changes():
+def _open_for_its_new_version(mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
+    """Another directory is another scope, and one second may bring two versions, also where a service writes them."""
+    _note_nanoseconds(mapper, connection, thread)
+    changed = inspect(thread).attrs
+    if changed.cwd.history.has_changes() or changed.updated_ns.history.has_changes():
         threads: Table = Thread.__table__  # type: ignore[attr-defined]
-        connection.execute(update(threads).where(threads.c.id == thread.id).values(cwd_settled_for=None))
+        anew = {"cwd_settled_for": None, "user_settled_for": None}
+        connection.execute(update(threads).where(threads.c.id == thread.id).values(anew))
+
+
+def nanoseconds_of(moment: datetime) -> int:
+    """The nanoseconds of a time within its second."""
+    return moment.microsecond * 1000
 
 
 class DynamicTool(StateModel, table=True):
@@ -202,6 +284,6 @@ class DynamicTool(StateModel, table=True):
     input_schema: Any = Field(sa_column=Column(columns.CompactJson(), nullable=False))
     """Any JSON value; usually a JSON Schema object."""
     defer_loading: bool = Field(
-        default=False, sa_column=Column(columns.IntegerFlag(), nullable=False, server_default="0")
+        default=False, sa_column=FlagColumn(columns.IntegerFlag(), nullable=False, server_default="0")
     )
     namespace: str | None = Field(default=None, sa_column=Column(columns.text))

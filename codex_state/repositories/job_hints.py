@@ -42,6 +42,7 @@ from codex_state.repositories.job_claims import (
     FAILED,
     JOBS,
     RUNNING,
+    VERSION,
     Search,
     has_scope,
     is_claimable,
@@ -89,7 +90,8 @@ The hint that it leaves is another one each time: ``settled_threads`` may know t
 def reopen(kinds: tuple[str, ...], *, from_the_dead: bool = False) -> ReturningUpdate[Any]:
     """Take the hints back from threads of which a job of these kinds has become claimable by itself.
 
-    It looks at every running job. Its parameters are ``new_lease_seconds``, as the claim's, and ``dead_processes`` for jobs of the dead as well.
+    It looks at every running job. Its parameters are ``new_lease_seconds``, as the claim's, and ``dead_processes`` for
+    jobs of the dead as well.
     """
     by_themselves = [
         (_jobs.c.status == RUNNING, JOBS.is_over),
@@ -208,8 +210,8 @@ def _is_settled(kind: str, *, from_the_dead: bool) -> ColumnElement[bool]:
         .where(
             is_job_of(_threads.c.id, kind, key_of(kind, normal_path(_threads.c.cwd))),
             or_(_jobs.c.status == FAILED, _jobs.c.source_updated_at >= _threads.c.updated_at),
-            ~is_claimable(_threads.c.updated_at),
-            *([~is_claimable(_threads.c.updated_at, from_the_dead=True)] if from_the_dead else []),
+            ~is_claimable(VERSION),
+            *([~is_claimable(VERSION, from_the_dead=True)] if from_the_dead else []),
         )
         .correlate(_threads)
         .exists()

@@ -25,13 +25,13 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    type_coerce,
     update,
 )
 
 from codex_state.clock import server_now, trust_clock
 from codex_state.errors import InvalidInputError, ThreadNotFoundError
 from codex_state.models import (
+    CRASHES_ALLOWED,
     Claimed,
     HolderWrite,
     MemoryScope,
@@ -45,8 +45,8 @@ from codex_state.models import (
     SkipReason,
     Thread,
 )
-from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, stored_uuid, text
-from codex_state.repositories import job_claims, job_hints, leases
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
+from codex_state.repositories import given_rows, job_claims, job_hints, leases
 from codex_state.repositories.base import select_entity, table_of, whole_seconds
 from codex_state.repositories.job_claims import (
     FAILED,
@@ -54,7 +54,9 @@ from codex_state.repositories.job_claims import (
     JOBS,
     RUNNING,
     SUCCEEDED,
+    VERSION,
     Search,
+    Version,
     claim_from,
     give_up,
     is_claimable,
@@ -63,15 +65,14 @@ from codex_state.repositories.job_claims import (
 )
 from codex_state.repositories.leases import LeaseRepository
 from codex_state.repositories.prepared import atomically, by_index, planned_anew
-from codex_state.sql import contains, json_item, json_rows, unindexed
+from codex_state.sql import contains, is_any_of, json_item, json_rows, unindexed
 
 _jobs = JOBS.table
 _threads = table_of(Thread)
 
-CRASHES_ALLOWED = 3
-"""How often a job's work may end with its worker before it fails for good."""
-
 _source = bindparam("new_source", type_=EpochSeconds())
+# Of an older version than the thread's, or a newer one, nobody can tell.
+_source_ns = case((_threads.c.updated_at == _source, VERSION.ns), else_=null())
 _claimed = (
     # From the thread's row, so that a job without a thread is "no row came back" rather than a broken transaction.
     select(
@@ -82,6 +83,7 @@ _claimed = (
         bindparam("new_owner", type_=UuidText()),
         server_now(),
         _source,
+        _source_ns,
         bindparam("new_token", type_=text),
         literal_column("1"),
         *leases.NEW_OWNER.values(),
@@ -114,7 +116,9 @@ _REFUSAL = (
             else_=SkipReason.RUNNING.value,
         ).label("reason"),
         case((_threads.c.updated_at > _source, 1), else_=0).label("is_older"),
-        case((or_(_jobs.c.thread_id.is_(None), is_claimable(_source)), 1), else_=0).label("may_be_claimed"),
+        case((or_(_jobs.c.thread_id.is_(None), is_claimable(Version(_source, _source_ns))), 1), else_=0).label(
+            "may_be_claimed"
+        ),
         case((_jobs.c.status == RUNNING, _jobs.c.owner_process)).label("holder"),
         case((and_(_jobs.c.status == RUNNING, IS_WORN_OUT), 1), else_=0).label("is_worn_out"),
     )
@@ -177,11 +181,12 @@ _REQUEUE_OVER = update(_jobs).where(JOBS.is_key, left_behind()).values(_left_beh
 _REQUEUE_FROM_THE_DEAD = (
     update(_jobs).where(JOBS.is_key, JOBS.is_of_the_dead).values(_left_behind).returning(_jobs.c.attempt)
 )
+_found = given_rows.given_rows(thread_id=UuidText())
 _MISSED_THEIR_FILE = (
     update(_jobs)
     .where(
-        type_coerce(_jobs.c.thread_id, stored_uuid).in_(bindparam("thread_ids", expanding=True, type_=stored_uuid)),
-        _jobs.c.status == FAILED,
+        is_any_of(_jobs.c.thread_id, select(_found.c.thread_id).scalar_subquery()),
+        unindexed(_jobs.c.status) == FAILED,
         _jobs.c.retry_at.is_(None),
         contains(_jobs.c.failure_reason, literal_column(f"'{FileNotFoundError.__name__}'", text)),
     )
@@ -461,7 +466,8 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
         Returns:
             How many jobs were reopened.
         """
-        return len(self._all(_MISSED_THEIR_FILE, {"thread_ids": list(thread_ids)})) if thread_ids else 0
+        given = given_rows.parameters_of((thread_id,) for thread_id in thread_ids)
+        return len(self._all(_MISSED_THEIR_FILE, given)) if thread_ids else 0
 
     def get(self, key: Phase1Key) -> Phase1Job | None:
         """The job, or ``None`` when it was never claimed."""

@@ -38,7 +38,6 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from codex_state.errors import classify
-from codex_state.sqlite_connection import StateConnection
 
 _CACHE_ATTRIBUTE = "codex_state_prepared"
 _CACHE_SIZE = 1024
@@ -267,8 +266,8 @@ def _in_transaction(connection: Connection) -> Callable[[Connection], bool]:
 def _in_sqlite_transaction(connection: Connection) -> bool:
     """Whether what is written now is part of a transaction, which may begin with it."""
     driver: Any = connection.connection.driver_connection
-    if isinstance(driver, StateConnection):
-        return driver.joins_transaction()
+    if (joins_transaction := getattr(driver, "joins_transaction", None)) is not None:
+        return bool(joins_transaction())  # one of our engines'
     # With an isolation level, Python's driver itself begins a transaction before the first write. What is called
     # autocommit since Python 3.12 is below aiosqlite's connection.
     by_itself = driver.isolation_level is None or getattr(getattr(driver, "_conn", driver), "autocommit", None) is True

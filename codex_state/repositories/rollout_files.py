@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from msgspec.structs import fields
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     and_,
     bindparam,
     case,
     delete,
+    false,
     func,
     literal_column,
     null,
@@ -26,15 +28,30 @@ from sqlalchemy.types import TypeEngine
 
 from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileState, Thread
-from codex_state.models.columns import UuidText, big_integer, stored_type, stored_uuid, text
+from codex_state.models.columns import UuidText, big_integer, stored_type, text
 from codex_state.repositories.base import Repository, seconds_of, table_of
-from codex_state.repositories.prepared import execute
+from codex_state.repositories.given_rows import given_rows, parameters_of
+from codex_state.repositories.memory_scopes import MemoryScopeRepository
+from codex_state.repositories.prepared import atomically, by_index, execute
+from codex_state.sql import is_any_of
 
 _threads = table_of(Thread)
 _files = table_of(RolloutFile)
 
 ROLLOUT_COLUMNS = tuple(field.name for field in fields(ThreadDraft))
 """The columns of ``threads`` that rollouts decide. An upsert from rollouts touches no other that a caller can set."""
+
+
+def still_settled(new: Any) -> dict[str, ColumnElement[Any]]:
+    """What an upsert leaves of the hints that a thread is settled: see ``job_hints``.
+
+    Another directory is another scope, and of two versions within one second their times don't tell.
+    """
+    is_new = and_(_threads.c.updated_at == new.updated_at, _threads.c.updated_ns != new.updated_ns)
+    return {
+        "cwd_settled_for": case((or_(_threads.c.cwd != new.cwd, is_new), null()), else_=_threads.c.cwd_settled_for),
+        "user_settled_for": case((is_new, null()), else_=_threads.c.user_settled_for),
+    }
 
 
 def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Insert:
@@ -44,7 +61,7 @@ def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Ins
         {name: bindparam(name, type_=type_of(_threads.c[name].type)) for name in written}
     )
     row, new = _threads.c, statement.excluded
-    said_at = bindparam("memory_mode_said_at", type_=big_integer)
+    said_at = bindparam("memory_mode_said_at", type_=BigInteger())
     is_chosen = and_(
         row.memory_mode_chosen_at.is_not(None), or_(said_at.is_(None), said_at <= row.memory_mode_chosen_at)
     )
@@ -65,7 +82,7 @@ def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Ins
             else_=new.archived_at,
         ),
         # Another directory is another scope, which nobody has settled.
-        "cwd_settled_for": case((row.cwd == new.cwd, row.cwd_settled_for), else_=null()),
+        **still_settled(new),
         "gone_at": null(),
     }
     return statement.on_conflict_do_update(
@@ -92,10 +109,9 @@ _PAGE = (
     .order_by(_files.c.path)
     .limit(bindparam("row_limit", type_=big_integer))
 )
-_is_of_these = type_coerce(_files.c.thread_id, stored_uuid).in_(
-    bindparam("thread_ids", expanding=True, type_=stored_uuid)
-)
-_OF_THREADS = _rows.where(_OF_HOME, _is_of_these)
+_given_ids = select(given_rows(thread_id=UuidText()).c.thread_id).scalar_subquery()
+# By the threads' index: all files of a home are more than theirs, which PostgreSQL can't know of a home that is new.
+_OF_THREADS = _rows.where(func.coalesce(_OF_HOME, false()), is_any_of(_files.c.thread_id, _given_ids))
 _AT = _rows.where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
 _insert_file = insert(_files).values(
     {column.key: bindparam(column.key, type_=stored_type(column.type)) for column in _files.columns}
@@ -153,18 +169,16 @@ _MOVE_HOME = (
     )
     .returning(_threads.c.id)
 )
-_HOMES = select(_threads.c.id, _threads.c.home).where(
-    _threads.c.id.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))
-)
+_HOMES = select(_threads.c.id, _threads.c.home).where(is_any_of(_threads.c.id, _given_ids))
 
 
 class RolloutFileRepository(Repository):
     """The inventory of a home's files (``rollout_files``), and what it makes of the ``threads`` table."""
 
-    def page(self, home: str = LOCAL_HOME, *, after: str = "", limit: int = 5000) -> list[FileRow]:
-        """The next files of a home in the order of their paths."""
+    def page(self, home: str = LOCAL_HOME, *, after: str = "", limit: int = 5000) -> Iterator[FileRow]:
+        """The next files of a home in the order of their paths. Read at once, and each made when it is asked for."""
         parameters = {"of_home": home, "after": after, "row_limit": limit}
-        return list(execute(self._connection, _PAGE, parameters, FileRow._make))
+        return map(FileRow._make, execute(self._connection, _PAGE, parameters, tuple))
 
     def get(self, path: str, home: str = LOCAL_HOME) -> FileRow | None:
         """What is known of one file."""
@@ -175,8 +189,13 @@ class RolloutFileRepository(Repository):
         """The files of each of these threads, for a few hundred at once. Ids are texts, as they are stored."""
         found: dict[str, list[FileRow]] = {}
         if thread_ids:
-            for row in self._all(_OF_THREADS, {"of_home": home, "thread_ids": list(thread_ids)}):
-                found.setdefault(row.thread_id, []).append(FileRow(*row))
+            parameters = parameters_of((thread_id,) for thread_id in thread_ids) | {"of_home": home}
+            connection = self._connection
+            # PostgreSQL takes a table for small that was nearly empty when it was last analysed.
+            with by_index(connection):
+                rows = execute(connection, _OF_THREADS, parameters, FileRow._make)
+            for row in rows:
+                found.setdefault(row.thread_id or "", []).append(row)
         return found
 
     def put(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -214,8 +233,13 @@ class RolloutFileRepository(Repository):
         A row has the fields of ``ThreadDraft``, ``home``, and ``memory_mode_said_at``: when the rollout said so. A row
         of another home stays as it is when its rollout was written later than this one: the thread has moved there.
         """
-        self._many(_UPSERT_DRAFTS, rows)
+        with atomically(self._connection):
+            scopes = MemoryScopeRepository(self._session)
+            scopes.mark_dirty_of_changed((row["id"], row["memory_mode"]) for row in rows)
+            self._many(_UPSERT_DRAFTS, rows)
 
     def homes_of(self, thread_ids: Collection[UUID]) -> dict[UUID, str]:
         """Which home the row of each of these threads belongs to."""
-        return {row.id: row.home for row in self._all(_HOMES, {"thread_ids": list(thread_ids)})} if thread_ids else {}
+        if not thread_ids:
+            return {}
+        return {row.id: row.home for row in self._all(_HOMES, parameters_of((each,) for each in thread_ids))}

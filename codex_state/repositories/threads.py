@@ -11,7 +11,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
-    Update,
     and_,
     bindparam,
     case,
@@ -28,21 +27,21 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from codex_state.clock import server_now
 from codex_state.errors import InvalidInputError, InvalidRowError
 from codex_state.models import (
-    LOCAL_HOME,
     Anchor,
     Thread,
     ThreadQuery,
     ThreadsPage,
     UnreadableRow,
     UnshownThreads,
+    nanoseconds_of,
 )
-from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, PathText, UuidText, text
+from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, text
 from codex_state.repositories import thread_listing, thread_names, thread_references
 from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
 from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.prepared import atomically
-from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS, UPSERT_FROM_ROLLOUTS
+from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS, UPSERT_FROM_ROLLOUTS, still_settled
 from codex_state.repositories.thread_listing import Reads, statement_of
 
 _COUNTED_UNSHOWN = 1000
@@ -67,16 +66,12 @@ _OF_HOME = _threads.c.home == bindparam("of_home", type_=text)
 _HAS_ROLLOUT = _threads.c.rollout_path != literal_column("''")
 
 
-def _unless_moved_to(cwd: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Whether the thread's directory is settled, which another directory isn't: it is another scope."""
-    return case((_threads.c.cwd == cwd, _threads.c.cwd_settled_for), else_=null())
-
-
 def _overwrite(*kept: str, where: ColumnElement[bool] | None = None, **instead: Any) -> Insert:
     updates: dict[str, ColumnElement[Any]] = {
         column.key: _insert.excluded[column.key] for column in _columns if column.key not in {"id", *kept}
     }
-    updates["cwd_settled_for"] = _unless_moved_to(_insert.excluded.cwd)
+    # Another directory is another scope, which nobody has settled.
+    updates |= still_settled(_insert.excluded)
     return _insert.on_conflict_do_update(index_elements=["id"], set_=updates | instead, where=where)
 
 
@@ -101,8 +96,6 @@ _UPSERT = _overwrite(
 _INSERT_IF_ABSENT = _insert.on_conflict_do_nothing(index_elements=["id"]).returning(_threads.c.id)
 
 _PATH = select(_threads.c.rollout_path).where(_BY_ID)
-_ROLLOUTS_OF = select(_threads.c.id, _threads.c.rollout_path, _threads.c.updated_at).where(_IN_IDS, _HAS_ROLLOUT)
-_ALL_PATHS = select(_threads.c.rollout_path).where(_OF_HOME, _HAS_ROLLOUT)
 _PATH_ARCHIVED = {flag: _PATH.where(_threads.c.archived == flag) for flag in (True, False)}
 
 _SET_ARCHIVED = (
@@ -114,19 +107,6 @@ _SET_ARCHIVED = (
         rollout_path=bindparam("new_rollout_path", type_=OptionalPath()),
         gone_at=null(),
         updated_at=func.coalesce(bindparam("new_updated_at", type_=EpochSeconds()), _threads.c.updated_at),
-    )
-    .returning(_threads.c.id)
-)
-_RELOCATE = (
-    update(_threads)
-    .where(_BY_ID, _OF_HOME)
-    .values(
-        rollout_path=bindparam("new_rollout_path", type_=OptionalPath()),
-        gone_at=null(),
-        cwd=bindparam("new_cwd", type_=PathText()),
-        cwd_settled_for=_unless_moved_to(bindparam("new_cwd", type_=PathText())),
-        archived=bindparam("new_archived", type_=IntegerFlag()),
-        archived_at=bindparam("new_archived_at", type_=EpochSeconds()),
     )
     .returning(_threads.c.id)
 )
@@ -148,12 +128,6 @@ _MARK_GONE = (
     .values(gone_at=server_now())
     .returning(_threads.c.id)
 )
-_MARK_FOUND = (
-    update(_threads)
-    .where(_IN_IDS, _OF_HOME, _threads.c.gone_at.is_not(None))
-    .values(gone_at=null())
-    .returning(_threads.c.id)
-)
 _DELETE_GONE = (
     delete(_threads)
     .where(
@@ -167,7 +141,6 @@ _DELETE_GONE = (
     .returning(_threads.c.id)
 )
 _SET_ARCHIVED_OF_HOME = _SET_ARCHIVED.where(_OF_HOME)
-_ROLLOUTS_WITH_HOMES = _ROLLOUTS_OF.add_columns(_threads.c.home)
 _LOCK_ALL = select(_threads.c.id).where(_IN_IDS).order_by(_threads.c.id).with_for_update()
 _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
@@ -211,10 +184,14 @@ class ThreadRepository(Repository):
         its rollout was written later than this one: the thread has moved there.
         """
         told = (*ROLLOUT_COLUMNS, "home")
-        rows = (_row_of(thread) for thread in threads)
-        self._many(
-            UPSERT_FROM_ROLLOUTS, [{name: row[name] for name in told} | {"memory_mode_said_at": None} for row in rows]
-        )
+        rows = [_row_of(thread) for thread in threads]
+        with atomically(self._connection):
+            scopes = MemoryScopeRepository(self._session)
+            scopes.mark_dirty_of_changed((str(row["id"]), row["memory_mode"]) for row in rows)
+            self._many(
+                UPSERT_FROM_ROLLOUTS,
+                [{name: row[name] for name in told} | {"memory_mode_said_at": None} for row in rows],
+            )
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""
@@ -296,10 +273,6 @@ class ThreadRepository(Repository):
         row = self._one(statement, {"thread_id": thread_id})
         return None if row is None else row.rollout_path
 
-    def rollout_paths(self, home: str = LOCAL_HOME) -> Sequence[Path]:
-        """Where all rows of a home that have a rollout say it lies: about 200 bytes each in memory."""
-        return [row.rollout_path for row in self._all(_ALL_PATHS, {"of_home": home})]
-
     def mark_archived(
         self,
         thread_id: UUID,
@@ -348,31 +321,6 @@ class ThreadRepository(Repository):
             return self._one(_SET_ARCHIVED, parameters) is not None
         return self._one(_SET_ARCHIVED_OF_HOME, parameters | {"of_home": home}) is not None
 
-    def relocate(
-        self, thread_id: UUID, rollout_path: Path, *, cwd: Path, archived_at: datetime | None, home: str = LOCAL_HOME
-    ) -> bool:
-        """Repair where the thread's rollout lies, its directory, and since when it is archived (``None``: it isn't).
-
-        Tells whether the thread has a row of this home. Another home's row isn't touched.
-        """
-        parameters = {
-            "thread_id": thread_id,
-            "of_home": home,
-            "new_rollout_path": rollout_path,
-            "new_cwd": cwd,
-            "new_archived": archived_at is not None,
-            "new_archived_at": archived_at,
-        }
-        return self._one(_RELOCATE, parameters) is not None
-
-    def rollouts_of(self, thread_ids: Collection[UUID]) -> dict[UUID, tuple[Path, datetime, str]]:
-        """Where the rollouts of these threads lie, when they were last written, and in which home, by their rows.
-
-        Threads without a rollout are left out. For a few hundred threads at once.
-        """
-        rows = self._all(_ROLLOUTS_WITH_HOMES, {"thread_ids": list(thread_ids)}) if thread_ids else ()
-        return {row.id: (row.rollout_path, row.updated_at, row.home) for row in rows}
-
     def set_memory_mode(self, thread_id: UUID, memory_mode: str) -> bool:
         """Choose what may be remembered of the thread; a rebuild keeps the choice. Tells whether it has a row.
 
@@ -405,20 +353,9 @@ class ThreadRepository(Repository):
         Returns:
             The threads whose rollout wasn't known to be gone.
         """
-        return self._marked(_MARK_GONE, thread_ids, home)
-
-    def mark_found(self, thread_ids: Collection[UUID], home: str) -> Sequence[UUID]:
-        """Note that the rollouts of these threads are there again. The arguments are those of ``mark_gone``.
-
-        Returns:
-            The threads whose rollout had been gone.
-        """
-        return self._marked(_MARK_FOUND, thread_ids, home)
-
-    def _marked(self, statement: Update, thread_ids: Collection[UUID], home: str) -> Sequence[UUID]:
         if not thread_ids:
             return []
-        return [row.id for row in self._all(statement, {"thread_ids": list(thread_ids), "of_home": home})]
+        return [row.id for row in self._all(_MARK_GONE, {"thread_ids": list(thread_ids), "of_home": home})]
 
     def take_names(self, names: Iterable[tuple[UUID, str, int]]) -> int:
         """Take names that were given elsewhere, each with its thread and the epoch second when it was given.
@@ -488,6 +425,7 @@ def _row_of(thread: Thread) -> dict[str, Any]:
         **thread.column_values(),
         "archived": thread.archived_at is not None,
         "name": thread.name or None,
+        "updated_ns": nanoseconds_of(thread.updated_at) or thread.updated_ns,
     }
 
 

@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from codex_state import telemetry
 from codex_state.errors import IntegrityViolationError, InvalidInputError, StateError, UnknownCommitOutcomeError
-from codex_state.models import BackfillLease, BackfillStatus, Claimed, SkipReason
-from codex_state.rollout.extractors import Extractor, InProcess, InWorkers, worker_count
+from codex_state.models import BackfillLease, BackfillStatus, Claimed, RolloutFileState, SkipReason
+from codex_state.rollout.extractors import in_process, in_workers, worker_count
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.index import Settled, Settling, store, store_singly
 from codex_state.rollout.inventory import Change, Comparison, old_root_of
@@ -166,8 +166,13 @@ class _Run:
         if workers is None:
             workers = worker_count(bytes_total)
         if files_total:
-            with closing(self._extractor(workers)) as extractor:
-                results = extractor.results(changes, self._renew_in_time)
+            work = changes, str(runtime.codex_home), runtime.default_provider, self._renew_in_time
+            extracting = (
+                in_workers(*work, workers=workers, poll_seconds=self._renewal_interval)
+                if workers
+                else in_process(*work)
+            )
+            with closing(extracting) as results:
                 while batch := list(islice(results, runtime.settings.backfill_batch_size)):
                     self._commit(batch)
                     if self._on_progress is not None:
@@ -175,12 +180,13 @@ class _Run:
         names.take(self.under_lease, everything=bool(self.report.upserted))
         _run_fenced(runtime, self._complete)
 
-    def under_lease(self, work: Callable[[State], object]) -> None:
-        """Run a unit of work that is kept only if the lease is still ours (law L2)."""
+    def under_lease(self, work: Callable[[State], object], *, watermark: str | None = None) -> None:
+        """Run a unit of work that is kept only if the lease is still ours (law L2), and note how far it is done."""
 
         def unit(state: State) -> None:
             work(state)
-            if not state.backfill.renew(self._lease):
+            lease = self._lease
+            if not (state.backfill.renew(lease) if watermark is None else state.backfill.checkpoint(lease, watermark)):
                 raise _LeaseLostError
 
         _run_fenced(self._runtime, unit)
@@ -194,12 +200,6 @@ class _Run:
         # An earlier attempt may have been kept without its answer coming back.
         if found is None or not own or found.status is not BackfillStatus.COMPLETE:
             raise _LeaseLostError
-
-    def _extractor(self, workers: int) -> Extractor:
-        home, provider = str(self._runtime.codex_home), self._runtime.default_provider
-        if workers == 0:
-            return InProcess(home, provider)
-        return InWorkers(home, provider, workers, poll_seconds=self._renewal_interval)
 
     def _changes(self) -> tuple[Iterable[Change], int, int]:
         """The changes, how many there are, and the bytes to be read. What can't be looked into is noted on the way.
@@ -215,7 +215,7 @@ class _Run:
             if files <= _KEPT_CHANGES:
                 kept.append(change)
         for failure in comparison.failures:
-            self._note_failure(failure.path, failure.error)
+            self._note_failure(failure.path, failure.error or "unknown")
         return kept if files <= _KEPT_CHANGES else Comparison(self._runtime), files, size
 
     def _note_failure(self, path: str, error: str) -> None:
@@ -236,30 +236,19 @@ class _Run:
 
     def _renew_in_time(self) -> None:
         """Keep the lease while a batch takes long."""
-        if time.monotonic() - self._renewed < self._renewal_interval:
-            return
-        if not _run_fenced(self._runtime, lambda state: state.backfill.renew(self._lease)):
-            raise _LeaseLostError
-        self._renewed = time.monotonic()
+        if time.monotonic() - self._renewed >= self._renewal_interval:
+            self.under_lease(lambda _state: None)
 
     def _commit(self, batch: list[tuple[Change, Result | None]]) -> None:
         """Store a batch and its checkpoint in one transaction (law L5)."""
         settled = self._settling.settle(batch)
-        watermark = batch[-1][0].path
+        home, watermark = self._runtime.home, batch[-1][0].path
         try:
-            _run_fenced(self._runtime, lambda state: self._store(state, settled, watermark, store))
+            self.under_lease(lambda state: store(state, settled, home), watermark=watermark)
         except (InvalidInputError, IntegrityViolationError):
             # One row can't be stored. The rest of the batch is worth more than the speed of writing it at once.
-            _run_fenced(self._runtime, lambda state: self._store(state, settled, watermark, store_singly))
-        self._renewed = time.monotonic()
+            self.under_lease(lambda state: store_singly(state, settled, home), watermark=watermark)
         self._account(batch, settled)
-
-    def _store(
-        self, state: State, settled: Settled, watermark: str, write: Callable[[State, Settled, str], None]
-    ) -> None:
-        write(state, settled, self._runtime.home)
-        if not state.backfill.checkpoint(self._lease, watermark):
-            raise _LeaseLostError
 
     def _account(self, batch: list[tuple[Change, Result | None]], settled: Settled) -> None:
         report = self.report
@@ -269,7 +258,7 @@ class _Run:
             else:
                 report.scanned += 1
                 self._bytes_done += change.found.size
-        failed = dict(settled.failures())
+        failed = {path: row["error"] for path, row in settled.files.items() if row["state"] == RolloutFileState.FAILED}
         for path, error in failed.items():
             _log.info("not indexed: %s: %s", path, error)
             self._note_failure(path, error)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from itertools import islice
 from queue import SimpleQueue
-from typing import Protocol
 
 import msgspec
 
 from codex_state.rollout.inventory import Change
 from codex_state.rollout.worker import Job, Result, extract_one, receive, run_job, send
-
-_log = logging.getLogger("codex_state")
 
 JOB_SIZE = 25
 """Rollouts per job: enough to make a hop between processes cheap, few enough to share the work evenly."""
@@ -30,19 +26,8 @@ _WORTH_WORKERS_BYTES = 48 * 1024 * 1024
 _MAX_WORKERS = 8
 
 WhileWaiting = Callable[[], None]
-
-
-class Extractor(Protocol):
-    """Extracts rollouts in order, holding only a few results at a time."""
-
-    def results(self, changes: Iterable[Change], while_waiting: WhileWaiting) -> Iterator[tuple[Change, Result | None]]:
-        """The result for each change, in order; none for a file that is gone.
-
-        ``while_waiting`` is called every now and then.
-        """
-
-    def close(self) -> None:
-        """Stop."""
+Extracting = tuple[Change, Result | None]
+"""A change, and what its file says; nothing for one that is gone."""
 
 
 def worker_count(total_bytes: int) -> int:
@@ -51,69 +36,62 @@ def worker_count(total_bytes: int) -> int:
     return 0 if total_bytes < _WORTH_WORKERS_BYTES or cores < 2 else min(cores, _MAX_WORKERS)
 
 
-class InProcess:
-    """Extracts in this process, one rollout after the other."""
+def in_process(
+    changes: Iterable[Change], home: str, default_provider: str, while_waiting: WhileWaiting
+) -> Generator[Extracting, None, None]:
+    """The result for each change, in order, by this process alone. ``while_waiting`` is called every now and then."""
+    for change in changes:
+        result = None if change.found is None else extract_one(f"{home}/{change.path}", default_provider)
+        while_waiting()
+        yield change, result
 
-    def __init__(self, home: str, default_provider: str) -> None:
-        self._home = home
-        self._default_provider = default_provider
 
-    def results(self, changes: Iterable[Change], while_waiting: WhileWaiting) -> Iterator[tuple[Change, Result | None]]:
-        """The result for each change, in order."""
-        for change in changes:
-            there = change.found is not None
-            result = extract_one(f"{self._home}/{change.path}", self._default_provider) if there else None
+def in_workers(
+    changes: Iterable[Change],
+    home: str,
+    default_provider: str,
+    while_waiting: WhileWaiting,
+    *,
+    workers: int,
+    poll_seconds: float,
+) -> Generator[Extracting, None, None]:
+    """The same by so many child processes, with ``while_waiting`` called every ``poll_seconds`` at least."""
+    source = iter(changes)
+    pending: deque[tuple[list[Change], Future[list[Result]]]] = deque()
+    with closing(_Pool(workers)) as pool:
+        while True:
+            # So much that the children go on while a batch is stored, and little beside what a batch holds.
+            while len(pending) < workers * 8 and (batch := list(islice(source, JOB_SIZE))):
+                paths = [f"{home}/{change.path}" for change in batch if change.found is not None]
+                pending.append((batch, pool.submit(Job(paths, default_provider))))
+            if not pending:
+                return
+            batch, future = pending.popleft()
             while_waiting()
-            yield change, result
+            while not wait([future], poll_seconds).done:
+                while_waiting()
+            results = iter(future.result())
+            for change in batch:
+                yield change, None if change.found is None else next(results)
 
-    def close(self) -> None:
-        """Nothing to stop."""
 
+class _Pool:
+    """Child processes, and a thread for each that hands it jobs. A child that dies is replaced by this process."""
 
-class InWorkers:
-    """Extracts in child processes. A thread for each hands it jobs; a child that dies is replaced by this process."""
-
-    def __init__(self, home: str, default_provider: str, workers: int, poll_seconds: float) -> None:
-        self._home = home
-        self._default_provider = default_provider
-        self._poll_seconds = poll_seconds
-        # So much that the children go on while a batch is stored, and little beside what a batch holds.
-        self._ahead = workers * 8
-        self._idle: SimpleQueue[_Child] = SimpleQueue()
+    def __init__(self, workers: int) -> None:
         self._children: list[_Child] = []
-        try:
-            for _ in range(workers):
-                self._children.append(_Child())
-        except OSError as error:
-            # An embedded Python may not know its own executable. A child less is no harm.
-            _log.info("a decoding process can't be started: %s", error)
+        # An embedded Python may not know its own executable. A child less is no harm.
+        with suppress(OSError):
+            self._children.extend(_Child() for _ in range(workers))
+        self._idle: SimpleQueue[_Child] = SimpleQueue()
         for child in self._children:
             self._idle.put(child)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="codex-state-extract")
 
-    def results(self, changes: Iterable[Change], while_waiting: WhileWaiting) -> Iterator[tuple[Change, Result | None]]:
-        """The result for each change, in order."""
-        source = iter(changes)
-        pending: deque[tuple[list[Change], Future[list[Result]]]] = deque()
-        while True:
-            while len(pending) < self._ahead and (batch := list(islice(source, JOB_SIZE))):
-                paths = [f"{self._home}/{change.path}" for change in batch if change.found is not None]
-                pending.append((batch, self._threads.submit(self._run, Job(paths, self._default_provider))))
-            if not pending:
-                return
-            batch, future = pending.popleft()
-            while True:
-                try:
-                    results = iter(future.result(timeout=self._poll_seconds))
-                    break
-                except TimeoutError:
-                    while_waiting()
-            while_waiting()
-            for change in batch:
-                yield change, None if change.found is None else next(results)
+    def submit(self, job: Job) -> Future[list[Result]]:
+        return self._threads.submit(self._run, job)
 
     def close(self) -> None:
-        """End the children: they stop when their input ends, and at once when they are told to."""
         for child in self._children:
             child.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from msgspec import Struct
+
 from codex_state.rollout.format import canonical_uuid
 
 SESSIONS_DIRECTORY = "sessions"
@@ -34,23 +36,13 @@ _COPY = re.compile(r"(rollout-[0-9T-]{19}-[0-9a-f-]{36}(?:_[0-9a-f-]{36})?)[^0-9
 """What file managers and synchronisers make of a name: ``… (1)``, ``… 2``, ``….sync-conflict-…``."""
 
 
-class FoundFile(NamedTuple):
+class FoundFile(Struct, frozen=True, gc=False):
     """A rollout that was met on a walk."""
 
     path: str
     """Relative to the home, with ``/``."""
     size: int
     mtime_ns: int
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.path.rpartition("/")[2]
-
-    @property
-    def archived(self) -> bool:
-        """Whether it lies under ``archived_sessions``."""
-        return is_archived(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +136,6 @@ def relative_to(home: Path, path: Path) -> str | None:
     return None
 
 
-def is_archived_path(home: Path, path: Path) -> bool:
-    """Whether the rollout lies under the home's ``archived_sessions``."""
-    return is_archived(relative_to(home, path) or "")
-
-
 def modified_seconds(status: os.stat_result) -> int:
     """When a file was last written, in whole epoch seconds, rounded down."""
     return status.st_mtime_ns // 1_000_000_000
@@ -167,7 +154,7 @@ def walk_rollouts(
         on_problem: called with every directory that can't be read, every name that isn't UTF-8 and every symbolic link
             that is passed over; the walk goes on.
     """
-    report = on_problem or _ignore
+    report = on_problem or (lambda _problem: None)
     for root in sorted((ARCHIVED_SESSIONS_DIRECTORY, SESSIONS_DIRECTORY)):
         in_archive = root == ARCHIVED_SESSIONS_DIRECTORY
         if archived in (None, in_archive) and (home / root).is_dir():
@@ -179,14 +166,10 @@ def find_rollouts(
 ) -> list[Path]:
     """The rollouts whose names say exactly this id, the thread's newest first, copies last."""
     spelled = str(thread_id)
-    found = []
-    for file in walk_rollouts(home, archived=archived, on_problem=on_problem):
-        name = file.name
-        if spelled not in name.lower():
-            continue
-        parsed = parse_any_name(name)
-        if parsed is not None and parsed.thread_id == thread_id:
-            found.append(file.path)
+    walk = walk_rollouts(home, archived=archived, on_problem=on_problem)
+    likely = [file.path for file in walk if spelled in file.path.lower()]
+    named = ((path, parse_any_name(path.rpartition("/")[2])) for path in likely)
+    found = [path for path, name in named if name is not None and name.thread_id == thread_id]
     return [home / path for path in sorted(found, key=lambda path: rank(path, spelled), reverse=True)]
 
 
@@ -218,32 +201,29 @@ def rank(path: str, thread_id: str) -> tuple[Any, ...]:
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 
-def _ignore(_problem: WalkProblem) -> None:
-    pass
-
-
 def _walk(directory: str, prefix: str, report: OnProblem) -> Iterator[FoundFile]:
     # A stack of its own: directories may be nested more deeply than calls.
     pending = [(directory, prefix, iter(_ordered_entries(directory, report)))]
     while pending:
         directory, prefix, entries = pending[-1]
-        for key, name, status in entries:
-            if status is None:
-                below = f"{directory}/{name}"
+        for key, size, mtime_ns in entries:
+            if size is None:
+                below = f"{directory}/{key[:-1]}"
                 pending.append((below, prefix + key, iter(_ordered_entries(below, report))))
                 break
-            yield FoundFile(prefix + key, status.st_size, status.st_mtime_ns)
+            yield FoundFile(prefix + key, size, mtime_ns)
         else:
             pending.pop()
 
 
-def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, os.stat_result | None]]:
-    """The directories and rollouts in a directory, as (sort key, name, status of a file).
+def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, int | None, int]]:
+    """The directories and rollouts in a directory, as (sort key, size of a file, its time).
 
     The key of a directory ends with ``/``. Sorting by keys at every level gives the order of the whole paths: after
-    ``a-b`` comes ``a/…``, as the characters want it.
+    ``a-b`` comes ``a/…``, as the characters want it. Plain tuples of plain values cost Python's garbage collector
+    nothing: others would have it go through all that the process holds, again and again.
     """
-    found: list[tuple[str, str, os.stat_result | None]] = []
+    found: list[tuple[str, int | None, int]] = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -251,12 +231,13 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, str, 
                 if is_rollout_name(name) and entry.is_file(follow_symlinks=False):
                     if name.isascii() or _is_utf8(directory, name, report):
                         try:
-                            found.append((name, name, entry.stat(follow_symlinks=False)))
+                            status = entry.stat(follow_symlinks=False)
                         except FileNotFoundError:
                             continue  # deleted just now: the others are still there
+                        found.append((name, status.st_size, status.st_mtime_ns))
                 elif entry.is_dir(follow_symlinks=False):
                     if _is_utf8(directory, name, report):
-                        found.append((f"{name}/", name, None))
+                        found.append((f"{name}/", None, 0))
                 elif entry.is_symlink() and (is_rollout_name(name) or entry.is_dir()):
                     report(WalkProblem(f"{directory}/{name}", "a symbolic link, which isn't followed", is_link=True))
     except OSError as error:

@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import RolloutError
-from codex_state.rollout.files import modified_seconds, parse_rollout_name
+from codex_state.rollout.files import RolloutName, modified_seconds, parse_rollout_name
 from codex_state.rollout.format import (
     CompletedItem,
     GoalUpdated,
@@ -41,7 +41,7 @@ from codex_state.rollout.format import (
     source_text,
     trim,
 )
-from codex_state.rollout.reading import Lines, lines_of, open_rollout, skip_blank_lines, unreadable, why_unusable
+from codex_state.rollout.reading import Lines, open_rollout, skip_blank_lines, unreadable, why_unusable
 from codex_state.rollout.times import parse_timestamp
 
 USER_MESSAGE_BEGIN = "## My request for Codex:"
@@ -58,19 +58,14 @@ _RACY_NS = 2_000_000_000
 times in steps of two seconds."""
 
 
-class FileStamp(Struct, frozen=True):
-    """What a file looked like before it was read: whether it is the same now shows by this."""
-
-    size: int
-    mtime_ns: int | None
-    """``None`` when the time can't be trusted to show the next change."""
-
-
-class Extraction(Struct):
+class Extraction(Struct, gc=False):
     """All that one rollout says."""
 
     draft: ThreadDraft
-    stamp: FileStamp
+    size: int
+    """Of the file before it was read. By this and the next it shows whether it is the same now."""
+    mtime_ns: int | None
+    """When it was last written; ``None`` when that can't be trusted to show the next change."""
     memory_mode: str | None
     """The last one that any session_meta names, also a parent's; ``None`` when none does."""
     memory_mode_at: int | None
@@ -200,9 +195,7 @@ class Fold:
             named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - a text, not a Path
             is_strange = named is not None and str(named.thread_id) != meta.id
             if created_at is None or is_strange:
-                if named is None:
-                    raise _ownerless(draft.rollout_path)
-                draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+                _take(named, draft)
                 return
         draft.id, draft.created_at = meta.id, created_at
 
@@ -273,10 +266,7 @@ class Fold:
         """
         draft = self.draft
         if not draft.id:
-            named = parse_rollout_name(os.path.basename(draft.rollout_path))  # noqa: PTH119 - as above
-            if named is None:
-                raise _ownerless(draft.rollout_path)
-            draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
+            _take(parse_rollout_name(os.path.basename(draft.rollout_path)), draft)  # noqa: PTH119 - as above
         if self._usage is not None:
             draft.tokens_used = max(0, self._usage.total_token_usage.total_tokens)
         draft.first_user_message = draft.first_user_message or self._salvaged.first_user_message
@@ -309,11 +299,14 @@ _IN_HEAD = _AFTER_HEAD | {ResponseItem: Fold._response_item}  # noqa: SLF001
 """The same before the first session_meta. Nearly all lines are response items, and only there they matter."""
 
 
-def _ownerless(path: str) -> RolloutError:
-    return RolloutError(
-        f"the rollout {path} doesn't say whose it is: it has no session_meta with a readable timestamp, and its name "
-        "is not rollout-<time>-<id>.jsonl"
-    )
+def _take(named: RolloutName | None, draft: ThreadDraft) -> None:
+    """Take from a file's name whose rollout it is."""
+    if named is None:
+        raise RolloutError(
+            f"the rollout {draft.rollout_path} doesn't say whose it is: it has no session_meta with a readable "
+            "timestamp, and its name is not rollout-<time>-<id>.jsonl"
+        )
+    draft.id, draft.created_at = str(named.thread_id), int(named.created_at.timestamp())
 
 
 def user_text(message: str) -> str:
@@ -376,22 +369,23 @@ def extract(path: str, default_provider: str) -> Extraction:
     fold = Fold(ThreadDraft("", path), default_provider)
     # What is appended while reading makes the file newer than its row, never the row newer than it should be.
     file, status = open_rollout(path)
-    stamp = FileStamp(status.st_size, telling_time(status.st_mtime_ns))
+    mtime_ns = telling_time(status.st_mtime_ns)
     with file:
         try:
-            parse_errors, unknown_lines, used = fold.all_lines(lines_of(file, status))
+            parse_errors, unknown_lines, used = fold.all_lines(file)
         except OSError as error:
             raise unreadable(path, error) from error
     if not used:
         raise RolloutError(f"the rollout {path} {why_unusable(path, parse_errors, unknown_lines)}")
     draft = fold.finish()
-    draft.updated_at = modified_seconds(status)
+    draft.updated_at, draft.updated_ns = modified_seconds(status), status.st_mtime_ns % 1_000_000_000
     if not _EARLIEST <= draft.updated_at <= _LATEST:
         raise RolloutError(f"the rollout {path} has a modification time out of range: {draft.updated_at} s")
     owner, tools = fold.tools
     return Extraction(
         draft=draft,
-        stamp=stamp,
+        size=status.st_size,
+        mtime_ns=mtime_ns,
         memory_mode=fold.memory_mode,
         memory_mode_at=fold.memory_mode_at,
         tools=tools,
@@ -420,9 +414,8 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
             return
         fold = Fold(ThreadDraft("", path), default_provider)
         try:
-            file, status = open_rollout(path)
-            with file:
-                begins_at = _fold_up_to(fold, lines_of(file, status), end)
+            with open_rollout(path)[0] as file:
+                begins_at = _fold_up_to(fold, file, end)
             found = fold.finish()
         except (OSError, RolloutError):
             continue

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from codex_state.errors import RolloutError
 from codex_state.rollout.format import GitInfo, ResponseItem, SessionMeta, decode_tolerantly
-from codex_state.rollout.reading import Lines, lines_of, open_rollout, skip_blank_lines, unreadable
+from codex_state.rollout.reading import Lines, open_rollout, skip_blank_lines, unreadable
 
 
 def read_session_meta(path: Path) -> SessionMeta:
@@ -42,10 +42,9 @@ def git_of(path: Path, thread_id: str) -> GitInfo | None:
 
 
 def _read(path: Path) -> tuple[SessionMeta, bool]:
-    file, status = open_rollout(str(path))
-    with file:
+    with open_rollout(str(path))[0] as file:
         try:
-            head, is_first = _head_of(lines_of(file, status))
+            head, is_first = _head_of(file)
         except OSError as error:
             raise unreadable(str(path), error) from error
     if isinstance(head, SessionMeta):

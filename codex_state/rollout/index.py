@@ -27,7 +27,7 @@ from codex_state.models.columns import path_to_text
 from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.head import git_of
-from codex_state.rollout.inventory import Change, paths_of
+from codex_state.rollout.inventory import Change, file_row, paths_of
 from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
 from codex_state.runtime import State, StateRuntime
 
@@ -47,10 +47,6 @@ class Settled:
     file_of: dict[str, str] = field(default_factory=dict)
     """The file of each thread among ``extractions``."""
 
-    def failures(self) -> Iterable[tuple[str, str]]:
-        """Path and reason of each file that couldn't be used."""
-        return ((path, row["error"]) for path, row in self.files.items() if row["state"] == RolloutFileState.FAILED)
-
 
 class Settling:
     """Decides for batches of changed files; reads again only where a thread has several."""
@@ -69,30 +65,27 @@ class Settling:
         Args:
             batch: each change with what its file says; ``None`` for a file that is gone.
         """
-        settled = Settled()
+        settled = Settled(dropped={change.path for change, _ in batch if change.found is None})
         results = {change.path: result for change, result in batch if result is not None}
         found = {change.path: change.found for change, _ in batch if change.found is not None}
-        threads: dict[str, set[str]] = {}
-        for change, result in batch:
-            owner, concerned = _owners(change, result)
-            for thread_id in concerned:
-                paths = threads.setdefault(thread_id, set())
-                if thread_id == owner:
-                    paths.add(change.path)
-            if change.found is None:
-                settled.dropped.add(change.path)
-            elif owner is None and isinstance(result, Failed):
-                settled.files[change.path] = self._failed(change.path, change.found, result, None)
+        threads = _by_thread(batch)
+        for path in threads.pop("", ()):
+            if isinstance(failed := results[path], Failed):
+                settled.files[path] = self._row(path, found[path], RolloutFileState.FAILED, None, failed)
         with self._runtime.read() as state:
             known = state.rollout_files.of_threads(threads.keys(), self._runtime.home)
         for thread_id, paths in threads.items():
             rows = {row.path: row for row in known.get(thread_id, ())}
-            unchanged = {path for path in paths_of([*rows.values()]) if path not in found} - settled.dropped
-            present = _newest_first(paths | unchanged, thread_id)
+            unchanged = {path for path in paths_of(rows.values()) if path not in found} - settled.dropped
+            present = _newest_first([*paths, *unchanged], thread_id)
             if present:
-                settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
-                settled.dropped -= set(present)
-                self._choose(settled, thread_id, {path: found.get(path) or rows[path] for path in present}, results)
+                if rows:
+                    settled.dropped |= {path for path, row in rows.items() if row.state == RolloutFileState.GONE}
+                    settled.dropped.difference_update(present)
+                files = {path: found.get(path) or rows[path] for path in present}
+                has_row_of = {path for path, row in rows.items() if row.state == RolloutFileState.INDEXED}
+                if not self._choose(settled, thread_id, files, results) and not has_row_of.issubset(present):
+                    settled.gone.add(thread_id)  # what is left of it can't be read
             elif rows:
                 settled.gone.add(thread_id)
                 for path in rows.keys() & settled.dropped:
@@ -102,8 +95,12 @@ class Settling:
 
     def _choose(
         self, settled: Settled, thread_id: str, files: dict[str, FoundFile | FileRow], results: dict[str, Result]
-    ) -> None:
-        """The newest of a thread's files that can be read makes its row. ``files`` has the newest first."""
+    ) -> bool:
+        """The newest of a thread's files that can be read makes its row. ``files`` has the newest first.
+
+        Returns:
+            Whether there is one.
+        """
         winner = None
         for position, (path, looked) in enumerate(files.items()):
             if winner is not None:
@@ -112,14 +109,14 @@ class Settling:
                 continue
             result = results.get(path) or extract_one(f"{self._home}/{path}", self._provider)
             if isinstance(result, Failed):
-                settled.files[path] = self._failed(path, looked, result, thread_id)
+                settled.files[path] = self._row(path, looked, RolloutFileState.FAILED, thread_id, result)
             elif result.extraction.draft.id == thread_id:
                 winner = path
                 self._win(settled, path, result.extraction, [*files][position + 1 :])
+        return winner is not None
 
     def _win(self, settled: Settled, path: str, extraction: Extraction, earlier: Sequence[str]) -> None:
-        draft = msgspec.structs.replace(extraction.draft)
-        extraction = msgspec.structs.replace(extraction, draft=draft)
+        draft = extraction.draft
         if extraction.base_end is not None:
             go_on_from(extraction, [f"{self._home}/{each}" for each in earlier], self._provider)
         for each in reversed(earlier):
@@ -135,62 +132,51 @@ class Settling:
         draft.archived_at = draft.updated_at if draft.archived else None
         settled.extractions.append(extraction)
         settled.file_of[draft.id] = path
-        settled.files[path] = {
-            "home": self._runtime.home,
-            "path": path,
-            "thread_id": draft.id,
-            "size": extraction.stamp.size,
-            "mtime_ns": extraction.stamp.mtime_ns,
-            "state": RolloutFileState.INDEXED.value,
-            "error": None,
-            "parse_errors": extraction.parse_errors,
-            "unknown_lines": extraction.unknown_lines,
-        }
+        settled.files[path] = file_row(
+            self._runtime.home,
+            path,
+            RolloutFileState.INDEXED,
+            extraction.size,
+            extraction.mtime_ns,
+            thread_id=draft.id,
+            parse_errors=extraction.parse_errors,
+            unknown_lines=extraction.unknown_lines,
+        )
 
     def _row(
         self,
         path: str,
-        looked: FoundFile | FileRow | None,
+        looked: FoundFile | FileRow,
         state: RolloutFileState,
         thread_id: str | None,
-        error: str | None = None,
-    ) -> dict[str, Any]:
-        return {
-            "home": self._runtime.home,
-            "path": path,
-            "thread_id": thread_id,
-            "size": 0 if looked is None else looked.size,
-            "mtime_ns": None if looked is None or looked.mtime_ns is None else telling_time(looked.mtime_ns),
-            "state": state.value,
-            "error": error,
-            "parse_errors": None,
-            "unknown_lines": None,
-        }
-
-    def _failed(
-        self, path: str, looked: FoundFile | FileRow | None, failed: Failed, thread_id: str | None
+        failed: Failed | None = None,
     ) -> dict[str, Any]:
         # As everything that is known of a file, this holds wherever the home is moved to.
-        error = failed.error.replace(f"{self._home}/{path}", path)
-        row = self._row(path, looked, RolloutFileState.FAILED, thread_id, error)
-        # What the file holds stays as it is. What kept it from being read may be over at any time.
-        return row | {"mtime_ns": None} if failed.may_pass else row
+        error = None if failed is None else failed.error.replace(f"{self._home}/{path}", path)
+        mtime_ns = looked.mtime_ns and telling_time(looked.mtime_ns)
+        if failed is not None and failed.may_pass:
+            mtime_ns = None  # what kept it from being read may be over at any time
+        return file_row(self._runtime.home, path, state, looked.size, mtime_ns, thread_id=thread_id, error=error)
 
 
-def _newest_first(paths: set[str], thread_id: str) -> list[str]:
-    if len(paths) < 2:
-        return [*paths]
-    return sorted(paths, key=lambda path: rank(path, thread_id), reverse=True)
+def _newest_first(paths: list[str], thread_id: str) -> list[str]:
+    return paths if len(paths) < 2 else sorted(paths, key=lambda path: rank(path, thread_id), reverse=True)
 
 
-def _owners(change: Change, result: Result | None) -> tuple[str | None, set[str]]:
-    """Whose file it is now, and all threads for which something may have changed.
+def _by_thread(batch: Iterable[tuple[Change, Result | None]]) -> dict[str, list[str]]:
+    """All threads for which something may have changed, and which of the files are theirs now.
 
-    Its content says whose it is; its name does where it can't be read.
+    A file's content says whose it is; its name does where it can't be read. Those that are nobody's are under ``""``.
     """
-    owner = result.extraction.draft.id if isinstance(result, Extracted) else change.named
-    before = None if change.known is None else change.known.thread_id
-    return (None if result is None else owner), {thread_id for thread_id in (owner, before) if thread_id is not None}
+    threads: dict[str, list[str]] = {}
+    for change, result in batch:
+        owner = result.extraction.draft.id if isinstance(result, Extracted) else change.named or ""
+        paths = threads.setdefault(owner, [])
+        if result is not None:
+            paths.append(change.path)
+        if change.known is not None and change.known.thread_id is not None:
+            threads.setdefault(change.known.thread_id, [])
+    return threads
 
 
 def store(state: State, settled: Settled, home: str) -> None:
@@ -225,7 +211,9 @@ def store_singly(state: State, settled: Settled, home: str) -> None:
 
 def thread_row(draft: ThreadDraft, home: str, memory_mode_said_at: int | None) -> dict[str, Any]:
     """The parameters that write a draft: see ``RolloutFileRepository.upsert_threads``."""
-    return msgspec.structs.asdict(draft) | {"home": home, "memory_mode_said_at": memory_mode_said_at}
+    row = msgspec.structs.asdict(draft)
+    row["home"], row["memory_mode_said_at"] = home, memory_mode_said_at
+    return row
 
 
 def take_in(runtime: StateRuntime, paths: Iterable[str]) -> None:

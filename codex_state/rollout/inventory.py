@@ -8,10 +8,12 @@ read again, because its next change might not show.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
 
 from codex_state.models import FileRow, RolloutFileState
 from codex_state.rollout.files import (
@@ -26,8 +28,7 @@ from codex_state.rollout.files import (
 from codex_state.runtime import StateRuntime
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True, gc=False):
     """A file that isn't as the inventory knows it."""
 
     path: str
@@ -55,19 +56,12 @@ class Change:
         return None if named is None else str(named.thread_id)
 
 
-class KnownFailure(NamedTuple):
-    """A file that couldn't be read, and hasn't changed since."""
-
-    path: str
-    error: str
-
-
 class Comparison:
     """One walk through the home's tree and the inventory. Iterate over it once: it gives the changes."""
 
     def __init__(self, runtime: StateRuntime, on_problem: OnProblem | None = None) -> None:
         """Compare the runtime's home with what its database knows of it."""
-        self.failures: list[KnownFailure] = []
+        self.failures: list[FileRow] = []
         """Files that failed before and look the same; filled as the comparison goes."""
         self._runtime = runtime
         self._on_problem = on_problem
@@ -94,7 +88,7 @@ class Comparison:
             if not is_same or row.path in orphans:
                 yield Change(file.path, file, row)
             elif row.state == RolloutFileState.FAILED:
-                self.failures.append(KnownFailure(row.path, row.error or "unknown"))
+                self.failures.append(row)
             row = next(known, None)
         while row is not None:
             yield from self._gone(row)
@@ -102,14 +96,14 @@ class Comparison:
 
     def _known(self) -> Iterator[FileRow]:
         """All rows in their order, each page from a snapshot of its own: a reader that stays keeps the WAL growing."""
-        after = ""
-        while True:
+        after: str | None = ""
+        while after is not None:
             with self._runtime.read() as state:
                 rows = state.rollout_files.page(self._runtime.home, after=after)
-            if not rows:
-                return
-            yield from rows
-            after = rows[-1].path
+            after = None
+            for row in rows:
+                yield row
+                after = row.path
 
     def _gone(self, row: FileRow) -> Iterator[Change]:
         judged = row.state != RolloutFileState.GONE and not row.path.startswith(tuple(self._unseen))
@@ -146,6 +140,39 @@ def old_root_of(runtime: StateRuntime) -> str | None:
     return root
 
 
-def paths_of(rows: Sequence[FileRow]) -> list[str]:
+def known_paths(runtime: StateRuntime, thread_id: UUID) -> list[str]:
+    """The files of a thread that were there when they were last looked for."""
+    spelled = str(thread_id)
+    with runtime.read() as state:
+        return paths_of(state.rollout_files.of_threads({spelled}, runtime.home).get(spelled, []))
+
+
+def paths_of(rows: Iterable[FileRow]) -> list[str]:
     """The paths of files that were there when they were last looked for."""
     return [row.path for row in rows if row.state != RolloutFileState.GONE]
+
+
+def file_row(
+    home: str,
+    path: str,
+    state: RolloutFileState,
+    size: int,
+    mtime_ns: int | None,
+    *,
+    thread_id: str | None = None,
+    error: str | None = None,
+    parse_errors: int | None = None,
+    unknown_lines: int | None = None,
+) -> dict[str, Any]:
+    """What the inventory is to know of a file, as it is stored: see ``RolloutFile``."""
+    return {
+        "home": home,
+        "path": path,
+        "thread_id": thread_id,
+        "size": size,
+        "mtime_ns": mtime_ns,
+        "state": state.value,
+        "error": error,
+        "parse_errors": parse_errors,
+        "unknown_lines": unknown_lines,
+    }

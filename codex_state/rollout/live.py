@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
-from sqlmodel import select
+from sqlmodel import select, type_coerce
 
 from codex_state import telemetry
 from codex_state.errors import StateError
-from codex_state.models import Thread
-from codex_state.models.columns import from_epoch_seconds, to_epoch_seconds
-from codex_state.rollout.files import is_archived_path, modified_seconds
+from codex_state.models import Thread, nanoseconds_of
+from codex_state.models.columns import from_epoch_seconds, text, to_epoch_seconds
+from codex_state.rollout.files import is_archived, modified_seconds, relative_to
 from codex_state.rollout.fold import Fold, tool_drafts
 from codex_state.rollout.format import RolloutItem, SessionMeta
 from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
@@ -61,18 +62,14 @@ def apply_rollout_items(
     return runtime.run(work)
 
 
-class _counted:  # noqa: N801 - reads as the block that it begins
+@contextmanager
+def _counted(stage: str) -> Iterator[None]:
     """Counts an error of the database in its block, by the stage that it happened in."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, StateError):
-            telemetry.count(telemetry.DB_ERROR, 1, stage=self._stage)
+    try:
+        yield
+    except StateError:
+        telemetry.count(telemetry.DB_ERROR, 1, stage=stage)
+        raise
 
 
 def _apply(
@@ -84,12 +81,13 @@ def _apply(
     updated_at: datetime | None,
     memory_mode: str | None,
 ) -> tuple[Thread, str]:
-    existing = _locked(state, builder.id)
+    existing, cwd = _locked(state, builder.id)
     moved_here = existing is not None and existing.home != runtime.home
     if existing is not None and moved_here and (updated_at is None or updated_at < existing.updated_at):
         return existing, ""
     draft = draft_of(existing) if existing is not None else builder.draft(runtime.default_provider)
-    if moved_here and not is_archived_path(runtime.codex_home, builder.rollout_path):
+    draft.cwd = draft.cwd if cwd is None else cwd
+    if moved_here and not is_archived(relative_to(runtime.codex_home, builder.rollout_path) or ""):
         draft.archived, draft.archived_at = 0, None  # it was archived where it is gone from
     if existing is None and memory_mode:
         draft.memory_mode = memory_mode
@@ -100,7 +98,7 @@ def _apply(
     draft.rollout_path = str(builder.rollout_path)
     draft.cwd = normalized_cwd_text(draft.cwd)
     if updated_at is not None:
-        draft.updated_at = to_epoch_seconds(updated_at)
+        draft.updated_at, draft.updated_ns = to_epoch_seconds(updated_at), nanoseconds_of(updated_at)
     said_at = draft.updated_at if fold.memory_mode is not None else None
     state.rollout_files.upsert_threads([thread_row(draft, runtime.home, said_at)])
     stored = state.threads.get(builder.id)
@@ -108,10 +106,14 @@ def _apply(
     return stored, draft.id
 
 
-def _locked(state: State, thread_id: UUID) -> Thread | None:
-    """The row, which on PostgreSQL nobody else can change before this transaction ends; on SQLite nobody can anyway."""
-    state.session.connection().execute(select(Thread.id).where(Thread.id == thread_id).with_for_update()).all()
-    return state.threads.get(thread_id)
+def _locked(state: State, thread_id: UUID) -> tuple[Thread | None, str | None]:
+    """The row, and its directory as it is spelled there, which a path may not be.
+
+    On PostgreSQL nobody else can change it before this transaction ends; on SQLite nobody can anyway.
+    """
+    cwd = select(type_coerce(Thread.cwd, text)).where(Thread.id == thread_id).with_for_update()
+    spelled = state.session.connection().execute(cwd).scalar_one_or_none()
+    return state.threads.get(thread_id), spelled
 
 
 def _modified_at(path: Path) -> datetime | None:

@@ -27,7 +27,7 @@ from codex_state.rollout.files import (
 from codex_state.rollout.format import canonical_uuid
 from codex_state.rollout.head import owner_of
 from codex_state.rollout.index import index_rollout, take_in
-from codex_state.rollout.inventory import paths_of
+from codex_state.rollout.inventory import known_paths, paths_of
 from codex_state.runtime import StateRuntime
 
 _log = logging.getLogger("codex_state")
@@ -46,9 +46,9 @@ def find_thread_path(runtime: StateRuntime, thread_id: UUID, *, archived: bool |
     """
     with runtime.read() as state:
         stored = state.threads.find_rollout_path(thread_id, archived=archived)
-        rows = state.rollout_files.of_threads({str(thread_id)}, runtime.home).get(str(thread_id), [])
     unverified = None
-    known = [runtime.codex_home / path for path in sorted(paths_of(rows)) if archived in (None, is_archived(path))]
+    paths = sorted(known_paths(runtime, thread_id))
+    known = [runtime.codex_home / path for path in paths if archived in (None, is_archived(path))]
     for path in ([stored] if stored is not None else []) + known:
         if (existing := existing_rollout(path)) is not None:
             owner = owner_of(existing)
@@ -96,10 +96,9 @@ def existing_rollout(path: Path) -> Path | None:
 def files_of_thread(runtime: StateRuntime, thread_id: UUID) -> list[str]:
     """All files of a thread in this home, relative to it: those that say so, and those that are only named so."""
     home = runtime.codex_home
-    with runtime.read() as state:
-        rows = state.rollout_files.of_threads({str(thread_id)}, runtime.home).get(str(thread_id), [])
     named = [path.relative_to(home).as_posix() for path in find_rollouts(home, thread_id)]
-    paths = dict.fromkeys([*named, *(path for path in paths_of(rows) if (home / path).is_file())])
+    known = [path for path in known_paths(runtime, thread_id) if (home / path).is_file()]
+    paths = dict.fromkeys([*named, *known])
     return [path for path in paths if owner_of(home / path) in (None, str(thread_id))]
 
 
@@ -151,12 +150,10 @@ def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
     """Take in what became of a thread's file, which isn't where its row says."""
     inside = relative_to(runtime.codex_home, path)
     if inside is not None:
-        with runtime.read() as state:
-            rows = state.rollout_files.of_threads({str(thread_id)}, runtime.home).get(str(thread_id), [])
-        take_in(runtime, {inside, *paths_of(rows), *_other_places(inside)})
+        take_in(runtime, {inside, *known_paths(runtime, thread_id), *_other_places(inside)})
         with runtime.read() as state:
             known = state.rollout_files.get(inside, runtime.home)
-        if known is not None or _other_place_exists(runtime, inside):
+        if known is not None or any((runtime.codex_home / each).is_file() for each in _other_places(inside)):
             return
         if not (runtime.codex_home / inside.partition("/")[0]).is_dir():
             return  # a file on a disk that isn't mounted isn't gone
@@ -165,10 +162,6 @@ def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
     with runtime.begin() as state:
         state.threads.mark_gone({thread_id}, runtime.home)
     _log.info("the rollout of thread %s is gone: %s; its row is kept", thread_id, path)
-
-
-def _other_place_exists(runtime: StateRuntime, inside: str) -> bool:
-    return any((runtime.codex_home / path).is_file() for path in _other_places(inside))
 
 
 def _other_places(path: str) -> list[str]:
@@ -202,9 +195,7 @@ def _repair(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
         if inside is None:
             index_rollout(runtime, path)
             return
-        with runtime.read() as state:
-            rows = state.rollout_files.of_threads({str(thread_id)}, runtime.home).get(str(thread_id), [])
-        take_in(runtime, {inside, *paths_of(rows)})
+        take_in(runtime, {inside, *known_paths(runtime, thread_id)})
     except (DatabaseError, RolloutError) as error:
         _log.warning("the row of thread %s can't be repaired: %s", thread_id, error)
 
@@ -218,14 +209,9 @@ def _search(runtime: StateRuntime, thread_id: UUID, archived: bool | None) -> Pa
             return path
         if owner is None and silent is None:
             silent = path
-    if silent is None or not _is_usable(runtime, silent):
+    try:
+        if silent is not None:
+            index_rollout(runtime, silent)
+    except RolloutError:
         return None
     return silent
-
-
-def _is_usable(runtime: StateRuntime, path: Path) -> bool:
-    try:
-        index_rollout(runtime, path)
-    except RolloutError:
-        return False
-    return True

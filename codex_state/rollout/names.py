@@ -6,8 +6,7 @@ original's database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import msgspec
 
 from codex_state.errors import RolloutError
 from codex_state.models import RolloutFileState
-from codex_state.original import OriginalName, original_database_stamp, original_names
+from codex_state.original import original_database_stamp, original_names
 from codex_state.rollout.fold import telling_time
 from codex_state.rollout.format import canonical_uuid, trim
-from codex_state.rollout.reading import lines_of, open_rollout
+from codex_state.rollout.inventory import file_row
+from codex_state.rollout.reading import open_rollout
 from codex_state.rollout.times import parse_timestamp
 from codex_state.runtime import State, StateRuntime
 
@@ -30,7 +30,7 @@ ORIGINAL_DATABASES = "state.sqlite"
 
 _AT_ONCE = 500
 
-Run = Callable[[Callable[[State], None]], None]
+Run = Callable[[Callable[[State], object]], None]
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -54,7 +54,7 @@ def session_index_names(path: Path) -> Iterator[tuple[UUID, str, int]]:
         raise OSError(str(error)) from error
     written = int(status.st_mtime)
     with file:
-        for line in lines_of(file, status):
+        for line in file:
             try:
                 entry = _decode(line.strip(b"\0\xef\xbb\xbf \r\n"))
             except (ValueError, RecursionError):
@@ -74,16 +74,13 @@ class NameSources:
         """Look at the files, not into them."""
         self._runtime = runtime
         self._home = runtime.codex_home
-        settings = runtime.settings
-        self._sqlite_home = settings.sqlite_home
-        self._own = runtime.database.path
         self._stamps: dict[str, tuple[int, int]] = {}
         try:
             status = (self._home / SESSION_INDEX).stat()
             self._stamps[SESSION_INDEX] = (status.st_size, status.st_mtime_ns)
         except OSError:
             pass
-        stamp = original_database_stamp(self._home, self._sqlite_home, own=self._own)
+        stamp = original_database_stamp(self._home, runtime.settings.sqlite_home, own=runtime.database.path)
         if stamp is not None:
             self._stamps[ORIGINAL_DATABASES] = stamp
         with runtime.read() as state:
@@ -105,39 +102,21 @@ class NameSources:
         if SESSION_INDEX in wanted:
             try:
                 names = session_index_names(self._home / SESSION_INDEX)
-                for batch in iter(lambda: list(islice(names, _AT_ONCE)), []):
-                    run(partial(_take_names, batch))
+                while batch := list(islice(names, _AT_ONCE)):
+                    run(lambda state: state.threads.take_names(batch))
             except OSError:
                 wanted.discard(SESSION_INDEX)
         if ORIGINAL_DATABASES in wanted:
-            originals = original_names(self._home, self._sqlite_home, own=self._own)
-            for found in iter(lambda: list(islice(originals, _AT_ONCE)), []):
-                run(partial(_take_original_names, found))
+            settings, own = self._runtime.settings, self._runtime.database.path
+            originals = original_names(self._home, settings.sqlite_home, own=own)
+            while found := list(islice(originals, _AT_ONCE)):
+                run(lambda state: state.threads.take_original_names(found))
         if wanted:
             run(lambda state: self._note(state, wanted))
 
     def _note(self, state: State, paths: set[str]) -> None:
+        home, read = self._runtime.home, RolloutFileState.INDEXED
+        stamps = {path: self._stamps[path] for path in paths}
         state.rollout_files.put(
-            [
-                {
-                    "home": self._runtime.home,
-                    "path": path,
-                    "thread_id": None,
-                    "size": self._stamps[path][0],
-                    "mtime_ns": telling_time(self._stamps[path][1]),
-                    "state": RolloutFileState.INDEXED.value,
-                    "error": None,
-                    "parse_errors": None,
-                    "unknown_lines": None,
-                }
-                for path in paths
-            ]
+            [file_row(home, path, read, size, telling_time(mtime_ns)) for path, (size, mtime_ns) in stamps.items()]
         )
-
-
-def _take_names(names: Sequence[tuple[UUID, str, int]], state: State) -> None:
-    state.threads.take_names(names)
-
-
-def _take_original_names(names: Sequence[OriginalName], state: State) -> None:
-    state.threads.take_original_names(names)

@@ -37,11 +37,13 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 Lines = Iterable[bytes]
 
 
-def open_rollout(path: str) -> tuple[io.BufferedReader, os.stat_result]:
-    """Open a rollout for reading its lines, which may raise ``OSError``. The caller closes it.
+def open_rollout(path: str) -> tuple[io.BufferedIOBase, os.stat_result]:
+    """Open a rollout, whose lines are what iterating over it gives. That may raise ``OSError``. The caller closes it.
+
+    Of a line that is too long only the beginning is given, made into something that is no JSON value.
 
     Returns:
-        The lines, and the file's status from before the first byte was read.
+        The rollout, and the file's status from before the first byte was read.
 
     Raises:
         RolloutError: it can't be opened, or isn't a regular file.
@@ -50,24 +52,45 @@ def open_rollout(path: str) -> tuple[io.BufferedReader, os.stat_result]:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
+    file = None
     try:
         status = os.fstat(descriptor)
-        _require_regular(path, status)
+        if not stat.S_ISREG(status.st_mode):
+            raise RolloutError(f"can't read the rollout {path}: not a regular file")
+        is_compressed = path.endswith(COMPRESSED_SUFFIX)
+        if not is_compressed and status.st_size <= min(_BUFFER_BYTES, MAX_LINE_BYTES):
+            return io.BytesIO(_all_of(descriptor, status.st_size)), status
         file = io.FileIO(descriptor)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    try:
-        raw = _Decompressed(file) if path.endswith(COMPRESSED_SUFFIX) else file
-    except BaseException:
-        file.close()
-        raise
-    return io.BufferedReader(raw, _BUFFER_BYTES), status
+        if is_compressed:
+            return _BoundedLines(_Decompressed(file), _BUFFER_BYTES), status
+        # No line of a file that isn't too large can be too long, and iterating over the file itself is the fastest.
+        is_bounded = status.st_size <= MAX_LINE_BYTES
+        return (io.BufferedReader if is_bounded else _BoundedLines)(file, _BUFFER_BYTES), status
+    except OSError as error:
+        raise unreadable(path, error) from error
+    finally:
+        if file is None:
+            os.close(descriptor)
 
 
-def _require_regular(path: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise RolloutError(f"can't read the rollout {path}: not a regular file")
+def _all_of(descriptor: int, size: int) -> bytes:
+    """A small file at once: the objects that read others in pieces cost more than its bytes."""
+    content = os.read(descriptor, size)
+    while len(content) < size and (more := os.read(descriptor, size - len(content))):
+        content += more
+    return content
+
+
+class _BoundedLines(io.BufferedReader):
+    """Lines of which none is held that is too long."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline(MAX_LINE_BYTES):
+            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                while (part := self.readline(_BUFFER_BYTES)) and not part.endswith(b"\n"):
+                    pass
+                line = line[:_BUFFER_BYTES] + b"\0"
+            yield line
 
 
 def unreadable(path: str, error: Exception) -> RolloutError:
@@ -79,30 +102,6 @@ def unreadable(path: str, error: Exception) -> RolloutError:
 def may_pass(error: RolloutError) -> bool:
     """Whether a rollout may be readable later though nothing of it changes: permissions, a disk that answers again."""
     return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, _DamagedError)
-
-
-def lines_of(file: io.BufferedReader, status: os.stat_result) -> Lines:
-    """The lines of an opened rollout.
-
-    Of a line that is too long only the beginning is given, made into something that is no JSON value.
-
-    Args:
-        file: what ``open_rollout`` gave.
-        status: the status that came with it.
-    """
-    plain = isinstance(file.raw, io.FileIO)
-    # No line of a small file can be too long, and iterating over the file itself is the fastest.
-    return file if plain and status.st_size <= MAX_LINE_BYTES else _bounded_lines(file)
-
-
-def _bounded_lines(file: io.BufferedReader) -> Iterator[bytes]:
-    while line := file.readline(MAX_LINE_BYTES):
-        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-            _skip_rest_of_line(file)
-            line = line[:_BUFFER_BYTES] + b"\0"
-        yield line
-        if len(line) <= 2 and line.isspace():
-            skip_blank_lines(file)
 
 
 def skip_blank_lines(lines: Lines) -> None:
@@ -119,16 +118,10 @@ def skip_blank_lines(lines: Lines) -> None:
             return
 
 
-def _skip_rest_of_line(file: io.BufferedReader) -> None:
-    while (part := file.readline(_BUFFER_BYTES)) and not part.endswith(b"\n"):
-        pass
-
-
 def why_unusable(path: str, parse_errors: int, unknown_lines: int) -> str:
     """What is wrong with a rollout of which no line could be used, as the rest of a sentence about it."""
     try:
-        file, _ = open_rollout(path)
-        with file:
+        with open_rollout(path)[0] as file:
             head = file.read(4096)
     except (OSError, RolloutError):
         head = b""

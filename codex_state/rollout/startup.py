@@ -59,10 +59,7 @@ def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) ->
         report = freshen(runtime, on_progress=on_progress)
         if report is None or report.status is BackfillOutcome.COMPLETE:
             if report is not None and report.failed:
-                _log.warning(
-                    "%d rollouts could not be indexed; `codex-state backfill` names them",
-                    report.failed,
-                )
+                _log.warning("%d rollouts could not be indexed; `codex-state backfill` names them", report.failed)
             return
         with runtime.read() as state:
             holder = state.backfill.get(runtime.home)

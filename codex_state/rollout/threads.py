@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from msgspec.structs import asdict, fields
+from msgspec.structs import asdict
 from sqlalchemy.dialects import sqlite
 
 from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX, DEFAULT_SOURCE, ThreadDraft
 from codex_state.models import LOCAL_HOME, DynamicTool, Thread
 from codex_state.models.columns import from_epoch_seconds, path_to_text, to_epoch_seconds
+from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS
 from codex_state.rollout.files import parse_rollout_name
 from codex_state.rollout.fold import Fold, extract
 from codex_state.rollout.format import (
@@ -36,9 +37,7 @@ from codex_state.rollout.format import (
 from codex_state.rollout.index import tools_of
 from codex_state.rollout.times import parse_timestamp
 
-DRAFT_FIELDS = tuple(field.name for field in fields(ThreadDraft))
-
-COMPARED_FIELDS = tuple(name for name in DRAFT_FIELDS if name not in ("archived", "memory_mode", "name", "name_at"))
+COMPARED_FIELDS = tuple(name for name in ROLLOUT_COLUMNS if name not in ("archived", "memory_mode", "name", "name_at"))
 """What ``diff_fields`` compares, in its order: what a rollout tells of its thread."""
 
 _GIT_FIELDS = ("git_sha", "git_branch", "git_origin_url")
@@ -185,7 +184,7 @@ def apply_rollout_item(thread: Thread, item: RolloutItem, default_provider: str)
     fold = Fold(draft_of(thread), default_provider)
     fold.add(item)
     after = thread_of(fold.finish(), thread.home)
-    for name in DRAFT_FIELDS:
+    for name in ROLLOUT_COLUMNS:
         if getattr(before, name) != getattr(fold.draft, name):
             setattr(thread, name, getattr(after, name))
 
@@ -217,7 +216,7 @@ def thread_of(draft: ThreadDraft, home: str = LOCAL_HOME) -> Thread:
 def draft_of(thread: Thread) -> ThreadDraft:
     """The draft of an entity."""
     conversions = _conversions()
-    return ThreadDraft(**{name: conversions[name][0](getattr(thread, name)) for name in DRAFT_FIELDS})
+    return ThreadDraft(**{name: conversions[name][0](getattr(thread, name)) for name in ROLLOUT_COLUMNS})
 
 
 @cache
@@ -235,7 +234,7 @@ def _conversions() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]
 @cache
 def _other_defaults() -> dict[str, Any]:
     """The columns that rollouts don't decide, as a new row has them."""
-    return {name: Thread.model_fields[name].default for name in Thread.column_names() if name not in DRAFT_FIELDS}
+    return {name: Thread.model_fields[name].default for name in Thread.column_names() if name not in ROLLOUT_COLUMNS}
 
 
 def _as_it_is(value: Any) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import date
+from functools import lru_cache
 
 _NAME_FORM = re.compile(r"(\d{1,4})-(\d{1,2})-(\d{1,2})T(\d{1,2})-(\d{1,2})-(\d{1,2})", re.ASCII)
 _RFC_3339 = re.compile(
     r"(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(?:\.\d+)?(?:[Zz]|([+-])(\d{2}):(\d{2}))", re.ASCII
 )
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = date(1970, 1, 1).toordinal()
 
 
 def parse_timestamp(text: str) -> int | None:
@@ -18,25 +19,25 @@ def parse_timestamp(text: str) -> int | None:
     ``datetime.fromisoformat`` isn't used, because it accepts much that the original refuses: dates without a zone,
     basic forms, ``24:00``.
     """
-    if (match := _NAME_FORM.fullmatch(text)) is not None:
-        return _seconds(match.group(1, 2, 3, 4, 5, 6), UTC)
-    if (match := _RFC_3339.fullmatch(text)) is None:
+    match = _RFC_3339.fullmatch(text) or _NAME_FORM.fullmatch(text)
+    if match is None:
         return None
-    zone = UTC
-    if match[7] is not None:
-        hours, minutes = int(match[8]), int(match[9])
-        if hours > 23 or minutes > 59:
-            return None
-        offset = timedelta(hours=hours, minutes=minutes)
-        zone = timezone(offset if match[7] == "+" else -offset)
-    return _seconds(match.group(1, 2, 3, 4, 5, 6), zone)
+    year, month, day, *clock = match.groups("0")
+    hour, minute, second = map(int, clock[:3])
+    sign, zone_hours, zone_minutes = clock[3:] or ("+", "0", "0")
+    zone = 3600 * int(zone_hours) + 60 * int(zone_minutes)
+    days = _days(year, month, day)
+    if days is None or hour > 23 or minute > 59 or second > 60 or int(zone_hours) > 23 or int(zone_minutes) > 59:
+        return None
+    # A leap second counts as the second before it.
+    local = 86_400 * days + 3600 * hour + 60 * minute + min(second, 59)
+    return local + zone if sign == "-" else local - zone
 
 
-def _seconds(fields: tuple[str, ...], zone: timezone) -> int | None:
-    year, month, day, hour, minute, second = map(int, fields)
+@lru_cache(maxsize=64)
+def _days(year: str, month: str, day: str) -> int | None:
+    """How many days after the epoch's it is."""
     try:
-        # A leap second counts as the second before it.
-        moment = datetime(year, month, day, hour, minute, 59 if second == 60 else second, tzinfo=zone)
+        return date(int(year), int(month), int(day)).toordinal() - _EPOCH
     except ValueError:
         return None
-    return (moment - _EPOCH) // timedelta(seconds=1)

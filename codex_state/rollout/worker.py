@@ -26,7 +26,7 @@ class Job(msgspec.Struct):
     default_provider: str
 
 
-class Failed(msgspec.Struct, tag=True):
+class Failed(msgspec.Struct, tag=True, gc=False):
     """A rollout that could not be extracted."""
 
     error: str
@@ -34,7 +34,7 @@ class Failed(msgspec.Struct, tag=True):
     """Whether it may be readable later though nothing of it changes."""
 
 
-class Extracted(msgspec.Struct, tag=True):
+class Extracted(msgspec.Struct, tag=True, gc=False):
     """A rollout that could."""
 
     extraction: Extraction

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from codex_state.models import HolderWrite, MemoryScope, Requeue, SkipReason
+from codex_state.models import CRASHES_ALLOWED, HolderWrite, MemoryScope, Requeue, SkipReason
 from codex_state.processes import Owner
 
 GRANTED = "granted"
@@ -50,9 +50,6 @@ class Job:
     by: Owner = ANYBODY
     """The process that claimed it or last renewed it."""
     lease_seconds: int | None = None
-
-
-CRASHES_ALLOWED = 3
 
 
 def _named(lease: int) -> int | None:

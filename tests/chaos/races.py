@@ -12,18 +12,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from codex_state.database import Database
-from codex_state.models import BackfillLease, Claimed, LockLease, Phase1Lease, Skipped
+from codex_state.models import BackfillLease, Claimed, Lease, LockLease, Phase1Lease, Skipped
 from codex_state.repositories import Phase1JobRepository, ThreadMemoryRepository
 from codex_state.testing.clock import ManualClock
-from codex_state.testing.grants import GRANTS, Lease, owner_of, thread_id_of
+from codex_state.testing.grants import GRANTS, owner_of, thread_id_of
 from tests.chaos.channel import Channel
 
 LEASE = timedelta(hours=1)
 
-KINDS: dict[str, type[Lease]] = {"job": Phase1Lease, "lock": LockLease, "backfill": BackfillLease}
+KINDS: dict[str, type[Lease[Any]]] = {"job": Phase1Lease, "lock": LockLease, "backfill": BackfillLease}
 
 _SLOT = struct.Struct("<q")
 

@@ -107,29 +107,129 @@ def test_a_name_without_a_date_cannot_be_brought_back(runtime: StateRuntime) -> 
 def test_a_move_that_the_system_refuses_is_a_clear_error(
     indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(_self: Path, target: Path) -> Path:
-        raise PermissionError(13, "Permission denied", str(target))
+    def refused(_source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(target))
 
-    monkeypatch.setattr(Path, "rename", refused)
+    monkeypatch.setattr(archive.os, "link", refused)
     with pytest.raises(RolloutError, match="Permission denied"):
         archive_thread(indexed, thread_id(1))
     assert not row(indexed).archived
 
 
+Patch = Callable[[pytest.MonkeyPatch, Path], None]
+
+
+def _on_two_volumes(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """The two roots of the home lie on two volumes: nothing in one can get a name in the other."""
+    link = os.link
+
+    def refusing(source: Path, target: Path) -> None:
+        if len({path.relative_to(home).parts[0] for path in (source, target)}) > 1:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(target))
+        link(source, target)
+
+    monkeypatch.setattr(archive.os, "link", refusing)
+
+
+def _without_hard_links(monkeypatch: pytest.MonkeyPatch, _home: Path) -> None:
+    """The home lies on a file system where a file has one name."""
+
+    def refused(_source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(target))
+
+    monkeypatch.setattr(archive.os, "link", refused)
+
+
 @pytest.fixture
 def two_volumes(indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> StateRuntime:
-    """The two roots of the home lie on two volumes: nothing can be renamed from one to the other."""
-    rename = Path.rename
-
-    def refusing(self: Path, target: Path) -> Path:
-        home = indexed.codex_home
-        roots = {path.relative_to(home).parts[0] for path in (self, target)}
-        if len(roots) > 1:
-            raise OSError(errno.EXDEV, "Invalid cross-device link", str(target))
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refusing)
+    _on_two_volumes(monkeypatch, indexed.codex_home)
     return indexed
+
+
+@pytest.fixture
+def no_hard_links(indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> StateRuntime:
+    _without_hard_links(monkeypatch, indexed.codex_home)
+    return indexed
+
+
+@pytest.mark.parametrize("volumes", [None, _on_two_volumes, _without_hard_links])
+@pytest.mark.parametrize("move", [archive_thread, unarchive_thread])
+def test_a_file_that_appears_while_another_is_moved_there_is_never_overwritten(
+    indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch, volumes: Patch | None, move: Move
+) -> None:
+    """L12: it comes at the last moment before the step that gives the name."""
+    home = indexed.codex_home
+    if move is unarchive_thread:
+        archive_thread(indexed, thread_id(1))
+    if volumes is not None:
+        volumes(monkeypatch, home)
+    source, target = (
+        rollout_path(home, 1, archived=flag) for flag in (move is unarchive_thread, move is archive_thread)
+    )
+    content = source.read_bytes()
+    step = "open" if volumes is _without_hard_links else "link"
+    give_name = getattr(os, step)
+
+    def late(*arguments: object) -> object:
+        if target in arguments and (volumes is not _on_two_volumes or source not in arguments):
+            write(target, b"precious")
+        return give_name(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.os, step, late)
+        with pytest.raises(RolloutError, match="already there"):
+            move(indexed, thread_id(1))
+    assert (source.read_bytes(), target.read_bytes()) == (content, b"precious")
+    assert names_in(home) == [source.name] * 2
+    assert row(indexed).archived is (move is unarchive_thread)
+
+
+def test_where_a_file_has_only_one_name_it_is_moved_as_well(no_hard_links: StateRuntime) -> None:
+    source, target = (rollout_path(no_hard_links.codex_home, 1, archived=flag) for flag in (False, True))
+    content, status = source.read_bytes(), source.stat()
+    assert archive_thread(no_hard_links, thread_id(1)) == target
+    assert (target.read_bytes(), target.stat().st_mtime_ns) == (content, status.st_mtime_ns)
+    assert unarchive_thread(no_hard_links, thread_id(1)) == source
+    assert names_in(no_hard_links.codex_home) == [source.name]
+    assert is_fresh(no_hard_links)
+
+
+@pytest.mark.parametrize("volumes", [None, _without_hard_links])
+def test_a_move_that_fails_half_way_leaves_the_file_and_is_finished_by_the_next(
+    indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch, volumes: Patch | None
+) -> None:
+    if volumes is not None:
+        volumes(monkeypatch, indexed.codex_home)
+    source, target = (rollout_path(indexed.codex_home, 1, archived=flag) for flag in (False, True))
+    content = source.read_bytes()
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        unlink = Path.unlink
+        patch.setattr(Path, "unlink", lambda each, **how: full() if each == source else unlink(each, **how))
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(RolloutError, match="Input/output error"):
+            archive_thread(indexed, thread_id(1))
+    assert source.read_bytes() == content
+    assert target.exists() is (volumes is None)
+    backfill(indexed, refresh=True)
+    assert not row(indexed).archived
+    assert archive_thread(indexed, thread_id(1)) == target
+    assert (names_in(indexed.codex_home), target.read_bytes()) == ([source.name], content)
+    assert row(indexed).archived
+    assert is_fresh(indexed)
+
+
+def test_one_file_that_is_reached_by_two_ways_is_not_taken_for_a_move_that_was_interrupted(
+    indexed: StateRuntime,
+) -> None:
+    source = rollout_path(indexed.codex_home, 1)
+    (indexed.codex_home / "archived_sessions").symlink_to(source.parent)
+    with pytest.raises(RolloutError, match="already there"):
+        archive_thread(indexed, thread_id(1))
+    assert source.is_file()
 
 
 def names_in(home: Path) -> list[str]:
@@ -151,7 +251,7 @@ def test_a_rollout_is_moved_to_another_volume_as_it_is(two_volumes: StateRuntime
 
 
 @pytest.mark.parametrize(
-    ("step", "is_there_twice"), [("copy", False), ("fsync", False), ("rename", False), ("unlink", True)]
+    ("step", "is_there_twice"), [("copy", False), ("fsync", False), ("link", False), ("unlink", True)]
 )
 def test_a_move_to_another_volume_that_fails_leaves_the_whole_file(
     two_volumes: StateRuntime, monkeypatch: pytest.MonkeyPatch, step: str, is_there_twice: bool
@@ -174,9 +274,9 @@ def test_a_move_to_another_volume_that_fails_leaves_the_whole_file(
                 patch.setattr(archive.shutil, "copy2", half)
             case "fsync":
                 patch.setattr(archive.os, "fsync", full)
-            case "rename":
-                rename = Path.rename
-                patch.setattr(Path, "rename", lambda each, to: full() if each.suffix == ".part" else rename(each, to))
+            case "link":
+                link = archive.os.link
+                patch.setattr(archive.os, "link", lambda each, to: full() if each.suffix == ".part" else link(each, to))
             case _:
                 unlink = Path.unlink
                 patch.setattr(Path, "unlink", lambda each, **how: full() if each == source else unlink(each, **how))

@@ -231,7 +231,7 @@ def test_a_cancellation_from_elsewhere_stays_one_and_ends_the_renewals(
             assert work.reason is None
             await loop.sleep(SECONDS + 1)
             taken = await runtime.autocommit(
-                lambda state: state.consolidation_locks.try_claim(lease.cwd, owner=OTHER, lease=LEASE)
+                lambda state: state.consolidation_locks.try_claim(lease.key, owner=OTHER, lease=LEASE)
             )
             assert isinstance(taken, Claimed)
 

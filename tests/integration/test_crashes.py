@@ -84,7 +84,7 @@ def test_a_crash_loses_a_grant_with_all_that_was_written_under_it_and_the_job_is
         assert state.thread_memories.upsert_if_owner(lost, "raw", "summary")
     crash(server)
 
-    assert runtime.run(lambda state: state.phase1_jobs.renew(lost)) is None
+    assert runtime.run(lambda state: state.phase1_jobs.renew(lost)) is HolderWrite.LEASE_LOST
     again = runtime.run(
         lambda state: state.phase1_jobs.try_claim(
             lost.key, owner=OTHER, source_updated_at=now(), lease=timedelta(hours=1)

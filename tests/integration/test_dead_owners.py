@@ -24,6 +24,8 @@ from codex_state.models import (
     Claimed,
     ConsolidationLock,
     LockLease,
+    NamedLease,
+    NamedLock,
     Phase1Job,
     Phase1Lease,
     Skipped,
@@ -65,7 +67,7 @@ def claim(database: Database, renewal: RegisteredWrite[Any]) -> Any:
 
 
 def table(renewal: RegisteredWrite[Any]) -> str:
-    of_lease = {Phase1Lease: Phase1Job, LockLease: ConsolidationLock}
+    of_lease = {Phase1Lease: Phase1Job, LockLease: ConsolidationLock, NamedLease: NamedLock}
     return table_of(of_lease.get(renewal.lease, BackfillState)).name
 
 

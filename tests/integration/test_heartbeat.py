@@ -60,7 +60,7 @@ def test_every_kind_of_lease_is_kept_past_its_duration(runtime: StateRuntime) ->
         with runtime.autocommit() as state:
             claims = [
                 state.phase1_jobs.try_claim(job.key, owner=OTHER, source_updated_at=now(), lease=LONGER),
-                state.consolidation_locks.try_claim(lock.cwd, owner=OTHER, lease=LONGER),
+                state.consolidation_locks.try_claim(lock.key, owner=OTHER, lease=LONGER),
                 state.backfill.try_claim(owner="another", lease=LONGER),
             ]
         assert claims == [Skipped(SkipReason.RUNNING)] * 3

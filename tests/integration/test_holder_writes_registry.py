@@ -27,8 +27,9 @@ from sqlmodel import Session
 
 import codex_state
 from codex_state import ExtractedMemory, StateRuntime, Thread, backfill, consolidate_memories, repositories, run_phase1
-from codex_state.models import BackfillLease, LockLease, Phase1Lease, ThreadQuery
-from codex_state.repositories import Repository
+from codex_state.models import BackfillLease, LockLease, NamedLease, Phase1Lease, ThreadQuery
+from codex_state.repositories import LeaseRepository, Repository
+from codex_state.repositories.leases import LeaseT
 from codex_state.rollout.format import ToolSpec
 from codex_state.runtime import State
 from codex_state.testing.holder_writes import HOLDER_WRITES
@@ -36,11 +37,10 @@ from codex_state.testing.holder_writes import HOLDER_WRITES
 OWNER = UUID(int=1)
 LONG_AGO = time.time() - 3600
 SECOND = timedelta(seconds=1)
-LEASES = (Phase1Lease, LockLease, BackfillLease)
+LEASES = (Phase1Lease, LockLease, NamedLease, BackfillLease)
 REGISTERED = {write.name: write for write in HOLDER_WRITES}
 
 UNFENCED = {
-    "MemoryScopeRepository.mark_dirty": "in the transaction of the write that gave the scope something new",
     "ThreadMemoryRepository.invalidate": "in the transaction of the job's end",
     "DynamicToolRepository.persist": "in the transaction of the checkpoint",
     "RolloutFileRepository.upsert_threads": "in the transaction of the checkpoint",
@@ -69,6 +69,12 @@ CLAIMS = {
     "ConsolidationLockRepository.try_claim",
     "BackfillRepository.try_claim",
 }
+
+FOR_SERVICES = {"NamedLockRepository.renew", "NamedLockRepository.release"}
+"""Registered writes for work that isn't ours."""
+
+RENEWALS = {name for name in REGISTERED if name.endswith(".renew")}
+"""The keeper renews leases of every kind, by what they say of themselves."""
 
 FOR_BATCH_WORKERS = {"Phase1JobRepository.succeed_many"}
 """Registered writes that our own pipeline, which finishes each job as its extraction ends, has no use for."""
@@ -102,7 +108,14 @@ def _repository_classes() -> list[type[Repository]]:
     while waiting:
         waiting.extend(below := waiting.pop().__subclasses__())
         found.extend(below)
-    return [repository for repository in found if repository.__module__.startswith(repositories.__name__)]
+    # Not what several of them share, which belongs to no kind of lease.
+    shared = {LeaseRepository, *(each for each in found if each.__name__.startswith("_"))}
+    return [each for each in found if each.__module__.startswith(repositories.__name__) and each not in shared]
+
+
+def _lease_of(repository: type[Repository]) -> set[type]:
+    """The kind of lease that a repository keeps, where it keeps one."""
+    return {lease for base in getattr(repository, "__orig_bases__", ()) for lease in _leases_in(base)}
 
 
 def _leases_in(hint: object) -> set[type]:
@@ -120,6 +133,8 @@ def _verbs_that_take_a_lease(repository: type[Repository]) -> dict[str, set[type
         hints = typing.get_type_hints(method)
         hints.pop("return", None)
         leases = {lease for hint in hints.values() for lease in _leases_in(hint)}
+        if LeaseT in hints.values():
+            leases |= _lease_of(repository)
         if leases or any("token" in parameter for parameter in inspect.signature(method).parameters):
             found[f"{repository.__name__}.{name}"] = leases
     return found
@@ -204,7 +219,8 @@ def test_work_under_a_lease_calls_no_verb_that_nobody_has_judged() -> None:
         and isinstance(call.func.value, ast.Attribute)
         and call.func.value.attr in attributes
     }
-    assert used - CLAIMS - READS - WITHOUT_A_LEASE - UNFENCED.keys() == REGISTERED.keys() - FOR_BATCH_WORKERS
+    judged = CLAIMS | READS | WITHOUT_A_LEASE | UNFENCED.keys() | FOR_SERVICES
+    assert (used | RENEWALS) - judged == REGISTERED.keys() - FOR_BATCH_WORKERS - FOR_SERVICES
 
 
 def test_work_under_a_lease_knows_no_sql() -> None:

@@ -30,7 +30,16 @@ from rollout_files import (
 from codex_state import StateRuntime, StateSettings, Thread, ThreadQuery
 from codex_state.models import RolloutFileState
 from codex_state.repositories.rollout_files import FileRow
-from codex_state.rollout import ToolSpec, archive_thread, backfill, files, list_threads, unarchive_thread, worker
+from codex_state.rollout import (
+    ToolSpec,
+    archive_thread,
+    backfill,
+    files,
+    inventory,
+    list_threads,
+    unarchive_thread,
+    worker,
+)
 from codex_state.rollout.backfilling import is_fresh
 from codex_state.rollout.names import SESSION_INDEX
 
@@ -232,6 +241,21 @@ class TestGone:
         assert refresh(runtime).scanned == 1
         assert row(runtime) == before
         assert listed(runtime) == [1, 2]
+
+    def test_a_thread_of_which_only_a_damaged_file_is_left_is_gone_until_it_can_be_read(
+        self, runtime: StateRuntime
+    ) -> None:
+        write(rollout_path(runtime.codex_home, 1, time=DAYS[1]), b"", modified=MODIFIED)
+        read = write_rollout(runtime.codex_home, 1, time=DAYS[0], modified=MODIFIED)
+        refresh(runtime)
+        assert row(runtime).rollout_path == read
+        read.unlink()
+        refresh(runtime)
+        assert row(runtime).gone_at is not None
+        assert is_fresh(runtime)
+        left = write_rollout(runtime.codex_home, 1, time=DAYS[1], modified=MODIFIED + 1)
+        refresh(runtime)
+        assert (row(runtime).gone_at, row(runtime).rollout_path) == (None, left)
 
     @pytest.mark.parametrize("root", ["sessions", "archived_sessions"])
     def test_nothing_is_gone_with_a_tree_that_is_not_mounted(self, runtime: StateRuntime, root: str) -> None:
@@ -468,3 +492,38 @@ def test_a_worker_that_is_asked_for_a_missing_file_says_so(tmp_path: Path) -> No
     result = worker.extract_one(str(tmp_path / "rollout-a.jsonl"), "openai")
     assert isinstance(result, worker.Failed)
     assert result.may_pass
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)  # SQLite has no other way
+def test_a_threads_files_are_found_by_an_index_though_nobody_has_analysed_the_table_since_it_was_small(
+    runtime: StateRuntime,
+) -> None:
+    """L10: after thousands of files are gone and some thousands are there anew, as after the first ones."""
+
+    def rows_read() -> int:
+        with runtime.read() as state:
+            counted = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'rollout_files'"
+            read: int = state.session.connection().exec_driver_sql(counted).scalar_one()
+            return read
+
+    write_rollout(runtime.codex_home, 1, modified=MODIFIED)
+    refresh(runtime)
+    with runtime.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE rollout_files")
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+    ids = [str(thread_id(number)) for number in range(2, 3002)]
+    with runtime.begin() as state:
+        state.rollout_files.put(
+            [
+                inventory.file_row(runtime.home, f"sessions/{each}", RolloutFileState.INDEXED, 1, 1, thread_id=each)
+                for each in ids
+            ]
+        )
+    before = rows_read()
+    with runtime.read() as state:
+        for start in range(0, 3000, 200):
+            assert len(state.rollout_files.of_threads(ids[start : start + 200], runtime.home)) == 200
+        connection = state.session.connection()
+        assert connection.exec_driver_sql("SHOW enable_seqscan").scalar_one() == "on"
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+    assert rows_read() - before <= 2 * len(ids)

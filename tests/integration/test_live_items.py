@@ -144,6 +144,23 @@ def test_the_row_follows_the_rollout_and_its_directory_is_normalised(runtime: St
     assert (thread.rollout_path, thread.cwd) == (tmp_path / "moved.jsonl", (tmp_path / "real").resolve())
 
 
+def test_a_directory_that_is_not_there_stays_as_it_was_spelled(runtime: StateRuntime) -> None:
+    """L11: also by items that don't name it."""
+
+    def spelled() -> str:
+        with runtime.read() as state:
+            found: str = state.session.connection().exec_driver_sql("SELECT cwd FROM threads").scalar_one()
+            return found
+
+    write_rollout(runtime.codex_home, 1, session_meta(cwd="/nowhere//a/./b/"), user_message())
+    backfill(runtime)
+    assert spelled() == "/nowhere//a/./b/"
+    apply_rollout_items(runtime, builder(runtime), [user_message("more")])
+    assert spelled() == "/nowhere//a/./b/"
+    apply_rollout_items(runtime, builder(runtime), [session_meta(cwd="/nowhere//c/")])
+    assert spelled() == "/nowhere//c/"
+
+
 def test_a_parents_session_meta_brings_no_tools(runtime: StateRuntime) -> None:
     apply_rollout_items(runtime, builder(runtime), [session_meta(2, dynamic_tools=[TOOL]), user_message()])
     assert tools(runtime) == []

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from cli_process import Cli, InProcess
-from memory_support import CWD, OTHER, add_threads, claim, cwd_key, now, user_key
+from memory_support import CWD, OTHER, add_threads, claim, cwd_key, let_leases_end, now, user_key
+from sqlmodel import col, update
 
-from codex_state import MemoryScope, Phase1Options, Phase1Status, StateRuntime, StateSettings, memory_root
+from codex_state import MemoryScope, Phase1Job, Phase1Options, Phase1Status, StateRuntime, StateSettings, memory_root
 from codex_state.cli.tables import left
 from codex_state.cli.unclaimed import why_nothing
 
@@ -378,17 +379,35 @@ def test_a_listing_says_when_there_is_more_than_it_shows(
 
 
 def test_jobs_tell_what_is_left_of_the_lease(home: Path, cli: Cli, runtime: StateRuntime) -> None:
-    running, failed = add_threads(runtime, 2)
+    """By the time that each was granted, whatever lease the next claimer would ask for."""
+    running, failed, older = add_threads(runtime, 3)
     claim(runtime, user_key(running), owner=OTHER)
+    claim(runtime, user_key(older), owner=OTHER)
     lease = claim(runtime, cwd_key(failed))
     with runtime.begin() as state:
         state.phase1_jobs.fail(lease, "broken")
+        unnamed = update(Phase1Job).where(col(Phase1Job.thread_id) == older.id).values(lease_seconds=None)
+        state.session.connection().execute(unnamed)
     items = {item["thread_id"]: item for item in cli.ok("jobs", "list", "--lease", "60", "--json").json["items"]}
-    started = datetime.fromisoformat(items[str(running.id)]["started_at"])
-    assert datetime.fromisoformat(items[str(running.id)]["lease_ends_at"]) == started + timedelta(seconds=60)
+    for thread, seconds in ((running, 3600), (older, 60)):
+        started = datetime.fromisoformat(items[str(thread.id)]["started_at"])
+        assert datetime.fromisoformat(items[str(thread.id)]["lease_ends_at"]) == started + timedelta(seconds=seconds)
     assert items[str(failed.id)]["lease_ends_at"] is None
     assert re.search(f" (59m|1h) +{OTHER}", plain(Cli(home), "jobs", "list", columns=200))
-    assert "over" in Cli(home).on_terminal("jobs", "list", "--lease", "0", columns=200).stdout
+
+
+def test_a_job_that_its_worker_left_behind_is_over_and_can_be_requeued(cli: Cli, runtime: StateRuntime) -> None:
+    """Also when no claim looks at its thread any more."""
+    (thread,) = add_threads(runtime)
+    claim(runtime, user_key(thread), owner=OTHER)
+    held = cli("jobs", "requeue", str(thread.id))
+    assert (held.status, held.stdout) == (3, "")
+    with runtime.begin() as state:
+        state.threads.mark_archived(thread.id, Path("/r"), now())
+    let_leases_end(runtime, 3600)
+    assert "0 running, 0 succeeded, 0 failed, 1 over" in cli.ok("jobs", "list").stderr
+    assert cli.ok("jobs", "requeue", str(thread.id), "--json").json["requeued"] == 1
+    assert cli.ok("jobs", "list", "--json").json["items"][0]["status"] == "failed"
 
 
 @pytest.mark.parametrize(

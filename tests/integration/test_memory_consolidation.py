@@ -155,13 +155,13 @@ def test_a_failed_consolidation_leaves_its_scope_dirty_and_frees_the_lock(runtim
 
 def test_a_scope_that_somebody_else_consolidates_is_skipped_until_their_lock_is_stale(runtime: StateRuntime) -> None:
     remember(runtime)
-    lock(runtime, USER)
+    lock(runtime, USER, lease=60)
     report = consolidate_memories(runtime, nothing, owner=OWNER, scopes=[USER])
     (result,) = report.results
     assert result.outcome is ConsolidationOutcome.SKIPPED
     assert re.fullmatch(rf".* process {os.getpid()}, last seen .* UTC, consolidates it", result.reason or "")
     assert dirty(runtime) >= {USER}
-    let_leases_end(runtime, 6)
+    let_leases_end(runtime, 60)
     report = consolidate_memories(runtime, nothing, owner=OWNER, scopes=[USER], options=SHORT)
     assert outcomes(report) == {USER: ConsolidationOutcome.CLEAN}
 

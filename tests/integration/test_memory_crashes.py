@@ -23,6 +23,7 @@ from codex_state import (
     MemoryScope,
     Phase1Options,
     Phase1Status,
+    RetryPolicy,
     StateRuntime,
     StateSettings,
     Thread,
@@ -82,15 +83,18 @@ def files_of(home: Path) -> dict[str, str]:
     return {str(path): path.read_text() for path in sorted((home / "memories").rglob("*.md"))}
 
 
-def finish_with_another_worker(runtime: StateRuntime, *, expected: int, lease: timedelta = LEASE) -> None:
+def finish_with_another_worker(
+    runtime: StateRuntime, *, expected: int, lease: timedelta = LEASE, attempts: int = 3
+) -> None:
     """Passes of another worker, until every job is done."""
 
     def extract(thread: Thread) -> ExtractedMemory:
         return ExtractedMemory(f"of {thread.id} by {OTHER}", f"by {OTHER}")
 
+    options = Phase1Options(lease=lease, retry=RetryPolicy(attempts=attempts))
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        run_phase1(runtime, extract, owner=OTHER, options=Phase1Options(lease=lease))
+        run_phase1(runtime, extract, owner=OTHER, options=options)
         with runtime.read() as state:
             if state.phase1_jobs.count_by_status()[Phase1Status.SUCCEEDED] == expected:
                 return
@@ -228,10 +232,11 @@ def test_workers_killed_again_and_again_get_everything_done_once(
     threads = add_threads(runtime, 8)
     for round_, step in enumerate(["after upsert", "after store", "before mark", "before write"]):
         owner = OWNER if round_ % 2 else OTHER
-        with started(host, orders(settings, owner=owner, lease=SECONDS, concurrency=4, at=step)) as worker:
+        given = orders(settings, owner=owner, lease=SECONDS, concurrency=4, attempts=9, at=step)
+        with started(host, given) as worker:
             assert worker.wait() == -signal.SIGKILL
         let_leases_end(runtime, SECONDS)
-    finish_with_another_worker(runtime, expected=16)
+    finish_with_another_worker(runtime, expected=16, attempts=9)
     check_each_output_is_there_once(runtime, threads)
 
 

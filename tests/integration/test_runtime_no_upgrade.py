@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event
 from sqlmodel import Session
 
 from codex_state.errors import DatabaseReadOnlyError
@@ -122,16 +122,57 @@ def test_whatever_writes_began_as_a_writer(runtime: StateRuntime, mode: str) -> 
     assert tracer.upgrades == []
 
 
-def test_a_unit_of_work_of_the_service_that_only_reads_first_began_as_a_writer(runtime: StateRuntime) -> None:
-    """L6."""
+def test_a_session_of_the_service_that_reads_first_begins_as_a_writer_with_its_first_write(
+    runtime: StateRuntime,
+) -> None:
+    """L6: until then it holds up nobody, and sees what others commit."""
     tracer = Tracer(runtime.engine)
+    first, second = a_thread(), a_thread()
     with Session(runtime.engine) as session:
-        session.connection().execute(text("SELECT 1"))
-        session.add(Thread(**a_thread().model_dump()))
+        assert session.get(Thread, first.id) is None
+        with runtime.begin() as state:
+            state.threads.upsert(first)
+        assert session.get(Thread, first.id) is not None
+        session.add(Thread(**second.model_dump()))
         session.commit()
-    (script,) = tracer.scripts
-    assert script[-4] == "BEGIN IMMEDIATE"
+        assert session.get(Thread, second.id) is not None
+        with runtime.begin() as state:
+            assert state.threads.delete(second.id)
+    script = tracer.scripts[0]
+    begun = script.index("BEGIN IMMEDIATE")
+    assert not any(statement.startswith("BEGIN") for statement in script[:begun])
+    assert any("INSERT" in statement for statement in script[begun:])
     assert tracer.upgrades == []
+
+
+@pytest.mark.parametrize("write", ["flush", "many", "savepoint", "repository"])
+def test_whatever_a_session_of_the_service_writes_after_a_read_is_one_transaction(
+    runtime: StateRuntime, write: str
+) -> None:
+    """L5, L6."""
+    threads = [a_thread(), a_thread()]
+    with Session(runtime.engine) as session:
+        assert State(session).threads.list_ids(ThreadQuery(limit=1)) == []
+        match write:
+            case "flush":
+                session.add_all(Thread(**thread.model_dump()) for thread in threads)
+                session.flush()
+            case "many":
+                State(session).threads.upsert_many(threads)
+            case "savepoint":
+                with session.begin_nested():
+                    State(session).threads.upsert(threads[0])
+                with session.begin_nested() as savepoint:
+                    State(session).threads.upsert(threads[1])
+                    savepoint.rollback()
+                assert State(session).threads.list_ids(ThreadQuery(limit=9)) == [threads[0].id]
+            case _:
+                State(session).threads.upsert(threads[0])
+        with runtime.read() as state:
+            assert state.threads.list_ids(ThreadQuery(limit=9)) == []
+        session.rollback()
+    with runtime.read() as state:
+        assert state.threads.list_ids(ThreadQuery(limit=9)) == []
 
 
 def test_the_tracer_sees_an_upgrade(runtime: StateRuntime) -> None:

@@ -265,7 +265,6 @@ def test_who_waits_longer_than_the_busy_timeout_is_told_so(runtime: StateRuntime
     with runtime.begin() as state:
         state.threads.upsert(thread)
 
-
         def try_to_write() -> None:
             with pytest.raises(DatabaseBusyError) as busy, impatient.begin() as blocked:
                 blocked.threads.upsert(a_thread(id=thread.id))
@@ -483,7 +482,6 @@ def test_a_services_own_session_is_a_writer_from_its_first_write_on_and_gets_our
     with Session(runtime.engine) as session:
         session.add(Thread(**thread.model_dump()))
         session.flush()
-
 
         def write() -> None:
             with Session(impatient.engine) as second:

@@ -58,7 +58,7 @@ def _a_batch_that_fails_leaves_the_watermark_where_it_was(bench: Bench) -> None:
             RolloutFileRepository.upsert_threads = intact  # type: ignore[method-assign]
         with runtime.read() as state:
             after = state.backfill.get(runtime.home)
-            indexed = len(state.threads.rollout_paths(runtime.home))
+            indexed = len(state.threads.list_ids())
         assert indexed == 1
         assert after is not None
         assert watermarks == [after.last_watermark]

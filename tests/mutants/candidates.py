@@ -54,7 +54,7 @@ def _stored(state: State, threads: Sequence[Thread], jobs: Sequence[Phase1Job]) 
 
 
 def _batch(state: State, **options: Any) -> list[Phase1Lease]:
-    return state.phase1_jobs.claim_candidates(**{"owner": OWNER, "lease": LEASE, "limit": 100_000} | options)
+    return state.phase1_jobs.claim_candidates(**{"owner": OWNER, "lease": LEASE, "max_threads": 100_000} | options)
 
 
 def _rows(state: State) -> dict[Phase1Key, dict[str, Any]]:
@@ -134,7 +134,7 @@ def _blocked_jobs_use_up_nothing(bench: Bench) -> None:
             blocked = _job(newest, scope, **values | {"source_updated_at": newest.updated_at})
             with bench.session() as (state, _):
                 _stored(state, [newest, free], [blocked])
-                claimed = [lease.key.thread_id for lease in _batch(state, limit=1, scope_kinds=[kind])]
+                claimed = [lease.key.thread_id for lease in _batch(state, max_threads=1, scope_kinds=[kind])]
                 assert claimed == [free.id], (name, kind)
             with bench.session() as (state, _):
                 _stored(state, [newest, free], [blocked])

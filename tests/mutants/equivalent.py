@@ -10,15 +10,15 @@ EQUIVALENT: dict[str, str] = {
     **{
         f"{claim} keeps the old status": _HELD
         for claim in (
-            "phase1_jobs.claim_from_the_dead",
+            "jobs.claim_from_the_dead",
             "backfills.claim_from_the_dead",
             "backfills.claim_from_the_dead_again",
         )
     },
-    **{f"backfills.{verb} without [id = 1]": _SINGLETON for verb in ("renew", "checkpoint", "complete_it", "release")},
+    **{f"backfills.{verb} without [id = ?]": _SINGLETON for verb in ("renew", "checkpoint", "complete_it", "release")},
     "backfills.checkpoint with [>=] in [last_watermark > ?]": "of two equal watermarks either may stay",
     "backfills.complete_it with [>=] in [last_watermark > ?]": "of two equal watermarks either may stay",
-    "phase1_jobs.succeed keeps the old failure_reason": "the claim has removed it already",
-    "phase1_jobs.succeed_many keeps the old failure_reason": "the claim has removed it already",
+    "jobs.succeed keeps the old failure_reason": "the claim has removed it already",
+    "jobs.succeed_many keeps the old failure_reason": "the claim has removed it already",
     "memory_scopes.mark_clean_if_locked without [ownership_token = ?]": "the IN compares the token as well",
 }

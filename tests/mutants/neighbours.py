@@ -15,6 +15,7 @@ from codex_state.models import (
     HolderWrite,
     LockLease,
     MemoryScope,
+    NamedLease,
     Phase1Key,
     Phase1Lease,
     metadata,
@@ -51,6 +52,12 @@ def take_lock(state: State, path: str) -> LockLease:
     return claim.lease
 
 
+def take_name(state: State, name: str) -> NamedLease:
+    claim = state.named_locks.try_claim(name, owner="me", lease=HOUR)
+    assert isinstance(claim, Claimed)
+    return claim.lease
+
+
 def take_backfill(state: State, home: str) -> BackfillLease:
     claim = state.backfill.try_claim(home, owner="me", lease=HOUR)
     assert isinstance(claim, Claimed)
@@ -73,6 +80,8 @@ def _pairs(state: State, kind: type) -> Iterator[tuple[str, Any, Any]]:
             yield part, own, claim_job(state, key)
     elif kind is LockLease:
         yield "root", take_lock(state, "/one"), take_lock(state, "/two")
+    elif kind is NamedLease:
+        yield "name", take_name(state, "one"), take_name(state, "two")
     else:
         yield "home", take_backfill(state, "one"), take_backfill(state, "two")
 
@@ -86,7 +95,7 @@ def _crossing(write: RegisteredWrite[Any]) -> Check:
             before = _rows(state)
             clock.advance(HOUR)
             for part, own, other in pairs:
-                answer = write.call(state.session, replace(other, ownership_token=own.ownership_token))
+                answer = write.call(state.session, replace(other, token=own.token))
                 assert answer is write.refused, f"the token of another {part} was accepted"
                 assert _rows(state) == before, part
 

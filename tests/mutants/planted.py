@@ -20,6 +20,7 @@ from codex_state.models import (
     ConsolidationLock,
     HolderWrite,
     LockLease,
+    NamedLease,
     Phase1Job,
     Phase1Key,
     Phase1Lease,
@@ -27,7 +28,12 @@ from codex_state.models import (
     Skipped,
     SkipReason,
 )
-from codex_state.repositories import BackfillRepository, ConsolidationLockRepository, Phase1JobRepository
+from codex_state.repositories import (
+    BackfillRepository,
+    ConsolidationLockRepository,
+    NamedLockRepository,
+    Phase1JobRepository,
+)
 from codex_state.rollout import backfilling
 from codex_state.runtime import State
 from codex_state.testing.holder_writes import HOLDER_WRITES
@@ -98,14 +104,25 @@ def _is_claimable(job: Phase1Job | None, source: datetime, lease: timedelta, now
         case Phase1Status.SUCCEEDED:
             return job.source_updated_at < source
         case Phase1Status.RUNNING:
-            return job.started_at is None or job.started_at.timestamp() <= now - max(lease.total_seconds(), 0)
+            return job.started_at is None or _is_over(job, job.started_at, lease, now)
+
+
+def _is_over(row: Any, renewed_at: datetime, lease: timedelta, now: int) -> bool:
+    seconds = lease.total_seconds()
+    return renewed_at.timestamp() <= now - (max(seconds, 0) if seconds <= 0 else row.lease_seconds or seconds)
 
 
 def _careless_claim(mode: str, met: Callable[[], None]) -> Any:
     force = Phase1JobRepository.try_claim
 
     def try_claim(
-        self: Phase1JobRepository, key: Phase1Key, *, owner: UUID, source_updated_at: datetime, lease: timedelta
+        self: Phase1JobRepository,
+        key: Phase1Key,
+        *,
+        owner: UUID,
+        source_updated_at: datetime,
+        lease: timedelta,
+        **_: Any,
     ) -> Claimed[Phase1Lease] | Skipped:
         met()
         with _MODES[mode](self._connection):
@@ -128,8 +145,8 @@ def _careless_acquire(mode: str, met: Callable[[], None]) -> Any:
         met()
         with _MODES[mode](self._connection):
             lock: ConsolidationLock | None = self.get(cwd)
-            over = _now(self) - max(lease.total_seconds(), 0)
-            if lock is not None and lock.working_thread_id != owner and lock.updated_at.timestamp() > over:
+            held = lock is not None and not _is_over(lock, lock.updated_at, lease, _now(self))
+            if held and lock is not None and lock.working_thread_id != owner:
                 return Skipped(SkipReason.RUNNING)
             return force(self, cwd, owner=owner, lease=timedelta(0))
 
@@ -145,8 +162,8 @@ def _careless_backfill_claim(mode: str, met: Callable[[], None]) -> Any:
             found = self.get(home)
             if found is not None and found.status == "complete" and not again:
                 return Skipped(SkipReason.UP_TO_DATE)
-            over = _now(self) - max(lease.total_seconds(), 0)
-            if found is not None and found.status == "running" and found.updated_at.timestamp() > over:
+            running = found is not None and found.status == "running"
+            if running and found is not None and not _is_over(found, found.updated_at, lease, _now(self)):
                 return Skipped(SkipReason.RUNNING)
             return Claimed(self.take_over(home, owner=owner, lease=lease, from_the_start=again))
 
@@ -159,10 +176,13 @@ def _current_token(repository: Any, lease: Any) -> str | None:
         case Phase1Lease(key=key):
             job = Phase1JobRepository(repository._session).get(key)
             return job.ownership_token if job is not None and job.status is Phase1Status.RUNNING else None
-        case LockLease(cwd=cwd):
-            lock = ConsolidationLockRepository(repository._session).get(cwd)
+        case LockLease(key=root):
+            lock = ConsolidationLockRepository(repository._session).get(root)
             return None if lock is None else lock.ownership_token
-        case BackfillLease(home=home):
+        case NamedLease(key=name):
+            named = NamedLockRepository(repository._session).get(name)
+            return None if named is None else named.ownership_token
+        case BackfillLease(key=home):
             found = BackfillRepository(repository._session).get(home)
             return found.ownership_token if found is not None and found.status == "running" else None
     raise AssertionError(lease)
@@ -177,13 +197,19 @@ def _unguarded(name: str) -> Iterator[SqlMutant]:
 
 
 _STATEMENT_OF = {
-    "Phase1JobRepository": "phase1_jobs",
+    "Phase1JobRepository": "jobs",
     "ThreadMemoryRepository": "thread_memories",
     "MemoryScopeRepository": "memory_scopes",
-    "ConsolidationLockRepository": "consolidation_locks",
+    "ConsolidationLockRepository": "locks",
+    "NamedLockRepository": "locks",
     "BackfillRepository": "backfills",
 }
-_NAME_OF = {"mark_clean": "mark_clean_if_locked", "complete": "complete_it"}
+_NAME_OF = {
+    "MemoryScopeRepository.mark_clean": "mark_clean_if_locked",
+    "BackfillRepository.complete": "complete_it",
+    **{f"ConsolidationLockRepository.{verb}": f"{verb}_consolidation" for verb in ("renew", "release")},
+    **{f"NamedLockRepository.{verb}": f"{verb}_name" for verb in ("renew", "release")},
+}
 
 
 def _read_then_write(mode: str) -> Iterator[PlantedMutant]:
@@ -203,7 +229,7 @@ def _read_then_write(mode: str) -> Iterator[PlantedMutant]:
 
 
 def _plant_careless_write(write: Any, mode: str) -> Callable[[ExitStack, Callable[[], None]], None]:
-    unguarded = tuple(_unguarded(f"{_STATEMENT_OF[write.repository.__name__]}.{_NAME_OF.get(write.verb, write.verb)}"))
+    unguarded = tuple(_unguarded(f"{_STATEMENT_OF[write.repository.__name__]}.{_NAME_OF.get(write.name, write.verb)}"))
     assert unguarded, write.name
     intact = getattr(write.repository, write.verb)
 
@@ -297,7 +323,7 @@ def planted_mutants() -> tuple[PlantedMutant, ...]:
     """Every bug of this module."""
     return (
         *(mutant for mode in _MODES for mutant in _read_then_write(mode)),
-        *(_same_token(module) for module in ("phase1_jobs", "consolidation_locks", "backfills")),
+        *(_same_token(module) for module in ("jobs", "locks", "backfills")),
         PlantedMutant("a writer's transaction starts as a reader's", _plant_deferred_writers),
         PlantedMutant("the checkpoint is committed after its batch", _plant_checkpoint_after),
         PlantedMutant("the checkpoint is committed before its batch", _plant_checkpoint_before),

@@ -72,12 +72,14 @@ def _verdict(name: str, killer: str | None, met: bool) -> tuple[Verdict, str]:
 
 
 _FAMILIES = {
-    "phase1_jobs.claim": "TestClaims",
-    "phase1_jobs": "TestJobs",
-    "phase1_candidates": "TestCandidates",
+    "jobs.claim": "TestClaims",
+    "jobs.give_up": "TestCrashes",
+    "jobs.begin": "TestCrashes",
+    "jobs": "TestJobs",
+    "job_claims": "TestCandidates",
     "thread_memories": "TestThreadMemories",
     "memory_scopes": "TestMemoryScopes",
-    "consolidation_locks": "TestConsolidationLocks",
+    "locks": "TestConsolidationLocks",
     "backfills": "TestBackfills",
 }
 

@@ -20,30 +20,25 @@ from uuid import UUID
 from sqlalchemy import Engine, Executable, UpdateBase, event
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-from codex_state.repositories import (
-    backfills,
-    consolidation_locks,
-    memory_scopes,
-    phase1_candidates,
-    phase1_jobs,
-    thread_memories,
-)
+from codex_state.repositories import backfills, job_claims, jobs, locks, memory_scopes, thread_memories
 from codex_state.repositories.job_claims import search_of
 
-MODULES = (phase1_jobs, thread_memories, memory_scopes, consolidation_locks, backfills)
+MODULES = (jobs, thread_memories, memory_scopes, locks, backfills)
 
 NOW = "CAST(strftime('%s', 'now') AS INTEGER)"
 _MANUAL_NOW = "codex_state_manual_now()"
 _COLUMN = r"[a-z0-9_]+\.[a-z0-9_]+"
+_GRANTED = r"CASE WHEN \(\? > 0\) THEN .*? END"
 _COMPARISON = re.compile(
-    rf"{_COLUMN} (?P<operator>=|!=|<=|<|>=|>) (?:NOW(?: - \?)?|\?|'[a-z]+'|[0-9]+|{_COLUMN})|{_COLUMN} IS NULL"
+    rf"{_COLUMN} (?P<operator>=|!=|<=|<|>=|>) (?:NOW(?: - (?:\?|{_GRANTED}))?|\?|'[a-z]+'|[0-9]+|{_COLUMN})"
+    rf"|{_COLUMN} IS NULL"
 )
 _AMONG = re.compile(rf"{_COLUMN} IN \([^()]*\)")
 _MEMBERSHIP = re.compile(r"\? IN \(SELECT.*?\)", re.DOTALL)
 _OF_THE_DEAD = re.compile(r"\+[a-z0-9_]+\.owner_process IN \(SELECT .*? AS dead\)", re.DOTALL)
 _FRESH_TOKEN = "lower(hex(randomblob(16)))"
 _OWN_TABLES = re.compile(
-    r"\b(?:memory_phase1_jobs|memory_consolidation_locks|backfill_state|memory_scope_dirty|thread_memory)\."
+    r"\b(?:memory_phase1_jobs|memory_consolidation_locks|codex_state_locks|backfill_state|memory_scope_dirty|thread_memory)\."
 )
 _CORE = (
     "without [ownership_token",
@@ -126,10 +121,16 @@ def statements() -> Iterator[Statement]:
                 yield Statement(f"{_short(module)}.{name.lower().strip('_')}", _exactly(value), _compiled(value))
     search, _ = search_of(scope_kinds=["cwd", "user"], max_age_seconds=1, sources=["cli"], home="home")
     for from_the_dead in (False, True):
-        batch, _ = phase1_candidates.statement_of(
-            search, owner=UUID(int=1), limit=1, exclude=UUID(int=1), max_running=1, from_the_dead=from_the_dead
+        batch, _ = job_claims.statement_of(
+            search,
+            owner=UUID(int=1),
+            max_threads=1,
+            limit=None,
+            exclude=UUID(int=1),
+            max_running=1,
+            from_the_dead=from_the_dead,
         )
-        name = "phase1_candidates.claim_from_the_dead" if from_the_dead else "phase1_candidates.claim"
+        name = "job_claims.claim_from_the_dead" if from_the_dead else "job_claims.claim"
         only = _OF_THE_DEAD if from_the_dead else None
         yield Statement(name, _is_batch(from_the_dead=from_the_dead), _compiled(batch), only)
 

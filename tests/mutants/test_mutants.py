@@ -27,7 +27,7 @@ def test_every_bug_planted_in_the_core_of_the_leases_is_noticed() -> None:
 def test_every_guarded_statement_is_mutated() -> None:
     mutated = {mutant.statement.name for mutant in sql_mutants()}
     assert mutated == {statement.name for statement in statements()}
-    assert {"phase1_jobs.claim", "phase1_jobs.renew", "phase1_candidates.claim", "backfills.checkpoint"} <= mutated
+    assert {"jobs.claim", "jobs.renew", "job_claims.claim", "backfills.checkpoint"} <= mutated
 
 
 def test_every_mutant_changes_its_statement() -> None:

@@ -24,8 +24,9 @@ def _by_the_holder(state: State) -> Upsert:
     lease = claim_job(state, OWN)
 
     def upsert(raw: str, summary: str) -> ThreadMemory:
-        memory = state.thread_memories.upsert_if_owner(lease, raw, summary)
-        assert isinstance(memory, ThreadMemory)
+        assert state.thread_memories.upsert_if_owner(lease, raw, summary)
+        memory = state.thread_memories.get(MINE)
+        assert memory is not None
         return memory
 
     return upsert
@@ -122,7 +123,7 @@ def _taking(name: str) -> Check:
                 assert (row.claimed_at, row.updated_at) == (clock.now, clock.now)
                 assert row.owner_name == THIS_HOST.this().known_as("new")
                 assert (row.status, row.last_watermark) == ("running", None if forgets else "watermark")
-                assert row.ownership_token != old.ownership_token
+                assert row.ownership_token != old.token
 
     return Check(f"a backfill is taken {name}", run)
 

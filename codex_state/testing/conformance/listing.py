@@ -164,7 +164,7 @@ class TestListing:
         assert _all_pages(state, 10) == [there.id]
         assert _all_pages(state, 10, all=True) == _in_order([gone, there])
         assert state.threads.count_unshown() == UnshownThreads(0, 1, complete=True)
-        state.threads.mark_found([gone.id], gone.home)
+        state.threads.upsert_from_rollouts([gone])
         assert _all_pages(state, 10) == _in_order([gone, there])
 
     @pytest.mark.parametrize("sources", [[], ["cli"], ["cli", "exec"], [*_SOURCES, *map(str, range(20))]])

@@ -53,6 +53,7 @@ _FULL = {
     "memory_mode_chosen_at": NOON,
     "gone_at": NOON,
     "pinned": True,
+    "updated_ns": 7,
 }
 
 
@@ -195,27 +196,6 @@ class TestThreads:
         assert state.thread_memories.get(other.id) is not None
         assert state.phase1_jobs.get(Phase1Key(other.id, scope)) is not None
 
-    def test_a_thread_can_be_relocated(self, state: State) -> None:
-        thread, other = a_thread(), a_thread()
-        state.threads.upsert_many([thread, other])
-        for archived_at in (NOON, None):
-            moved = {"rollout_path": Path("/b"), "cwd": Path("/elsewhere"), "archived_at": archived_at}
-            assert (
-                state.threads.relocate(thread.id, Path("/b"), cwd=Path("/elsewhere"), archived_at=archived_at) is True
-            )
-            assert state.threads.get(thread.id) == a_thread(
-                **(thread.model_dump() | moved | {"archived": archived_at is not None})
-            )
-        assert state.threads.get(other.id) == other
-        assert state.threads.relocate(uuid4(), Path("/b"), cwd=Path("/"), archived_at=None) is False
-
-    def test_the_rollouts_of_one_home_can_be_listed(self, state: State) -> None:
-        here = [a_thread(rollout_path=Path("/a")), a_thread(rollout_path=Path("/b"), archived_at=NOON)]
-        state.threads.upsert_many([*here, a_thread(rollout_path=Path("/c"), home="laptop")])
-        assert sorted(state.threads.rollout_paths()) == [Path("/a"), Path("/b")]
-        assert list(state.threads.rollout_paths("laptop")) == [Path("/c")]
-        assert list(state.threads.rollout_paths("nowhere")) == []
-
     def test_a_name_can_be_given_and_taken_away_and_the_title_stays(self, state: State, clock: ManualClock) -> None:
         """L3: when it was given is the database's time."""
         thread, other = a_thread(), a_thread()
@@ -295,8 +275,6 @@ class TestThreads:
         assert stored is not None
         assert stored.rollout_path is None
         assert state.threads.find_rollout_path(thread.id) is None
-        assert list(state.threads.rollout_paths()) == []
-        assert state.threads.rollouts_of([thread.id]) == {}
 
     def test_the_memory_mode_can_be_chosen(self, state: State, clock: ManualClock) -> None:
         """L3: when it was chosen is the database's time."""
@@ -341,7 +319,7 @@ class TestThreads:
         clock.advance(timedelta(hours=1))
         assert list(state.threads.mark_gone([thread.id], thread.home)) == []
         assert state.threads.get(thread.id) == gone, "since when stays"
-        assert list(state.threads.mark_found([thread.id, other.id], thread.home)) == [thread.id]
+        state.threads.upsert_from_rollouts([thread])
         assert state.threads.get(thread.id) == thread
         assert state.threads.get(other.id) == other
         assert list(state.threads.mark_gone([], thread.home)) == []
@@ -351,9 +329,8 @@ class TestThreads:
         state.threads.upsert_many([elsewhere, without])
         assert list(state.threads.mark_gone([elsewhere.id, without.id, uuid4()], "local")) == []
         assert state.threads.mark_gone([elsewhere.id], "laptop") == [elsewhere.id]
-        assert list(state.threads.mark_found([elsewhere.id], "local")) == []
 
-    @pytest.mark.parametrize("step", ["upsert", "upsert elsewhere", "rollout", "archive", "unarchive", "relocate"])
+    @pytest.mark.parametrize("step", ["upsert", "upsert elsewhere", "rollout", "archive", "unarchive"])
     def test_a_rollout_is_gone_until_one_is_seen_or_named(self, state: State, step: str) -> None:
         thread = a_thread(rollout_path=Path("/a"))
         state.threads.upsert(thread)
@@ -367,10 +344,8 @@ class TestThreads:
                 state.threads.upsert_from_rollouts([thread])
             case "archive":
                 state.threads.mark_archived(thread.id, Path("/b"), NOON)
-            case "unarchive":
-                state.threads.mark_unarchived(thread.id, Path("/b"))
             case _:
-                state.threads.relocate(thread.id, Path("/b"), cwd=Path("/"), archived_at=None)
+                state.threads.mark_unarchived(thread.id, Path("/b"))
         stored = state.threads.get(thread.id)
         assert stored is not None
         assert (stored.gone_at is not None) is (step == "upsert")
@@ -406,7 +381,7 @@ class TestThreads:
             case "memory mode":
                 state.threads.set_memory_mode(thread.id, "disabled")
             case "found":
-                state.threads.mark_found([thread.id], thread.home)
+                state.threads.upsert_from_rollouts([thread])
         stored = state.threads.get(thread.id)
         assert list(state.threads.delete_gone([thread.id], thread.home)) == []
         assert state.threads.get(thread.id) == stored

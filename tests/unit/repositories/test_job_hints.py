@@ -218,7 +218,7 @@ def test_a_claim_behind_others_that_have_not_ended_settles_its_own_threads(
 ) -> None:
     """Else the next one would look at them, be refused, and find nothing though there is something."""
     state.threads.upsert_many([a_thread(updated_at=NOON - timedelta(seconds=number)) for number in range(120)])
-    with clocked.database.begin() as first, clocked.database.begin() as second:
+    with clocked.database.begin() as first, Session(clocked.database.engine) as second:
         assert claim(State(first), max_threads=30, scope_kinds=("user",)) == 30
         assert claim(State(second), max_threads=30, scope_kinds=("user",)) == 30
         assert claim(state, max_threads=30, scope_kinds=("user",)) == 30

@@ -138,10 +138,6 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
         ),
         (_claim, "SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)"),
         (
-            lambda state: state.thread_memories.last_n_for_cwd(Path("/code"), 64),
-            "SEARCH thread_memory USING INDEX idx_thread_memory_scope_updated_at (scope_kind=? AND scope_key=?)",
-        ),
-        (
             lambda state: state.dynamic_tools.get(_KEY.thread_id),
             "SEARCH thread_dynamic_tools USING INDEX sqlite_autoindex_thread_dynamic_tools_1 (thread_id=?)",
         ),
@@ -156,6 +152,14 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
 )
 def test_a_hot_statement_is_one_seek(state: State, work: Callable[[State], Any], seek: str) -> None:
     assert _plan_of(state, work) == [seek]
+
+
+def test_a_scopes_memories_are_one_seek_and_each_ones_thread_another(state: State) -> None:
+    assert _plan_of(state, lambda state: state.thread_memories.last_n_for_cwd(Path("/code"), 64)) == [
+        "SEARCH thread_memory USING INDEX idx_thread_memory_scope_updated_at (scope_kind=? AND scope_key=?)",
+        "CORRELATED SCALAR SUBQUERY 1",
+        "SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)",
+    ]
 
 
 def test_many_finished_jobs_are_one_seek_each(state: State) -> None:
@@ -291,3 +295,15 @@ def test_jobs_of_one_status_are_read_in_the_order_of_their_start(state: State, s
 def test_dirty_scopes_are_found_without_looking_at_clean_ones(state: State) -> None:
     steps = _plan_of(state, lambda state: state.memory_scopes.list_dirty())
     assert steps[0] == "SEARCH memory_scope_dirty USING INDEX idx_memory_scope_dirty_dirty (dirty=?)"
+
+
+def test_the_files_of_threads_and_the_homes_of_threads_are_each_found_by_an_index(state: State) -> None:
+    """L10: what a batch of a backfill asks doesn't cost more, the more files there are."""
+    ids = [str(uuid4()), str(uuid4())]
+    assert _plan_of(state, lambda state: state.rollout_files.of_threads(ids))[0] == (
+        "SEARCH rollout_files USING INDEX idx_rollout_files_thread (thread_id=?)"
+    )
+    assert _plan_of(state, lambda state: state.rollout_files.homes_of([uuid4()]))[0].startswith("SEARCH threads USING")
+    assert _plan_of(state, lambda state: state.phase1_jobs.reopen_found(ids))[0].startswith(
+        "SEARCH memory_phase1_jobs USING INDEX sqlite_autoindex_memory_phase1_jobs_1 (thread_id=?"
+    )

@@ -10,13 +10,12 @@ from rollout_files import write
 
 from codex_state.errors import RolloutError
 from codex_state.rollout import reading
-from codex_state.rollout.reading import lines_of, open_rollout
+from codex_state.rollout.reading import open_rollout
 
 
 def lines(path: Path) -> list[bytes]:
-    file, status = open_rollout(str(path))
-    with file:
-        return list(lines_of(file, status))
+    with open_rollout(str(path))[0] as file:
+        return list(file)
 
 
 def compressed(content: bytes, *, frames: int = 1) -> bytes:

@@ -32,10 +32,10 @@ from rollout_files import (
 from codex_state.errors import RolloutError
 from codex_state.models import Thread
 from codex_state.models.columns import from_epoch_seconds
+from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS
 from codex_state.rollout.format import Compacted, GitInfo, ResponseItem, RolloutItem, SessionMeta, ToolSpec, decode_line
 from codex_state.rollout.threads import (
     COMPARED_FIELDS,
-    DRAFT_FIELDS,
     ThreadMetadataBuilder,
     apply_rollout_item,
     builder_from_items,
@@ -229,8 +229,8 @@ class TestComparing:
         assert diff_fields(thread, thread) == []
 
     def test_everything_a_rollout_tells_is_compared(self) -> None:
-        assert set(DRAFT_FIELDS) - set(COMPARED_FIELDS) == {"archived", "memory_mode", "name", "name_at"}
-        assert set(DRAFT_FIELDS) < set(Thread.column_names())
+        assert set(ROLLOUT_COLUMNS) - set(COMPARED_FIELDS) == {"archived", "memory_mode", "name", "name_at"}
+        assert set(ROLLOUT_COLUMNS) < set(Thread.column_names())
 
     def test_known_git_fields_win_one_by_one(self) -> None:
         thread = new_thread(git_sha="new", git_branch="new")
@@ -246,7 +246,7 @@ class TestExtraction:
         builder = builder_from_items(items, path)
         assert builder is not None
         expected = applied(builder.build("default"), *items)
-        expected.updated_at = from_epoch_seconds(1_767_400_000)
+        expected.updated_at, expected.updated_ns = from_epoch_seconds(1_767_400_000), path.stat().st_mtime_ns % 10**9
         assert diff_fields(outcome.thread, expected) == []
         assert (outcome.parse_errors, outcome.unknown_lines) == (0, 0)
         assert (outcome.memory_mode, outcome.dynamic_tools) == (None, [])

@@ -1,0 +1,90 @@
+"""What docs/alembic.md shows works as it stands there, on both databases."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import alembic
+import pytest
+
+from codex_state import StateSettings
+from tests import stores
+
+PAGE = (Path(__file__).parents[2] / "docs" / "alembic.md").read_text()
+TABLE, STATEMENT, ENVIRONMENT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TEMPLATE = Path(next(iter(alembic.__path__))) / "templates" / "generic" / "script.py.mako"
+
+STORE_AND_JOIN = """
+from uuid import uuid4
+
+from sqlalchemy import inspect
+from sqlmodel import Session
+
+from codex_state import StateRuntime, Thread
+from tables import Message
+
+with StateRuntime.open() as runtime:
+    (key,) = inspect(runtime.engine).get_foreign_keys("message")
+    assert key["referred_table"] == "threads", key
+    found, archived = Thread(id=uuid4(), source="cli", name="found"), Thread(id=uuid4(), source="cli", archived_at=None)
+    runtime.run(lambda state: state.threads.upsert_many([found, archived]))
+    with Session(runtime.engine) as session:
+        session.add_all(Message(thread_id=thread.id, text="hello") for thread in (found, archived))
+        session.get(Thread, archived.id).archived = True
+        session.commit()
+        assert session.exec(statement).all() == [("hello", "found")]
+"""
+
+
+class Service:
+    """A directory with what the page shows in it."""
+
+    def __init__(self, directory: Path, settings: StateSettings) -> None:
+        self.directory = directory
+        (directory / "migrations" / "versions").mkdir(parents=True)
+        for name, text in {
+            "alembic.ini": "[alembic]\nscript_location = migrations\n",
+            "tables.py": TABLE,
+            "join.py": f"from tables import Message\n{STATEMENT}\n{STORE_AND_JOIN}",
+            "migrations/env.py": re.sub("# import your modules.*", "import tables", ENVIRONMENT),
+            "migrations/script.py.mako": TEMPLATE.read_text(),
+        }.items():
+            (directory / name).write_text(text)
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("CODEX_")}
+        self.environment["CODEX_HOME"] = str(settings.codex_home)
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(directory), *sys.path])
+        if settings.database_url is not None:
+            self.environment["CODEX_STATE_DATABASE_URL"] = settings.database_url.get_secret_value()
+
+    def run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    (tmp_path / "home").mkdir()
+    with stores.fresh_settings(request.param, tmp_path / "home", request) as settings:
+        yield Service(tmp_path / "service", settings)
+
+
+def test_the_page_leads_from_a_table_to_a_join(service: Service) -> None:
+    service.run("-m", "alembic", "revision", "--autogenerate", "-m", "first")
+    (written,) = (service.directory / "migrations" / "versions").glob("*.py")
+    assert "codex_state" not in written.read_text()
+    service.run("-m", "alembic", "upgrade", "head")
+    assert "No new upgrade operations" in service.run("-m", "alembic", "check")
+    service.run("join.py")
