@@ -159,7 +159,10 @@ class StateConnection(sqlite3.Connection):
                 self._set_query_only(wanted=False)
             else:
                 self.begin_writing()
-            return attempt()
+            try:
+                return attempt()
+            except sqlite3.OperationalError as refused:
+                error = refused
         if self.queue is None or not is_busy(error):
             raise error
         self.reclaim()
