@@ -8,11 +8,13 @@ from uuid import UUID
 from sqlalchemy.schema import CreateTable
 from sqlmodel import Field, Session, SQLModel
 
+from codex_state import thread_key
+
 
 class Message(SQLModel, table=True):
     """What was said in a thread."""
 
-    thread_id: UUID = Field(primary_key=True)
+    thread_id: UUID = thread_key(primary_key=True)
     position: int = Field(primary_key=True)
     role: str
     text: str
