@@ -29,6 +29,7 @@ from .errors import (
     SchemaTooNewError as SchemaTooNewError,
     ServerUnavailableError as ServerUnavailableError,
     StateError as StateError,
+    StateFileLostError as StateFileLostError,
     StatementRefusedError as StatementRefusedError,
     StorageError as StorageError,
     ThreadNotFoundError as ThreadNotFoundError,
@@ -37,6 +38,10 @@ from .errors import (
     UsageError as UsageError,
     WorkStoppedError as WorkStoppedError,
 )
+from .log_handler import (
+    StateLogHandler as StateLogHandler,
+    log_thread as log_thread,
+)
 from .memory import (
     AsyncLeaseKeeper as AsyncLeaseKeeper,
     ConsolidationOptions as ConsolidationOptions,
@@ -44,6 +49,7 @@ from .memory import (
     ConsolidationReport as ConsolidationReport,
     ConsolidationResult as ConsolidationResult,
     ExtractedMemory as ExtractedMemory,
+    HeldWork as HeldWork,
     KeptLease as KeptLease,
     LeaseKeeper as LeaseKeeper,
     Phase1Options as Phase1Options,
@@ -56,10 +62,13 @@ from .memory import (
     StopReason as StopReason,
     StopSignal as StopSignal,
     aconsolidate_memories as aconsolidate_memories,
+    ahold as ahold,
     arun_phase1 as arun_phase1,
     consolidate_memories as consolidate_memories,
     current_work as current_work,
+    exit_on_sigterm as exit_on_sigterm,
     fence as fence,
+    hold as hold,
     memory_root as memory_root,
     run_phase1 as run_phase1,
     trust_clock as trust_clock,

@@ -7,17 +7,18 @@ with one connection pool.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.pool import Pool
 from sqlmodel import Session
@@ -26,12 +27,18 @@ from codex_state import forks, state_files
 from codex_state.connection_pool import StatePool
 from codex_state.database_errors import DatabaseUnavailableError, place_of
 from codex_state.engine_views import Views
-from codex_state.errors import ConfigurationError, UsageError
+from codex_state.errors import ConfigurationError, StateError, UsageError
 from codex_state.own_waits import Writer, refuse_own_wait
 from codex_state.postgresql_engine import open_postgresql
+from codex_state.repositories.log_retention import LogBounds, LogUpkeep, Sweep, finish
+from codex_state.repositories.logs import UNFINISHED
 from codex_state.settings import StateSettings
 from codex_state.sqlite_connection import StateConnection
 from codex_state.sqlite_engine import Access, open_sqlite, sqlite_path
+
+_log = logging.getLogger("codex_state")
+
+_UNBOUNDED = LogBounds()
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -39,7 +46,13 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 class Database:
     """One database: its engine, its pool, and its three transaction modes."""
 
-    def __init__(self, views: Views, opened: weakref.WeakSet[StateConnection], access: Access = Access.CREATE) -> None:
+    def __init__(
+        self,
+        views: Views,
+        opened: weakref.WeakSet[StateConnection],
+        log_bounds: LogBounds,
+        access: Access = Access.CREATE,
+    ) -> None:
         self.access = access
         """What may be done to an SQLite file."""
         self._opened = opened
@@ -52,6 +65,8 @@ class Database:
         """For sessions of your own that only read: one snapshot each, in which a write fails."""
         self._writer = views.writer
         self._autocommit = views.autocommit
+        self._log_upkeep = LogUpkeep(log_bounds)
+        self._log_upkeep.watch(self.engine.dialect)
         _databases.add(self)
         reference = weakref.ref(self)
 
@@ -79,6 +94,9 @@ class Database:
                 pool_size=settings.pool_size,
                 busy_timeout=settings.busy_timeout,
                 transaction_pooling=settings.transaction_pooling,
+                log_bounds=LogBounds(
+                    max_bytes=settings.log_max_bytes, max_rows=settings.log_max_rows, max_age=settings.log_max_age
+                ),
                 access=access,
             )
 
@@ -103,6 +121,7 @@ class Database:
         pool_size: int = 5,
         busy_timeout: timedelta = timedelta(seconds=5),
         transaction_pooling: bool = False,
+        log_bounds: LogBounds = _UNBOUNDED,
         access: Access = Access.CREATE,
     ) -> Database:
         """Make the engines for ``url``. Nothing is connected yet.
@@ -113,6 +132,7 @@ class Database:
             busy_timeout: how long a statement waits for another's write to end.
             transaction_pooling: the URL leads to a pooler that may give each transaction another connection to the
                 server, like PgBouncer with ``pool_mode = transaction``.
+            log_bounds: within which the logs are kept by whoever writes to them.
             access: what may be done to an SQLite file.
 
         Raises:
@@ -125,12 +145,12 @@ class Database:
                 views = open_sqlite(
                     parsed, pool_size=pool_size, busy_timeout=busy_timeout, opened=opened, access=access
                 )
-                return cls(views, opened, access)
+                return cls(views, opened, log_bounds, access)
             case "postgresql" | "postgres":
                 views = open_postgresql(
                     parsed, pool_size=pool_size, busy_timeout=busy_timeout, transaction_pooling=transaction_pooling
                 )
-                return cls(views, weakref.WeakSet())
+                return cls(views, weakref.WeakSet(), log_bounds)
             case other:
                 raise ConfigurationError(f"unsupported database {other!r}; use sqlite or postgresql")
 
@@ -160,6 +180,8 @@ class Database:
             yield session
             with _interrupted_as_such(session):
                 session.commit()
+        if self._log_upkeep.is_due or UNFINISHED in session.info:
+            self._keep_logs(session.info.pop(UNFINISHED, ()))
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -175,8 +197,26 @@ class Database:
 
     def close(self) -> None:
         """Close every pooled connection. The database can't be used afterwards."""
+        if self._log_upkeep.has_news and not self._closed:
+            self._keep_logs()
         self._closed = True
         self.engine.dispose()
+
+    def keep_logs_within_bounds(self) -> int:
+        """Delete every log line beyond the bounds, in many small transactions. Returns how many went."""
+        with self.autocommit() as session:
+            return self._log_upkeep.keep_all(session.connection())
+
+    def _keep_logs(self, unfinished: Iterable[Sweep] = ()) -> None:
+        """Delete what the logs have too much, after the work of whoever wrote. It must not fail for that."""
+        try:
+            with self.autocommit() as session:
+                connection = session.connection()
+                for sweep in unfinished:
+                    finish(connection, sweep)
+                self._log_upkeep.keep(connection)
+        except (StateError, SQLAlchemyError) as error:
+            _log.info("the logs will be kept within their bounds later: %s", error)
 
     def refuse_when_closed(self) -> None:
         """Make sure that the database is open.
@@ -223,6 +263,7 @@ class Database:
             forks.close_inherited(path, idle, set(self._opened) - set(idle))
         elif self.dialect == "sqlite":
             return  # in memory: the child has a copy of its own
+        self._log_upkeep.start_anew()
         # On PostgreSQL closing would say good-bye to the server in the parent's name, and so may forgetting.
         self._inherited.append(self.engine.pool)
         self.engine.dispose(close=False)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import URL, exc
 
 from codex_state.errors import InvalidInputError, InvalidRowError, StateError
+from codex_state.sqlite_damage import Verdict, examine
 
 
 class DatabaseError(StateError, exc.DatabaseError):
@@ -105,6 +106,13 @@ class DatabaseCorruptError(DatabaseError, exc.InternalError):
 
 class NotADatabaseError(DatabaseCorruptError):
     """The file at the database's path is not an SQLite database."""
+
+
+class StateFileLostError(DatabaseError, exc.OperationalError):
+    """The SQLite file was removed, replaced or emptied while it was open: what is written goes nowhere, or elsewhere.
+
+    Nothing of the failed transaction was kept. Leases that were granted in the file are worth nothing any more.
+    """
 
 
 class IntegrityViolationError(DatabaseError, exc.IntegrityError):
@@ -331,8 +339,20 @@ def classify(error: BaseException, url: URL | None = None) -> StateError | None:
         case sqlite3.Error() if str(error).startswith("Could not decode to UTF-8"):
             told = InvalidRowError(str(error))
         case _ if (kind := _kind_of(error)) is not None:
-            told = _told(kind, str(error).strip() or type(error).__name__, advice_for(kind), url, error)
+            kind, text = _looked_into(kind, str(error).strip() or type(error).__name__, url)
+            told = _told(kind, text, advice_for(kind), url, error)
     return told
+
+
+def _looked_into(kind: type[DatabaseError], text: str, url: URL | None) -> tuple[type[DatabaseError], str]:
+    """The kind and the words of an error, after a look at the file where SQLite says that it is damaged."""
+    if issubclass(kind, DatabaseCorruptError) and url is not None and url.get_backend_name() == "sqlite":
+        verdict = examine(url.database) if url.database else Verdict.DAMAGED
+        if verdict is Verdict.STORAGE_FAILS:
+            return StorageError, "a read or a write failed on the way"
+        if verdict is not Verdict.DAMAGED:
+            return StorageError, "what was read isn't what is in the file, which is whole"
+    return kind, text
 
 
 def sqlstate_of(error: BaseException) -> str | None:

@@ -51,6 +51,7 @@ class ThreadDraft(Struct, gc=False):
     originator: str | None = None
     parent_thread_id: str | None = None
     forked_from_id: str | None = None
+    updated_ns: int = 0
 
 
 class ToolDraft(Struct, gc=False):

@@ -1,7 +1,10 @@
-"""Where the state lives and how it is opened: from arguments, the environment, or an ``.env`` file."""
+"""Where the state lives and how it is opened: from arguments, the environment, or a file of variables that it names."""
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 import tomllib
 from datetime import timedelta
 from functools import cached_property
@@ -12,6 +15,13 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from codex_state.errors import ConfigurationError, did_you_mean
+
+ENV_FILE_VARIABLE = "CODEX_STATE_ENV_FILE"
+
+_LARGEST_FILE = 4 * 1024 * 1024
+"""In bytes: what is larger isn't a file of settings."""
+
+_SCHEME = re.compile("[a-z0-9+]{1,40}", re.ASCII)
 
 STATE_DATABASE_NAME = "codex_state"
 STATE_DATABASE_VERSION = 4
@@ -26,9 +36,10 @@ def state_database_filename() -> str:
 class StateSettings(BaseSettings):
     """Settings of one state runtime.
 
-    Every field can be given as an argument (``StateSettings(codex_home=path)``), as an environment variable, or in an
-    ``.env`` file of the working directory, in this order of strength. The variables are ``CODEX_HOME``,
-    ``CODEX_SQLITE_HOME``, ``CODEX_STATE_DATABASE_URL``, and ``CODEX_STATE_<FIELD>`` for the others.
+    Every field can be given as an argument (``StateSettings(codex_home=path)``), as an environment variable, or in the
+    file of variables that ``CODEX_STATE_ENV_FILE`` names, in this order of strength. The variables are ``CODEX_HOME``,
+    ``CODEX_SQLITE_HOME``, ``CODEX_STATE_DATABASE_URL``, and ``CODEX_STATE_<FIELD>`` for the others. A file is only read
+    when it is named: an ``.env`` in a directory that somebody else made must not say where conversations are written.
 
     Raises:
         ConfigurationError: a value can't be used; the text names the setting.
@@ -36,7 +47,6 @@ class StateSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="CODEX_STATE_",
-        env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -85,12 +95,23 @@ class StateSettings(BaseSettings):
     backfill_batch_size: int = Field(default=200, ge=1)
     """Rollouts per transaction of a backfill."""
 
+    log_max_bytes: int | None = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    """What the log lines may take in the database, with their index entries and SQLite's write-ahead log."""
+
+    log_max_rows: int | None = Field(default=None, ge=0)
+    """How many log lines are kept at most."""
+
+    log_max_age: timedelta | None = Field(default=timedelta(days=14), ge=timedelta(0))
+    """How long a log line is kept after its insertion."""
+
     def __init__(self, **values: Any) -> None:
         known = {*type(self).model_fields, "CODEX_HOME", "CODEX_SQLITE_HOME", "CODEX_STATE_DATABASE_URL"}
         for name in values:
             # Those that begin with an underscore are pydantic's own.
             if name not in known and not name.startswith("_"):
                 raise ConfigurationError(f"invalid settings: there is no {name!r}{did_you_mean(name, known)}")
+        if "_env_file" not in values and (named := os.environ.get(ENV_FILE_VARIABLE)):
+            values["_env_file"] = _checked_env_file(Path(named))
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -99,10 +120,8 @@ class StateSettings(BaseSettings):
                 for problem in error.errors()
             )
             raise ConfigurationError(f"invalid settings: {problems}") from None
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"invalid settings: the .env file is not UTF-8 text: {error}") from None
 
-    @field_validator("busy_timeout", "retry_for", "backfill_lease", "backfill_wait", mode="before")
+    @field_validator("busy_timeout", "retry_for", "backfill_lease", "backfill_wait", "log_max_age", mode="before")
     @classmethod
     def _plain_numbers_are_seconds(cls, value: Any) -> Any:
         # In the environment everything is text, and "5" is what people write.
@@ -121,16 +140,24 @@ class StateSettings(BaseSettings):
     @field_validator("codex_home", "sqlite_home")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser().absolute()
+        if path is None:
+            return None
+        if "\0" in str(path):
+            raise ValueError("a path can't hold a NUL character")
+        try:
+            return path.expanduser().absolute()
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{path} can't be made absolute: {error}") from None
 
     @model_validator(mode="after")
     def _known_database(self) -> Self:
         if self.database_url is not None:
             # Whatever is no URL may be a password, or hold one.
             scheme, separator, _ = self.database_url.get_secret_value().partition("://")
-            if not separator and scheme.partition(":")[0] not in {"sqlite", "postgresql", "postgres"}:
+            is_ours = scheme.partition("+")[0].partition(":")[0] in {"sqlite", "postgresql", "postgres"}
+            if not is_ours and not (separator and _SCHEME.fullmatch(scheme)):
                 raise ValueError("database_url: not a URL; expected sqlite:///path or postgresql://user@host/name")
-            if scheme.partition("+")[0].partition(":")[0] not in {"sqlite", "postgresql", "postgres"}:
+            if not is_ours:
                 raise ValueError(f"database_url: {scheme!r} is neither sqlite nor postgresql")
         return self
 
@@ -150,13 +177,12 @@ class StateSettings(BaseSettings):
             return self.default_provider
         path = self.codex_home / "config.toml"
         try:
-            with path.open("rb") as file:
-                config = tomllib.load(file)
+            config = tomllib.loads(_text_of_small_file(path))
         except (FileNotFoundError, NotADirectoryError):
             return FALLBACK_PROVIDER
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigurationError(
-                f"can't read the default provider from {path}: {error}; mend the file or set "
+                f"can't read the default provider from {path}: {_reason(error)}; mend the file or set "
                 "CODEX_STATE_DEFAULT_PROVIDER"
             ) from error
         # Whatever else the file holds is its program's business, even if it makes no sense.
@@ -167,3 +193,35 @@ class StateSettings(BaseSettings):
             if isinstance(provider, str) and provider:
                 return provider
         return FALLBACK_PROVIDER
+
+
+def _checked_env_file(path: Path) -> Path:
+    try:
+        _text_of_small_file(path)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"can't read the settings in {path}, which {ENV_FILE_VARIABLE} names: {_reason(error)}"
+        ) from None
+    return path
+
+
+def _text_of_small_file(path: Path) -> str:
+    """The text of a file that a program wrote, or anybody: never a pipe that nobody writes to, or a disk full of bytes.
+
+    Raises:
+        OSError: it can't be read, or isn't a regular file.
+        ValueError: it is too large, or not UTF-8.
+    """
+    # Not blocking, because opening a named pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("not a regular file")
+        content = file.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(f"larger than {_LARGEST_FILE:,} bytes")
+    return content.decode()
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, ColumnElement, String
+from sqlalchemy import BigInteger, Boolean, ColumnElement, Select, String
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -97,6 +97,20 @@ class normal_path(FunctionElement[str]):  # noqa: N801 - reads as the SQL functi
     name = "normal_path"
 
 
+class among(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+    """``among(column, query)``: the column's value is one of the few that the query gives.
+
+    PostgreSQL runs the query first and looks each value up in the column's index, whatever it knows of the table.
+    """
+
+    inherit_cache = True
+    type = NullType()  # for a truth value SQLAlchemy would write "= 1", and SQLite would look at every row
+    name = "among"
+
+    def __init__(self, column: ColumnElement[Any], query: Select[Any]) -> None:
+        super().__init__(column, query.scalar_subquery())
+
+
 def normal_spelling(path: str) -> str:
     r"""One spelling of a path, whatever needless slashes and dots it has, and however Windows spells its drive.
 
@@ -174,6 +188,18 @@ def _byte_length_sqlite(element: byte_length, compiler: SQLCompiler, **kw: Any) 
 @compiles(byte_length, "postgresql")
 def _byte_length_postgresql(element: byte_length, compiler: SQLCompiler, **kw: Any) -> str:
     return f"octet_length({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(among, "sqlite")
+def _among_sqlite(element: among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, query = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{column} IN {query}"
+
+
+@compiles(among, "postgresql")
+def _among_postgresql(element: among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, query = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{column} = ANY (ARRAY{query})"
 
 
 @compiles(unindexed, "sqlite")

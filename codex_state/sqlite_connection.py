@@ -7,16 +7,23 @@ a write is SQLite's to say: ``PRAGMA query_only`` has it refuse one before it do
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from typing import Any, Self, TypeVar
+from math import inf
+from time import monotonic
+from typing import Any, NoReturn, Self, TypeVar
 
+from codex_state.database_errors import StateFileLostError
 from codex_state.own_waits import Writer, refuse_own_wait
 from codex_state.write_queue import WriteQueue, is_busy
 
 ResultT = TypeVar("ResultT")
+
+_LOOK_SECONDS = 0.2
+"""On a connection that is held, statements look so often whether the file is still there."""
 
 
 class Mode(Enum):
@@ -44,6 +51,8 @@ class StateCursor(sqlite3.Cursor):
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
         """Run one statement, waiting for its turn if need be."""
+        if monotonic() >= self._connection.look_at:
+            self._connection.require_file()
         try:
             return super().execute(sql, parameters)
         except sqlite3.OperationalError as error:
@@ -79,6 +88,43 @@ class StateConnection(sqlite3.Connection):
         self._query_only: bool | None = False
         """``None``: an interrupt came while it was changed."""
         self._writer: Writer | None = None
+        self.look_at = inf
+        """When to look whether the file is still there, at the latest, by the monotonic clock."""
+        self._file: tuple[int, int] | None = None
+        self._had_content = False
+
+    def watch_file(self) -> None:
+        """From now on, notice when the file isn't the one that was opened any more."""
+        status = os.stat(self.place)
+        self._file, self._had_content = (status.st_dev, status.st_ino), status.st_size > 0
+        self.look_at = monotonic() + _LOOK_SECONDS
+
+    def require_file(self) -> None:
+        """Make sure that what is written reaches the file that others open by its name.
+
+        Raises:
+            StateFileLostError: the file was removed, replaced or emptied.
+        """
+        if self._file is None:
+            return
+        try:
+            status = os.stat(self.place)
+        except FileNotFoundError:
+            self._lost("was removed")
+        except OSError:
+            return  # its directory can't be looked at: that says nothing of the file
+        if (status.st_dev, status.st_ino) != self._file:
+            self._lost("was replaced by another file")
+        if not status.st_size and self._had_content:
+            self._lost("was emptied")
+        self._had_content = self._had_content or status.st_size > 0
+        self.look_at = monotonic() + _LOOK_SECONDS
+
+    def _lost(self, how: str) -> NoReturn:
+        raise StateFileLostError(
+            f"{self.place} {how} while it was open; what was not yet kept of this unit is lost, and leases that were "
+            "granted in it have ended; restart what has it open"
+        )
 
     def cursor(self, factory: Any = None) -> Any:
         """A cursor that waits for its turn."""
@@ -86,6 +132,7 @@ class StateConnection(sqlite3.Connection):
 
     def begin(self, mode: Mode) -> None:
         """Begin a transaction, or what stands for one."""
+        self.require_file()
         self._mode, self._writer = mode, None
         self._set_query_only(wanted=mode in {Mode.OWN, Mode.READER})
         if mode is Mode.WRITER:
@@ -124,6 +171,8 @@ class StateConnection(sqlite3.Connection):
 
     def commit(self) -> None:
         """Commit, waiting for its turn if need be. A busy COMMIT leaves its transaction open, so it can be repeated."""
+        if self.in_transaction:
+            self.require_file()
         try:
             super().commit()
         except sqlite3.OperationalError as error:

@@ -89,6 +89,7 @@ def open_sqlite(
         forks.refuse_unsafe(path)
         connection = StateConnection(name, *args, **options)
         connection.key, connection.place = path, str(path)
+        connection.watch_file()
         if queued:
             connection.queue = write_queue.WriteQueue(path.with_name(path.name + QUEUE_SUFFIX), seconds)
         connection.reclaim = reclaim

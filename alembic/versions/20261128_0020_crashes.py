@@ -1,4 +1,4 @@
-"""Jobs count the crashes of their workers; locks under any name."""
+"""Jobs count the crashes of their workers and tell versions within one second apart; locks under any name."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def upgrade() -> None:
         f"ALTER TABLE {_JOBS} ADD COLUMN crashes {integer} DEFAULT '0' NOT NULL "
         f"CONSTRAINT ck_{_JOBS}_crashes CHECK (crashes >= 0)"
     )
+    op.add_column(_JOBS, sa.Column("source_ns", bigint))
+    op.execute(
+        f"ALTER TABLE threads ADD COLUMN updated_ns {integer} DEFAULT '0' NOT NULL "
+        "CONSTRAINT ck_threads_updated_ns CHECK (updated_ns >= 0)"
+    )
     op.create_table(
         "codex_state_locks",
         sa.Column("name", text, nullable=False),
@@ -40,5 +45,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("codex_state_locks")
+    op.drop_column("threads", "updated_ns")
+    op.drop_column(_JOBS, "source_ns")
     op.drop_column(_JOBS, "crashes")
     op.drop_column(_JOBS, "begun_at")

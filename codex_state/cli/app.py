@@ -13,6 +13,7 @@ from codex_state.cli import (
     backfill,
     copying,
     database,
+    doctor,
     homes,
     importing,
     jobs,
@@ -24,6 +25,7 @@ from codex_state.cli import (
     version,
 )
 from codex_state.cli.options import CodexHome, GlobalOptions
+from codex_state.cli.output import one_line
 
 _ORDER = (
     "backfill",
@@ -37,6 +39,8 @@ _ORDER = (
     "locks",
     "db",
     "logs",
+    "doctor",
+    "backup",
     "version",
 )
 
@@ -68,7 +72,9 @@ app.command("scopes")(scopes.scopes)
 app.command("locks")(scopes.locks)
 database.app.command("copy")(copying.copy)
 app.add_typer(database.app, name="db")
-app.command("logs")(logs.logs)
+app.add_typer(logs.app, name="logs")
+app.command("doctor")(doctor.doctor)
+app.command("backup")(doctor.backup)
 app.command("version")(version.version)
 
 
@@ -76,7 +82,7 @@ class _StderrHandler(logging.Handler):
     """Shows the library's warnings. It looks stderr up each time, so that they don't tear a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"codex-state: {record.levelname.lower()}: {' '.join(record.getMessage().split())}\n")
+        sys.stderr.write(f"codex-state: {record.levelname.lower()}: {one_line(record.getMessage())}\n")
 
 
 @app.callback()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import settings_for
+from codex_state.cli.opening import patiently, settings_for
 from codex_state.cli.options import CodexHome, Json
 from codex_state.cli.output import note, one_line, write_json
 from codex_state.cli.progress import shown_copy_progress
@@ -46,8 +46,8 @@ def copy(
     _require_source(from_settings)
     try:
         with (
-            StateRuntime.open(from_settings, for_reading=True) as source,
-            StateRuntime.open(to_settings) as target,
+            patiently(from_settings, lambda: StateRuntime.open(from_settings, for_reading=True)) as source,
+            patiently(to_settings, lambda: StateRuntime.open(to_settings)) as target,
             shown_copy_progress() as on_progress,
         ):
             report = copy_state(source, target, logs=not without_logs, on_progress=on_progress)

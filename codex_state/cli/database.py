@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import settings_for
+from codex_state.cli.opening import patiently, settings_for
 from codex_state.cli.options import CodexHome, Json
 from codex_state.cli.output import note, write, write_json
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from codex_state.database import Database
     from codex_state.migrations import Migrated
     from codex_state.settings import StateSettings
+
+_FINDINGS = 20
+"""So many are named at most."""
 
 app = typer.Typer(no_args_is_help=True, help="Bring the database's schema up to date, or check it.")
 
@@ -94,9 +97,9 @@ def current(context: typer.Context, *, codex_home: CodexHome = None, as_json: Js
 
 @app.command()
 def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
-    """Check that the schema is the one this version speaks. Changes nothing.
+    """Check that the database is whole and its schema is the one this version speaks. Changes nothing.
 
-    Prints the differences, with exit status 1.
+    Prints what is wrong, with exit status 1. An SQLite file is read to its end.
     """
     from codex_state import migrations
 
@@ -105,7 +108,7 @@ def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json
         differences = [absent]
     else:
         with _looked_at(settings) as connection:
-            differences = _differences(connection)
+            differences = _damage(connection) or _differences(connection)
     if as_json:
         write_json({"ok": not differences, "head": migrations.HEAD, "differences": differences})
     elif differences:
@@ -114,6 +117,20 @@ def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json
         write(f"the schema is that of {migrations.HEAD}\n")
     if differences:
         raise typer.Exit(exits.FAILED)
+
+
+def _damage(connection: Connection) -> list[str]:
+    """What SQLite finds wrong with its file, and rows without those that they refer to."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = connection.exec_driver_sql(f"PRAGMA integrity_check({_FINDINGS})").scalars().all()
+    if found != ["ok"]:
+        return [f"the file is damaged: {' '.join(str(finding).split())}" for finding in found]
+    orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    return [
+        f"a row of {table} refers to a row of {parent} that isn't there (rowid {rowid})"
+        for table, rowid, parent, _key in orphans[:_FINDINGS]
+    ]
 
 
 def _differences(connection: Connection) -> list[str]:
@@ -169,6 +186,7 @@ def _database(settings: StateSettings) -> Iterator[Database]:
         make_directory(settings.database_path.parent)
     database = Database.of(settings)
     try:
+        _reach(database, settings)
         if database.path is not None:
             with database.autocommit() as session:
                 verified_revision(session.connection())  # first: a file that isn't ours stays as it is
@@ -186,10 +204,17 @@ def _looked_at(settings: StateSettings) -> Iterator[Connection]:
 
     database = Database.of(settings, Access.READ_ONLY)
     try:
+        _reach(database, settings)
         with database.read() as session:
             yield session.connection()
     finally:
         database.close()
+
+
+def _reach(database: Database, settings: StateSettings) -> None:
+    """Wait for the server if it is away. The connection is the one that is used next."""
+    if database.dialect != "sqlite":
+        patiently(settings, lambda: database.read_engine.connect().close())
 
 
 def _absent(settings: StateSettings) -> str | None:

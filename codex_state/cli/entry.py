@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from codex_state.cli import exits
-from codex_state.cli.output import flush
+from codex_state.cli.output import flush, one_line
 from codex_state.errors import BackfillTimeoutError, InvalidInputError, StateError
 
 PROGRAM = "codex-state"
@@ -95,7 +95,6 @@ def _usage_of(error: Exception) -> int | None:
 
 
 def _report(message: str, status: int) -> int:
-    # One line, whatever a driver put into its text.
-    line = " ".join(message.split())
-    sys.stderr.write(f"{PROGRAM}: error: {line}\n")
+    # One line without a terminal's commands, whatever a driver or a file's name put into its text.
+    sys.stderr.write(f"{PROGRAM}: error: {one_line(message)}\n")
     return status

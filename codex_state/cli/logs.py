@@ -1,4 +1,4 @@
-"""``codex-state logs``: show the newest log lines, and follow what is written."""
+"""``codex-state logs``: show the newest log lines, follow what is written, and keep them bounded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codex_state.cli.opening import opened
-from codex_state.cli.options import CodexHome
-from codex_state.cli.output import flush, one_line, record_of, write, write_json_line
-from codex_state.cli.parsing import epoch_seconds_of, thread_id_of
+from codex_state.cli.options import CodexHome, GlobalOptions, Json
+from codex_state.cli.output import counted, flush, moment_of, one_line, record_of, write, write_json, write_json_line
+from codex_state.cli.parsing import bytes_of, epoch_seconds_of, thread_id_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -36,17 +36,27 @@ _LEVEL_STYLES = {
 _PATCH = "ToolCall: apply_patch"
 
 
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
 def logs(
     context: typer.Context,
     *,
     level: Annotated[str | None, typer.Option(metavar="LEVEL", help="Only this level.", show_default=False)] = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="TIME", help="Not before: RFC 3339 or unix seconds.", show_default=False),
+        typer.Option(
+            "--from",
+            "--since",
+            metavar="TIME",
+            help="Not before: RFC 3339, unix seconds, or 2h for two hours ago.",
+            show_default=False,
+        ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="TIME", help="Not after: RFC 3339 or unix seconds.", show_default=False),
+        typer.Option("--to", metavar="TIME", help="Not after: likewise.", show_default=False),
     ] = None,
     module: Annotated[
         list[str] | None,
@@ -73,6 +83,10 @@ def logs(
 
     Options of one kind are alternatives; options of different kinds must all hold.
     """
+    if context.invoked_subcommand is not None:
+        if codex_home is not None:
+            context.obj = GlobalOptions(codex_home=codex_home)
+        return
     from codex_state.models import LogQuery
 
     query = LogQuery(
@@ -96,6 +110,68 @@ def logs(
             return
         for entry in _following(runtime, query, last_id, poll_ms / 1000):
             show(entry)
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    *,
+    max_bytes: Annotated[
+        str | None, typer.Option("--max-size", metavar="SIZE", help="What may stay, like 16MiB.", show_default=False)
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option("--max-lines", metavar="N", min=0, help="How many may stay.", show_default=False)
+    ] = None,
+    before: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only newer lines stay: as for --from.", show_default=False),
+    ] = None,
+    codex_home: CodexHome = None,
+    as_json: Json = False,
+) -> None:
+    """Delete the oldest lines and give their space back.
+
+    Without options, what is beyond the bounds of the settings goes: CODEX_STATE_LOG_MAX_BYTES (64 MiB),
+    CODEX_STATE_LOG_MAX_ROWS and CODEX_STATE_LOG_MAX_AGE (14 days). Others can write meanwhile.
+    """
+    cutoff = epoch_seconds_of(before) if before else None
+    size = bytes_of(max_bytes) if max_bytes else None
+    with opened(context, codex_home, writes=True, needs_home=False) as runtime:
+        if cutoff is None and size is None and max_rows is None:
+            deleted = runtime.database.keep_logs_within_bounds()
+        else:
+            with runtime.autocommit() as state:
+                deleted = 0 if cutoff is None else state.logs.delete_before(cutoff)
+                deleted += state.logs.retain(max_rows=max_rows, max_bytes=size)
+        with runtime.read() as state:
+            left = state.logs.stats()
+    if as_json:
+        write_json({"deleted": deleted, "lines": left.lines, "bytes": left.size})
+    else:
+        write(f"{counted(deleted, 'line')} deleted, {counted(left.lines, 'line')} left\n")
+
+
+@app.command()
+def stats(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
+    """Show how many lines there are, what they take, and what their bounds are."""
+    with opened(context, codex_home, needs_home=False) as runtime:
+        with runtime.read() as state:
+            held = state.logs.stats()
+        settings = runtime.settings
+    age = settings.log_max_age
+    bounds = {
+        "max_bytes": settings.log_max_bytes,
+        "max_rows": settings.log_max_rows,
+        "max_age_seconds": None if age is None else int(age.total_seconds()),
+    }
+    if as_json:
+        write_json({"lines": held.lines, "bytes": held.size, "oldest": held.oldest, "newest": held.newest} | bounds)
+        return
+    write(f"lines\t{held.lines}\nbytes\t{held.size}\n")
+    for name, moment in (("oldest", held.oldest), ("newest", held.newest)):
+        write(f"{name}\t{'-' if moment is None else moment_of(moment)}\n")
+    for name, bound in bounds.items():
+        write(f"{name}\t{'-' if bound is None else bound}\n")
 
 
 def _given(values: list[str] | None) -> tuple[str, ...]:

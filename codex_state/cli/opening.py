@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import typer
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from codex_state.models import BackfillState
     from codex_state.runtime import StateRuntime
     from codex_state.settings import StateSettings
+
+ResultT = TypeVar("ResultT")
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
 
 
 def settings_for(context: typer.Context, codex_home: str | None, *, needs_home: bool = True) -> StateSettings:
@@ -55,8 +60,28 @@ def opened(
     from codex_state.runtime import StateRuntime
 
     settings = settings_for(context, codex_home, needs_home=needs_home)
-    with StateRuntime.open(settings, for_reading=not writes) as runtime:
+    with patiently(settings, lambda: StateRuntime.open(settings, for_reading=not writes)) as runtime:
         yield runtime
+
+
+def patiently(settings: StateSettings, opening: Callable[[], ResultT]) -> ResultT:
+    """What ``opening`` gives, tried again while the server is away: for ``retry_for`` of the settings, in total."""
+    from codex_state.errors import ServerUnavailableError
+
+    give_up = time.monotonic() + settings.retry_for.total_seconds()
+    pause, told = _FIRST_PAUSE_SECONDS, False
+    while True:
+        try:
+            return opening()
+        except ServerUnavailableError as error:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise
+            if not told:
+                note(f"waiting for the server for at most {settings.retry_for.total_seconds():.0f} s: {error}")
+                told = True
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def hint_when_incomplete(runtime: StateRuntime) -> None:

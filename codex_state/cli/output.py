@@ -24,13 +24,20 @@ _UNPRINTABLE = re.compile(
     "\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # changes of the writing direction, which can make a line lie
 )
 
+_UNPRINTABLE_IN_JSON = re.compile(_UNPRINTABLE.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
+"""``json.dumps`` itself makes line breaks only between values, and leaves most of the others as they are."""
+
+_UNPRINTABLE_IN_TEXT = re.compile(_UNPRINTABLE.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
+
 
 def write(text: str) -> None:
-    """Write to stdout. When nobody reads any more, the process ends quietly.
+    """Write to stdout, on a terminal without commands to it. When nobody reads any more, the process ends quietly.
 
     Raises:
         StateError: stdout can't be written, for example because the disk is full.
     """
+    if sys.stdout.isatty():
+        text = _UNPRINTABLE_IN_TEXT.sub("\ufffd", text)
     with _mishaps():
         try:
             sys.stdout.write(text)
@@ -51,17 +58,18 @@ def write_json(value: Mapping[str, Any]) -> None:
     if not sys.stdout.isatty():
         write_json_line(value)
         return
-    write(json.dumps(value, ensure_ascii=not _speaks_unicode(), indent=2) + "\n")
+    write(_UNPRINTABLE_IN_JSON.sub(_escaped, json.dumps(value, ensure_ascii=not _speaks_unicode(), indent=2)) + "\n")
 
 
 def write_json_line(value: Mapping[str, Any]) -> None:
     """Write one JSON object on one line."""
-    write(json.dumps(value, ensure_ascii=not _speaks_unicode(), separators=(",", ":")) + "\n")
+    line = json.dumps(value, ensure_ascii=not _speaks_unicode(), separators=(",", ":"))
+    write((_UNPRINTABLE_IN_JSON.sub(_escaped, line) if sys.stdout.isatty() else line) + "\n")
 
 
 def note(message: str) -> None:
     """Tell people something beside the result, on stderr."""
-    sys.stderr.write(f"codex-state: {message}\n")
+    sys.stderr.write(f"codex-state: {one_line(message)}\n")
 
 
 def record_of(entity: StateModel) -> dict[str, Any]:
@@ -94,6 +102,14 @@ def rfc3339(moment: datetime, *, timespec: str = "seconds") -> str:
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
+def moment_of(seconds: int) -> str:
+    """Epoch seconds as a moment in UTC; those that no calendar has as they are."""
+    try:
+        return rfc3339(datetime.fromtimestamp(seconds, UTC))
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
+
+
 def one_line(text: str, *, keep_spaces: bool = False) -> str:
     """Text that is safe in one line of a terminal: neither line breaks nor commands to the terminal.
 
@@ -107,6 +123,10 @@ def one_line(text: str, *, keep_spaces: bool = False) -> str:
 def counted(count: int, noun: str) -> str:
     """How many, like ``1 thread`` and ``1,000 threads``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def _speaks_unicode() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime
 from uuid import UUID
 
@@ -11,6 +12,9 @@ from codex_state.errors import InvalidInputError
 PLAIN_SOURCES = ("cli", "vscode", "exec", "mcp", "unknown")
 
 _UNIX_SECONDS = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]+)?")
+_AGO = re.compile(r"(?P<count>[0-9]{1,9})\s*(?P<unit>[smhdw])", re.ASCII)
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_BYTES = re.compile(r"(?P<count>[0-9]{1,12})\s*(?P<unit>[kmg]?)(?P<binary>i?)b?", re.ASCII | re.IGNORECASE)
 
 
 def thread_id_of(text: str) -> UUID:
@@ -28,7 +32,7 @@ def thread_id_of(text: str) -> UUID:
 
 
 def epoch_seconds_of(text: str) -> int:
-    """A moment as whole epoch seconds: RFC 3339 with a zone, or seconds since 1970.
+    """A moment as whole epoch seconds: RFC 3339 with a zone, seconds since 1970, or how long ago, like ``2h``.
 
     Raises:
         InvalidInputError: it is neither.
@@ -36,17 +40,32 @@ def epoch_seconds_of(text: str) -> int:
     spelled = text.strip()
     if _UNIX_SECONDS.fullmatch(spelled):
         return int(spelled.partition(".")[0])
+    if (ago := _AGO.fullmatch(spelled.lower())) is not None:
+        return int(time.time()) - int(ago["count"]) * _UNIT_SECONDS[ago["unit"]]
     try:
         moment = datetime.fromisoformat(spelled.upper())
     except ValueError:
         raise InvalidInputError(
-            f"malformed date {text!r}; expected RFC 3339 like 2026-01-31T08:00:00Z, or unix seconds"
+            f"malformed date {text!r}; expected RFC 3339 like 2026-01-31T08:00:00Z, unix seconds, or 2h (ago)"
         ) from None
     if moment.tzinfo is None:
         raise InvalidInputError(f"the date {text!r} has no zone; add Z for UTC, or an offset like +02:00")
     from codex_state.models.columns import to_epoch_seconds
 
     return to_epoch_seconds(moment)
+
+
+def bytes_of(text: str) -> int:
+    """A size in bytes: a number, with ``k``, ``M`` or ``G`` (of 1,000) or ``KiB``, ``MiB`` or ``GiB`` (of 1,024).
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None or (match["binary"] and not match["unit"]):
+        raise InvalidInputError(f"malformed size {text!r}; expected bytes, or a number like 16MiB")
+    base = 1024 if match["binary"] else 1000
+    return int(match["count"]) * int(base ** " kmg".index(match["unit"].lower() or " "))
 
 
 def source_of(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from codex_state.errors import SchemaError, SchemaOutdatedError, classify
+from codex_state.errors import SchemaError, SchemaOutdatedError, StateError, classify
 from codex_state.migrations.exclusive import exclusive_transaction, one_per_process
 from codex_state.migrations.guests import set_aside
 from codex_state.migrations.stored import HEAD, connected, current_revision, verified_revision, where
@@ -149,9 +149,20 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise classify(error) or error from error
+        raise _first_of(error) from error
     except Exception as error:
         # Without importing Alembic for a comparison: what it raises on purpose is of this class.
         if type(error).__name__ == "CommandError":
             raise SchemaError(str(error)) from error
         raise
+
+
+def _first_of(error: Exception) -> Exception:
+    """What failed first. After it, cleaning up may fail as well: a full disk ends the transaction by itself."""
+    first = error
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StateError | DBAPIError):
+            first = seen
+        seen = seen.__context__
+    return classify(first) or first

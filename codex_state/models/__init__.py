@@ -20,7 +20,7 @@ from codex_state.models.leases import (
     Skipped,
     SkipReason,
 )
-from codex_state.models.log import LogEntry
+from codex_state.models.log import LogEntry, LogSegment
 from codex_state.models.memory import (
     ConsolidationLock,
     MemoryScopeDirty,
@@ -47,6 +47,7 @@ from codex_state.models.thread import (
     DynamicTool,
     MemoryMode,
     Thread,
+    nanoseconds_of,
     open_threads,
     thread_key,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "LockLease",
     "LogEntry",
     "LogQuery",
+    "LogSegment",
     "MemoryMode",
     "MemoryScope",
     "MemoryScopeDirty",
@@ -96,6 +98,7 @@ __all__ = [
     "UnreadableRow",
     "UnshownThreads",
     "metadata",
+    "nanoseconds_of",
     "open_threads",
     "thread_key",
 ]

@@ -1,4 +1,4 @@
-"""One line of an agent's log."""
+"""Log lines, and the segments by which they are kept bounded."""
 
 from __future__ import annotations
 
@@ -42,3 +42,20 @@ class LogEntry(StateModel, table=True):
     def timestamp(self) -> datetime:
         """The moment as an aware UTC time, to the microsecond."""
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=self.ts, microseconds=self.ts_nanos // 1000)
+
+
+class LogSegment(StateModel, table=True):
+    """A stretch of log lines that were inserted one after the other: what is kept and deleted as one.
+
+    A segment is all lines up to ``last_id`` that no earlier one holds. Lines bear no time of their insertion, and
+    adding up all of them at each insert would cost too much: segments know both.
+    """
+
+    __tablename__ = "log_segments"
+
+    last_id: int = Field(sa_column=Column(columns.big_integer, primary_key=True, autoincrement=False))
+    lines: int = Field(sa_column=Column(columns.big_integer, nullable=False))
+    size: int = Field(sa_column=Column(columns.big_integer, nullable=False))
+    """What the lines take in a file, in bytes, estimated from above."""
+    closed_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
+    """When it was closed, by the database's clock: its lines were inserted before."""

@@ -123,6 +123,8 @@ class Phase1Job(StateModel, table=True):
     """When the holder's work began; ``None`` before. A lease that is over after that counts as a crash."""
     crashes: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     """How often its work ended with its worker since it last succeeded or was requeued."""
+    source_ns: int | None = Field(default=None, sa_column=Column(columns.big_integer))
+    """Which of the versions within the second of ``source_updated_at``: the thread's ``updated_ns`` at the claim."""
 
     @property
     def scope(self) -> MemoryScope:

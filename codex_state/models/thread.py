@@ -80,6 +80,7 @@ class Thread(StateModel, table=True):
         CheckConstraint("archived IN (0, 1)", name="archived"),
         CheckConstraint("tokens_used >= 0", name="tokens_used"),
         CheckConstraint("pinned IN (0, 1)", name="pinned"),
+        CheckConstraint("updated_ns >= 0", name="updated_ns"),
         # What a page may ask for, and its order: each listing has an index that is best by any estimate.
         Index("idx_threads_archived", *_BY_UPDATED_AT),
         Index("idx_threads_created_at", *_BY_CREATED_AT),
@@ -174,6 +175,10 @@ class Thread(StateModel, table=True):
     pinned: bool = Field(default=False, sa_column=FlagColumn(columns.IntegerFlag(), nullable=False, server_default="0"))
     """Whether a user pinned it."""
 
+    updated_ns: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
+    """The nanoseconds of ``updated_at`` within its second, which tell two versions in one second apart; 0 when they
+    aren't known. Writes take them from a time that has them."""
+
     @property
     def display_name(self) -> str:
         """What people are shown of it in one line: its name, else its title, first message or preview, else nothing."""
@@ -242,12 +247,26 @@ def _add_settled_columns(threads: Table) -> None:
 _add_settled_columns(Thread.__table__)  # type: ignore[attr-defined]
 
 
+@event.listens_for(Thread, "before_insert")
+def _note_nanoseconds(_mapper: Mapper[Thread], _connection: Connection, thread: Thread) -> None:
+    if thread.updated_at.microsecond:
+        thread.updated_ns = nanoseconds_of(thread.updated_at)
+
+
 @event.listens_for(Thread, "before_update")
-def _open_for_its_new_directory(_mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
-    """Another directory is another scope, also where a service's session writes it."""
-    if inspect(thread).attrs.cwd.history.has_changes():
+def _open_for_its_new_version(mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
+    """Another directory is another scope, and one second may bring two versions, also where a service writes them."""
+    _note_nanoseconds(mapper, connection, thread)
+    changed = inspect(thread).attrs
+    if changed.cwd.history.has_changes() or changed.updated_ns.history.has_changes():
         threads: Table = Thread.__table__  # type: ignore[attr-defined]
-        connection.execute(update(threads).where(threads.c.id == thread.id).values(cwd_settled_for=None))
+        anew = {"cwd_settled_for": None, "user_settled_for": None}
+        connection.execute(update(threads).where(threads.c.id == thread.id).values(anew))
+
+
+def nanoseconds_of(moment: datetime) -> int:
+    """The nanoseconds of a time within its second."""
+    return moment.microsecond * 1000
 
 
 class DynamicTool(StateModel, table=True):

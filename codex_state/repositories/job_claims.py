@@ -8,6 +8,7 @@ failed, without a retry time                            ``TERMINAL_FAILURE``, ev
 failed, with a retry time in the future / reached       ``RETRY_LATER`` / granted
 succeeded, for this source or a newer one               ``UP_TO_DATE``
 succeeded, for an older source                          granted
+succeeded, for another version within that second       granted
 running, within the time that its row was granted       ``RUNNING``, whatever the source
 running, for longer than that                           granted: the holder is taken over
 running, by a dead process of the claimer's host        granted: the same, at once
@@ -99,6 +100,18 @@ def is_job_of(thread_id: ColumnElement[Any], kind: str, key: ColumnElement[Any])
 
 # The rules
 
+
+class Version(NamedTuple):
+    """Which version of a thread is to be extracted."""
+
+    updated_at: ColumnElement[Any]
+    ns: ColumnElement[Any]
+    """Which of those within its second; NULL when it isn't known."""
+
+
+VERSION = Version(_threads.c.updated_at, func.nullif(_threads.c.updated_ns, literal_column("0")))
+"""The one that a thread has now."""
+
 _is_over = or_(_jobs.c.started_at.is_(None), JOBS.is_over)
 _waits = literal_column("0") < CLAIMED_FOR
 _crashes_once_more = and_(_jobs.c.begun_at.is_not(None), _waits)
@@ -111,23 +124,25 @@ def left_behind() -> ColumnElement[bool]:
     return and_(_jobs.c.status == RUNNING, _is_over)
 
 
-def claimable(source_updated_at: ColumnElement[Any], *, from_the_dead: bool = False) -> ColumnElement[bool]:
+def claimable(source: Version, *, from_the_dead: bool = False) -> ColumnElement[bool]:
     """Whether an existing job may be claimed for this version of the source: the table above as SQL.
 
     ``from_the_dead`` is its last row alone.
     """
     if from_the_dead:
         return and_(JOBS.is_of_the_dead, ~IS_WORN_OUT)
+    # Where either isn't known, the comparison isn't true.
+    is_another = and_(_jobs.c.source_updated_at == source.updated_at, _jobs.c.source_ns != source.ns)
     return or_(
         and_(_jobs.c.status == FAILED, seconds_of(_jobs.c.retry_at) <= server_now()),
-        and_(_jobs.c.status == SUCCEEDED, _jobs.c.source_updated_at < source_updated_at),
+        and_(_jobs.c.status == SUCCEEDED, or_(_jobs.c.source_updated_at < source.updated_at, is_another)),
         and_(left_behind(), ~IS_WORN_OUT),
     )
 
 
-def is_claimable(source_updated_at: ColumnElement[Any], *, from_the_dead: bool = False) -> ColumnElement[bool]:
+def is_claimable(source: Version, *, from_the_dead: bool = False) -> ColumnElement[bool]:
     """``claimable`` as a plain yes or no: a comparison with NULL (no retry time) counts as no, under NOT as well."""
-    claim = claimable(source_updated_at, from_the_dead=from_the_dead)
+    claim = claimable(source, from_the_dead=from_the_dead)
     return func.coalesce(case((claim, 1), else_=0), 0) == _ONE
 
 
@@ -139,6 +154,7 @@ CLAIMED_COLUMNS = [
     "owner_session_id",
     "started_at",
     "source_updated_at",
+    "source_ns",
     "ownership_token",
     "attempt",
     *leases.OWNER_COLUMNS,
@@ -165,6 +181,7 @@ _taken_over = {
     "finished_at": null(),
     "failure_reason": null(),
     "source_updated_at": _insert.excluded.source_updated_at,
+    "source_ns": _insert.excluded.source_ns,
     "raw_memory_path": null(),
     "summary_hash": null(),
     "ownership_token": _insert.excluded.ownership_token,
@@ -188,7 +205,9 @@ def claim_from(source: Select[Any], *, from_the_dead: bool = False) -> Returning
         .on_conflict_do_update(
             index_elements=["thread_id", "scope_kind", "scope_key"],
             set_=_taken_over,
-            where=claimable(_insert.excluded.source_updated_at, from_the_dead=from_the_dead),
+            where=claimable(
+                Version(_insert.excluded.source_updated_at, _insert.excluded.source_ns), from_the_dead=from_the_dead
+            ),
         )
         .returning(*RETURNED_BY_A_CLAIM)
     )
@@ -356,6 +375,7 @@ def _claim(shape: _Shape) -> ReturningInsert[Any]:
             bindparam("new_owner", type_=UuidText()),
             server_now(),
             wanted.c.updated_at,
+            wanted.c.ns,
             fresh_token(),
             _ONE,
             *leases.NEW_OWNER.values(),
@@ -384,7 +404,10 @@ def _jobs_to_be_claimed_again(candidates: CTE, kind: str, *, from_the_dead: bool
     return (
         select(*_of_a_job(candidates, kind))
         .select_from(candidates.join(_jobs, is_job_of(candidates.c.id, kind, key)))
-        .where(has_scope(kind, candidates.c.cwd), claimable(candidates.c.updated_at, from_the_dead=from_the_dead))
+        .where(
+            has_scope(kind, candidates.c.cwd),
+            claimable(Version(candidates.c.updated_at, candidates.c.ns), from_the_dead=from_the_dead),
+        )
         # A job that its holder is just writing isn't waited for either: that one may wait for another of these.
         .with_for_update(of=_jobs, skip_locked=True, key_share=True)
         .cte(f"again_{kind}")
@@ -397,6 +420,7 @@ def _of_a_job(candidates: CTE, kind: str) -> tuple[ColumnElement[Any], ...]:
         literal_column(f"'{kind}'", text).label("scope_kind"),
         key_of(kind, candidates.c.cwd).label("scope_key"),
         candidates.c.updated_at,
+        candidates.c.ns,
     )
 
 
@@ -404,7 +428,7 @@ def _candidates(shape: _Shape) -> Select[Any]:
     limit = _limit(shape.max_threads if shape.limit is None else min(shape.max_threads, shape.limit), shape)
     can_be_claimed = (_can_be_claimed(kind, from_the_dead=shape.from_the_dead) for kind in shape.search.scope_kinds)
     statement = (
-        select(_threads.c.id, normal_path(_threads.c.cwd).label("cwd"), _threads.c.updated_at)
+        select(_threads.c.id, normal_path(_threads.c.cwd).label("cwd"), _threads.c.updated_at, VERSION.ns.label("ns"))
         .where(*is_searched(shape.search), or_(*can_be_claimed))
         .order_by(_threads.c.updated_at.desc(), _threads.c.id.desc())
         .limit(limit)
@@ -430,7 +454,7 @@ def _limit(most: int | None, shape: _Shape) -> ColumnElement[int] | None:
 def _can_be_claimed(kind: str, *, from_the_dead: bool) -> ColumnElement[bool]:
     key = key_of(kind, normal_path(_threads.c.cwd))
     job = is_job_of(_threads.c.id, kind, key)
-    may_be_claimed = is_claimable(_threads.c.updated_at, from_the_dead=from_the_dead)
+    may_be_claimed = is_claimable(VERSION, from_the_dead=from_the_dead)
     blocking = select(_ONE).where(job, ~may_be_claimed).exists()
     return and_(has_scope(kind, _threads.c.cwd), ~blocking)
 

@@ -42,6 +42,7 @@ from codex_state.repositories.job_claims import (
     FAILED,
     JOBS,
     RUNNING,
+    VERSION,
     Search,
     has_scope,
     is_claimable,
@@ -209,8 +210,8 @@ def _is_settled(kind: str, *, from_the_dead: bool) -> ColumnElement[bool]:
         .where(
             is_job_of(_threads.c.id, kind, key_of(kind, normal_path(_threads.c.cwd))),
             or_(_jobs.c.status == FAILED, _jobs.c.source_updated_at >= _threads.c.updated_at),
-            ~is_claimable(_threads.c.updated_at),
-            *([~is_claimable(_threads.c.updated_at, from_the_dead=True)] if from_the_dead else []),
+            ~is_claimable(VERSION),
+            *([~is_claimable(VERSION, from_the_dead=True)] if from_the_dead else []),
         )
         .correlate(_threads)
         .exists()

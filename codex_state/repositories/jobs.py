@@ -54,7 +54,9 @@ from codex_state.repositories.job_claims import (
     JOBS,
     RUNNING,
     SUCCEEDED,
+    VERSION,
     Search,
+    Version,
     claim_from,
     give_up,
     is_claimable,
@@ -69,6 +71,8 @@ _jobs = JOBS.table
 _threads = table_of(Thread)
 
 _source = bindparam("new_source", type_=EpochSeconds())
+# Of an older version than the thread's, or a newer one, nobody can tell.
+_source_ns = case((_threads.c.updated_at == _source, VERSION.ns), else_=null())
 _claimed = (
     # From the thread's row, so that a job without a thread is "no row came back" rather than a broken transaction.
     select(
@@ -79,6 +83,7 @@ _claimed = (
         bindparam("new_owner", type_=UuidText()),
         server_now(),
         _source,
+        _source_ns,
         bindparam("new_token", type_=text),
         literal_column("1"),
         *leases.NEW_OWNER.values(),
@@ -111,7 +116,9 @@ _REFUSAL = (
             else_=SkipReason.RUNNING.value,
         ).label("reason"),
         case((_threads.c.updated_at > _source, 1), else_=0).label("is_older"),
-        case((or_(_jobs.c.thread_id.is_(None), is_claimable(_source)), 1), else_=0).label("may_be_claimed"),
+        case((or_(_jobs.c.thread_id.is_(None), is_claimable(Version(_source, _source_ns))), 1), else_=0).label(
+            "may_be_claimed"
+        ),
         case((_jobs.c.status == RUNNING, _jobs.c.owner_process)).label("holder"),
         case((and_(_jobs.c.status == RUNNING, IS_WORN_OUT), 1), else_=0).label("is_worn_out"),
     )
@@ -421,6 +428,10 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
             reason: why it isn't finished, for people.
         """
         return self._write(_RELEASE, lease, new_failure_reason=reason)
+
+    def give_back(self, lease: Phase1Lease, reason: str) -> HolderWrite:
+        """``release``, under the name that all kinds of leases share."""
+        return self.release(lease, reason)
 
     def requeue(self, key: Phase1Key, *, lease: timedelta = timedelta(hours=1)) -> Requeue:
         """Let a job be claimed again, now, and forget its failures and crashes: an operator's decision.

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, delete, func, literal_column, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
-from codex_state.clock import server_now
 from codex_state.models import LogEntry, LogQuery
 from codex_state.models.columns import text
-from codex_state.repositories.base import Repository, select_entity, table_of, whole_seconds
-from codex_state.sql import byte_length, contains, matches
+from codex_state.repositories.base import Repository, select_entity, table_of
+from codex_state.repositories.log_retention import TURN_SECONDS, Sweep, finish, is_over, sizes, upkeep_of
+from codex_state.repositories.prepared import commits_by_itself, execute_many
+from codex_state.sql import contains, matches
 
 _logs = table_of(LogEntry)
 
@@ -23,35 +25,23 @@ _FIELDS = tuple(column.key for column in _logs.columns if column.key != "id")
 _values = itemgetter(*_FIELDS)
 _INSERT = insert(_logs).values({field: bindparam(field, type_=_logs.c[field].type) for field in _FIELDS})
 
-_size = sum(
-    (
-        byte_length(func.coalesce(_logs.c[field], literal_column("''")))
-        for field in ("message", "level", "target", "module_path", "file")
-    ),
-    literal_column("64", BigInteger()),  # the integers, the row's header and its index entries, roughly
-)
-_running_size = select(_logs.c.id, func.sum(_size).over(order_by=_logs.c.id.desc()).label("newest_bytes")).subquery()
+_SPAN = select(func.min(_logs.c.ts).label("oldest"), func.max(_logs.c.ts).label("newest"))
 
-_DELETE_BEFORE = delete(_logs).where(_logs.c.ts < bindparam("cutoff", type_=BigInteger())).returning(_logs.c.id)
-_DELETE_OLDER_THAN = (
-    delete(_logs).where(_logs.c.ts < server_now() - bindparam("age_seconds", type_=BigInteger())).returning(_logs.c.id)
-)
-_nth_newest = (
-    select(_logs.c.id)
-    .order_by(_logs.c.id.desc())
-    .limit(1)
-    .offset(bindparam("max_rows", type_=BigInteger()))
-    .scalar_subquery()
-)
-_DELETE_BEYOND_ROWS = delete(_logs).where(_logs.c.id <= _nth_newest).returning(_logs.c.id)
-_first_beyond_bytes = (
-    select(_running_size.c.id)
-    .where(_running_size.c.newest_bytes > bindparam("max_bytes", type_=BigInteger()))
-    .order_by(_running_size.c.id.desc())
-    .limit(1)
-    .scalar_subquery()
-)
-_DELETE_BEYOND_BYTES = delete(_logs).where(_logs.c.id <= _first_beyond_bytes).returning(_logs.c.id)
+UNFINISHED = "codex_state_unfinished_sweeps"
+"""Where a session of the runtime's keeps what is to be deleted after its commit."""
+
+_LINE_BYTES = 128
+
+
+class LogStats(NamedTuple):
+    """What the logs hold."""
+
+    lines: int
+    size: int
+    """What they take in an SQLite file with their index entries, in bytes, estimated from above."""
+    oldest: int | None
+    """Whole epoch seconds; ``None`` without lines."""
+    newest: int | None
 
 
 class LogRepository(Repository):
@@ -62,8 +52,21 @@ class LogRepository(Repository):
         self.insert_many((entry,))
 
     def insert_many(self, entries: Iterable[LogEntry]) -> None:
-        """Store lines in their order: all or none."""
-        self._many(_INSERT, [dict(zip(_FIELDS, _values(entry.column_values()), strict=True)) for entry in entries])
+        """Store lines in their order: all or none.
+
+        Now and then this is followed by a short turn of keeping the logs within their bounds: after the unit of work,
+        or at once where each statement commits by itself.
+        """
+        rows = [dict(zip(_FIELDS, _values(entry.column_values()), strict=True)) for entry in entries]
+        if not rows:
+            return
+        connection = self._connection
+        execute_many(connection, _INSERT, rows)
+        upkeep = upkeep_of(connection)
+        if upkeep is not None:
+            upkeep.note(sum(len(row["message"] or "") for row in rows) + _LINE_BYTES * len(rows))
+            if upkeep.is_due and commits_by_itself(connection):
+                upkeep.keep(connection)
 
     def query(self, query: LogQuery) -> Sequence[LogEntry]:
         """The lines that match, in the order they were written (or backwards)."""
@@ -80,27 +83,41 @@ class LogRepository(Repository):
         return int(row.max_id or 0) if row is not None else 0
 
     def delete_before(self, cutoff: int) -> int:
-        """Delete the lines from before ``cutoff`` (whole epoch seconds). Returns how many."""
-        return len(self._all(_DELETE_BEFORE, {"cutoff": cutoff}))
+        """Delete the lines from before ``cutoff`` (whole epoch seconds). Returns how many went: see ``retain``."""
+        return self._sweep(Sweep(before=cutoff))
 
     def retain(
         self, *, max_age: timedelta | None = None, max_rows: int | None = None, max_bytes: int | None = None
     ) -> int:
         """Delete the oldest lines until the rest is within every bound that is given. Returns how many went.
 
+        A unit of work deletes for 25 ms at most, so that other writers don't wait. What is left goes right after the
+        commit of a unit of the runtime's, in small units of its own, and the space is given back. In a session of your
+        own, repeat it until 0 comes back. Where each statement commits by itself, everything goes at once.
+
         Args:
-            max_age: by the database's clock.
+            max_age: by the lines' own times and the database's clock.
             max_rows: how many lines stay.
-            max_bytes: how much text stays, with about 64 bytes a line for the rest of a row. A single newer line over
-                the bound goes as well.
+            max_bytes: how much space the rest may take: see ``stats``. A single newer line over the bound goes as well.
         """
-        deleted = 0
-        if max_age is not None:
-            deleted += len(self._all(_DELETE_OLDER_THAN, {"age_seconds": whole_seconds(max_age)}))
-        if max_rows is not None:
-            deleted += len(self._all(_DELETE_BEYOND_ROWS, {"max_rows": max(max_rows, 0)}))
-        if max_bytes is not None:
-            deleted += len(self._all(_DELETE_BEYOND_BYTES, {"max_bytes": max(max_bytes, 0)}))
+        return self._sweep(Sweep(max_age=max_age, max_rows=max_rows, max_bytes=max_bytes))
+
+    def stats(self) -> LogStats:
+        """How many lines there are, what they take, and from when to when they are. Reads all of them."""
+        lines = size = 0
+        for _id, bytes_of_line in sizes(self._connection):
+            lines, size = lines + 1, size + bytes_of_line
+        (span,) = self._all(_SPAN)
+        return LogStats(lines, size, span.oldest, span.newest)
+
+    def _sweep(self, sweep: Sweep) -> int:
+        connection = self._connection
+        if commits_by_itself(connection):
+            return finish(connection, sweep)
+        until = time.monotonic() + TURN_SECONDS
+        deleted = sum(sweep.run(connection, until))
+        if is_over(until):
+            self._session.info.setdefault(UNFINISHED, []).append(sweep)
         return deleted
 
 

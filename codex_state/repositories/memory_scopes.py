@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,13 +12,15 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.clock import server_now
-from codex_state.models import ConsolidationLock, LockLease, MemoryScope, MemoryScopeDirty, ThreadMemory
+from codex_state.models import ConsolidationLock, LockLease, MemoryScope, MemoryScopeDirty, Thread, ThreadMemory
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
 from codex_state.repositories.base import Repository, later_than, select_entity, table_of
+from codex_state.repositories.given_rows import given_rows, parameters_of
 
 _scopes = table_of(MemoryScopeDirty)
 _locks = table_of(ConsolidationLock)
 _memories = table_of(ThreadMemory)
+_threads = table_of(Thread)
 _insert = insert(_scopes)
 
 _KEY = and_(
@@ -80,6 +82,18 @@ _LIST_DIRTY = (
 )
 _GET = select_entity(MemoryScopeDirty).where(_KEY)
 
+_now_said = given_rows(thread_id=UuidText(), memory_mode=text)
+_MARK_SCOPES_OF_CHANGED = mark_dirty(
+    select(_memories.c.scope_kind, _memories.c.scope_key)
+    .distinct()
+    .select_from(
+        _now_said.join(_threads, _threads.c.id == _now_said.c.thread_id).join(
+            _memories, _memories.c.thread_id == _threads.c.id
+        )
+    )
+    .where(_threads.c.memory_mode != _now_said.c.memory_mode)
+)
+
 
 class MemoryScopeRepository(Repository):
     """Reads and writes of the ``memory_scope_dirty`` table."""
@@ -94,6 +108,10 @@ class MemoryScopeRepository(Repository):
     def mark_dirty_of(self, thread_id: UUID) -> None:
         """Note that what the thread's memories gave their scopes has changed, or goes with them."""
         self._all(_MARK_SCOPES_OF_THREAD, {"of_thread": thread_id})
+
+    def mark_dirty_of_changed(self, modes: Iterable[tuple[str, str]]) -> None:
+        """The same for threads whose memory mode is another than is said of them now: their ids with their modes."""
+        self._all(_MARK_SCOPES_OF_CHANGED, parameters_of(modes))
 
     def mark_clean(self, scope: MemoryScope, *, seen: datetime, lock: LockLease | None = None) -> bool:
         """Note that everything up to the mark ``seen`` is consolidated.

@@ -246,13 +246,11 @@ def atomically(connection: Connection) -> Iterator[None]:
     if connection.get_transaction() is None:
         # Whoever opened the connection has ended its transaction under the session: this begins the next one.
         connection.begin()
-    if connection.dialect.name == "sqlite":
-        begin, in_transaction = "BEGIN IMMEDIATE", _in_sqlite_transaction
-    else:
-        begin, in_transaction = "BEGIN", _in_postgresql_transaction
+    in_transaction = _in_transaction(connection)
     if in_transaction(connection):
         yield
         return
+    begin = "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN"
     connection.exec_driver_sql(begin)
     try:
         yield
@@ -262,6 +260,15 @@ def atomically(connection: Connection) -> Iterator[None]:
             connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
+
+
+def commits_by_itself(connection: Connection) -> bool:
+    """Whether the next write commits by itself: no transaction is open, and none begins with it."""
+    return not _in_transaction(connection)(connection)
+
+
+def _in_transaction(connection: Connection) -> Callable[[Connection], bool]:
+    return _in_sqlite_transaction if connection.dialect.name == "sqlite" else _in_postgresql_transaction
 
 
 def _in_sqlite_transaction(connection: Connection) -> bool:

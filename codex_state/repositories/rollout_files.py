@@ -31,7 +31,8 @@ from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileStat
 from codex_state.models.columns import UuidText, big_integer, stored_type, text
 from codex_state.repositories.base import Repository, seconds_of, table_of
 from codex_state.repositories.given_rows import given_rows, parameters_of
-from codex_state.repositories.prepared import by_index, execute
+from codex_state.repositories.memory_scopes import MemoryScopeRepository
+from codex_state.repositories.prepared import atomically, by_index, execute
 from codex_state.sql import is_any_of
 
 _threads = table_of(Thread)
@@ -39,6 +40,18 @@ _files = table_of(RolloutFile)
 
 ROLLOUT_COLUMNS = tuple(field.name for field in fields(ThreadDraft))
 """The columns of ``threads`` that rollouts decide. An upsert from rollouts touches no other that a caller can set."""
+
+
+def still_settled(new: Any) -> dict[str, ColumnElement[Any]]:
+    """What an upsert leaves of the hints that a thread is settled: see ``job_hints``.
+
+    Another directory is another scope, and of two versions within one second their times don't tell.
+    """
+    is_new = and_(_threads.c.updated_at == new.updated_at, _threads.c.updated_ns != new.updated_ns)
+    return {
+        "cwd_settled_for": case((or_(_threads.c.cwd != new.cwd, is_new), null()), else_=_threads.c.cwd_settled_for),
+        "user_settled_for": case((is_new, null()), else_=_threads.c.user_settled_for),
+    }
 
 
 def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Insert:
@@ -69,7 +82,7 @@ def _from_rollouts(type_of: Callable[[TypeEngine[Any]], TypeEngine[Any]]) -> Ins
             else_=new.archived_at,
         ),
         # Another directory is another scope, which nobody has settled.
-        "cwd_settled_for": case((row.cwd == new.cwd, row.cwd_settled_for), else_=null()),
+        **still_settled(new),
         "gone_at": null(),
     }
     return statement.on_conflict_do_update(
@@ -220,7 +233,10 @@ class RolloutFileRepository(Repository):
         A row has the fields of ``ThreadDraft``, ``home``, and ``memory_mode_said_at``: when the rollout said so. A row
         of another home stays as it is when its rollout was written later than this one: the thread has moved there.
         """
-        self._many(_UPSERT_DRAFTS, rows)
+        with atomically(self._connection):
+            scopes = MemoryScopeRepository(self._session)
+            scopes.mark_dirty_of_changed((row["id"], row["memory_mode"]) for row in rows)
+            self._many(_UPSERT_DRAFTS, rows)
 
     def homes_of(self, thread_ids: Collection[UUID]) -> dict[UUID, str]:
         """Which home the row of each of these threads belongs to."""

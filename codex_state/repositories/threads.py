@@ -33,6 +33,7 @@ from codex_state.models import (
     ThreadsPage,
     UnreadableRow,
     UnshownThreads,
+    nanoseconds_of,
 )
 from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, text
 from codex_state.repositories import thread_listing, thread_names, thread_references
@@ -40,7 +41,7 @@ from codex_state.repositories.base import Repository, columns_of, later_than, se
 from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.prepared import atomically
-from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS, UPSERT_FROM_ROLLOUTS
+from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS, UPSERT_FROM_ROLLOUTS, still_settled
 from codex_state.repositories.thread_listing import Reads, statement_of
 
 _COUNTED_UNSHOWN = 1000
@@ -70,9 +71,7 @@ def _overwrite(*kept: str, where: ColumnElement[bool] | None = None, **instead: 
         column.key: _insert.excluded[column.key] for column in _columns if column.key not in {"id", *kept}
     }
     # Another directory is another scope, which nobody has settled.
-    updates["cwd_settled_for"] = case(
-        (_threads.c.cwd == _insert.excluded.cwd, _threads.c.cwd_settled_for), else_=null()
-    )
+    updates |= still_settled(_insert.excluded)
     return _insert.on_conflict_do_update(index_elements=["id"], set_=updates | instead, where=where)
 
 
@@ -185,10 +184,14 @@ class ThreadRepository(Repository):
         its rollout was written later than this one: the thread has moved there.
         """
         told = (*ROLLOUT_COLUMNS, "home")
-        rows = (_row_of(thread) for thread in threads)
-        self._many(
-            UPSERT_FROM_ROLLOUTS, [{name: row[name] for name in told} | {"memory_mode_said_at": None} for row in rows]
-        )
+        rows = [_row_of(thread) for thread in threads]
+        with atomically(self._connection):
+            scopes = MemoryScopeRepository(self._session)
+            scopes.mark_dirty_of_changed((str(row["id"]), row["memory_mode"]) for row in rows)
+            self._many(
+                UPSERT_FROM_ROLLOUTS,
+                [{name: row[name] for name in told} | {"memory_mode_said_at": None} for row in rows],
+            )
 
     def insert_if_absent(self, thread: Thread) -> bool:
         """Insert the thread unless it has a row, which then stays as it is. Tells whether a row was inserted."""
@@ -422,6 +425,7 @@ def _row_of(thread: Thread) -> dict[str, Any]:
         **thread.column_values(),
         "archived": thread.archived_at is not None,
         "name": thread.name or None,
+        "updated_ns": nanoseconds_of(thread.updated_at) or thread.updated_ns,
     }
 
 

@@ -185,8 +185,8 @@ class _Run:
 
         def unit(state: State) -> None:
             work(state)
-            lease, backfill = self._lease, state.backfill
-            if not (backfill.renew(lease) if watermark is None else backfill.checkpoint(lease, watermark)):
+            lease = self._lease
+            if not (state.backfill.renew(lease) if watermark is None else state.backfill.checkpoint(lease, watermark)):
                 raise _LeaseLostError
 
         _run_fenced(self._runtime, unit)

@@ -230,7 +230,10 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, int |
                 name = entry.name
                 if is_rollout_name(name) and entry.is_file(follow_symlinks=False):
                     if name.isascii() or _is_utf8(directory, name, report):
-                        status = entry.stat(follow_symlinks=False)
+                        try:
+                            status = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue  # deleted just now: the others are still there
                         found.append((name, status.st_size, status.st_mtime_ns))
                 elif entry.is_dir(follow_symlinks=False):
                     if _is_utf8(directory, name, report):

@@ -41,7 +41,7 @@ from codex_state.rollout.format import (
     source_text,
     trim,
 )
-from codex_state.rollout.reading import Lines, open_rollout, unreadable, why_unusable
+from codex_state.rollout.reading import Lines, open_rollout, skip_blank_lines, unreadable, why_unusable
 from codex_state.rollout.times import parse_timestamp
 
 USER_MESSAGE_BEGIN = "## My request for Codex:"
@@ -132,6 +132,9 @@ class Fold:
                     line.decode()  # msgspec doesn't check fields that it skips
                 record = decode_strictly(line)
             except (ValueError, RecursionError):
+                if line.isspace():
+                    skip_blank_lines(lines)
+                    continue
                 salvaged = decode_tolerantly(line)
                 parse_errors += salvaged.broken
                 unknown_lines += salvaged.unknown
@@ -375,7 +378,7 @@ def extract(path: str, default_provider: str) -> Extraction:
     if not used:
         raise RolloutError(f"the rollout {path} {why_unusable(path, parse_errors, unknown_lines)}")
     draft = fold.finish()
-    draft.updated_at = modified_seconds(status)
+    draft.updated_at, draft.updated_ns = modified_seconds(status), status.st_mtime_ns % 1_000_000_000
     if not _EARLIEST <= draft.updated_at <= _LATEST:
         raise RolloutError(f"the rollout {path} has a modification time out of range: {draft.updated_at} s")
     owner, tools = fold.tools
@@ -447,6 +450,8 @@ def _fold_up_to(fold: Fold, lines: Lines, end: int) -> int | None:
     for line in lines:
         salvaged = decode_tolerantly(line)
         if not salvaged.lines and not salvaged.unknown:
+            if line.isspace():
+                skip_blank_lines(lines)
             continue
         ordinal = ordinal_of(line)
         if ordinal is None:

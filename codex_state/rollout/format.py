@@ -423,6 +423,7 @@ def _refuse_constant(constant: str) -> None:
 
 _scan = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
 _PADDING = f"{_BLANK}\0\ufeff"
+_PADDED = re.compile(f"[{re.escape(_PADDING)}]+")
 
 
 def decode_tolerantly(line: bytes) -> Salvaged:
@@ -457,9 +458,8 @@ def decode_tolerantly(line: bytes) -> Salvaged:
 
 
 def _skip_padding(text: str, position: int) -> int:
-    while position < len(text) and text[position] in _PADDING:
-        position += 1
-    return position
+    match = _PADDED.match(text, position)
+    return position if match is None else match.end()
 
 
 _NOTHING = Salvaged([], broken=True, unknown=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from codex_state.errors import RolloutError
 from codex_state.rollout.format import GitInfo, ResponseItem, SessionMeta, decode_tolerantly
-from codex_state.rollout.reading import Lines, open_rollout, unreadable
+from codex_state.rollout.reading import Lines, open_rollout, skip_blank_lines, unreadable
 
 
 def read_session_meta(path: Path) -> SessionMeta:
@@ -57,6 +57,9 @@ def _read(path: Path) -> tuple[SessionMeta, bool]:
 def _head_of(lines: Lines) -> tuple[SessionMeta | ResponseItem | None, bool]:
     whole = True
     for line in lines:
+        if line.isspace():
+            skip_blank_lines(lines)
+            continue
         salvaged = decode_tolerantly(line)
         for record in salvaged.lines:
             if isinstance(record.payload, SessionMeta | ResponseItem):

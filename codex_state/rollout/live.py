@@ -12,7 +12,7 @@ from sqlmodel import select, type_coerce
 
 from codex_state import telemetry
 from codex_state.errors import StateError
-from codex_state.models import Thread
+from codex_state.models import Thread, nanoseconds_of
 from codex_state.models.columns import from_epoch_seconds, text, to_epoch_seconds
 from codex_state.rollout.files import is_archived, modified_seconds, relative_to
 from codex_state.rollout.fold import Fold, tool_drafts
@@ -98,7 +98,7 @@ def _apply(
     draft.rollout_path = str(builder.rollout_path)
     draft.cwd = normalized_cwd_text(draft.cwd)
     if updated_at is not None:
-        draft.updated_at = to_epoch_seconds(updated_at)
+        draft.updated_at, draft.updated_ns = to_epoch_seconds(updated_at), nanoseconds_of(updated_at)
     said_at = draft.updated_at if fold.memory_mode is not None else None
     state.rollout_files.upsert_threads([thread_row(draft, runtime.home, said_at)])
     stored = state.threads.get(builder.id)

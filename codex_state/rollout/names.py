@@ -14,11 +14,13 @@ from uuid import UUID
 
 import msgspec
 
+from codex_state.errors import RolloutError
 from codex_state.models import RolloutFileState
 from codex_state.original import original_database_stamp, original_names
 from codex_state.rollout.fold import telling_time
 from codex_state.rollout.format import canonical_uuid, trim
 from codex_state.rollout.inventory import file_row
+from codex_state.rollout.reading import open_rollout
 from codex_state.rollout.times import parse_timestamp
 from codex_state.runtime import State, StateRuntime
 
@@ -46,8 +48,12 @@ def session_index_names(path: Path) -> Iterator[tuple[UUID, str, int]]:
     Lines that can't be read, and blank names, are passed over. Raises ``OSError``.
     """
     latest: dict[str, tuple[str, int]] = {}
-    written = int(path.stat().st_mtime)
-    with path.open("rb") as file:
+    try:
+        file, status = open_rollout(str(path))
+    except RolloutError as error:
+        raise OSError(str(error)) from error
+    written = int(status.st_mtime)
+    with file:
         for line in file:
             try:
                 entry = _decode(line.strip(b"\0\xef\xbb\xbf \r\n"))

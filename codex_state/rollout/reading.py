@@ -2,6 +2,9 @@
 
 Beside one line, a reader holds a buffer of 64 KiB, and for a compressed file its window of at most 128 MiB. Lines are
 read up to 128 MiB; a longer one is passed over without being held, and counts as a parse error.
+
+A compressed file may hold at most 8 MiB and 256 times its own size: more than any rollout is compressed, and little
+enough that a few bytes can't cost minutes. Blank lines are passed over by the buffer, not one by one.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ _BUFFER_BYTES = 64 * 1024
 _MAX_WINDOW_BYTES = 128 * 1024 * 1024
 _COMPRESSED_BYTES = 64 * 1024
 _PIECE_BYTES = 512
+_DECOMPRESSED_BYTES = 8 * 1024 * 1024
+_TIMES_COMPRESSED = 256
 
 # Not blocking, because opening a named pipe would wait for its writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -99,6 +104,20 @@ def may_pass(error: RolloutError) -> bool:
     return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, _DamagedError)
 
 
+def skip_blank_lines(lines: Lines) -> None:
+    """Pass over the empty lines that come next, as many as there are. They hold nothing, and are counted nowhere.
+
+    Call it after a blank line. Lines that aren't read from a file directly are left to whoever gives them.
+    """
+    if not isinstance(lines, io.BufferedReader):
+        return
+    while waiting := lines.peek():
+        blank = len(waiting) - len(waiting.lstrip(b"\r\n"))
+        lines.read(blank)
+        if blank < len(waiting):
+            return
+
+
 def why_unusable(path: str, parse_errors: int, unknown_lines: int) -> str:
     """What is wrong with a rollout of which no line could be used, as the rest of a sentence about it."""
     try:
@@ -144,6 +163,7 @@ class _Decompressed(io.RawIOBase):
 
         super().__init__()
         self._file = file
+        self._left = _DECOMPRESSED_BYTES + _TIMES_COMPRESSED * os.fstat(file.fileno()).st_size
         self._error = zstandard.ZstdError
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
         self._frame: zstandard.ZstdDecompressionObj | None = None
@@ -175,6 +195,12 @@ class _Decompressed(io.RawIOBase):
             self._output = memoryview(frame.decompress(piece))
         except self._error as error:
             raise _DamagedError(errno.EIO, f"damaged compression: {error}") from error
+        self._left -= len(self._output)
+        if self._left < 0:
+            raise _DamagedError(
+                errno.EIO,
+                f"more than {_TIMES_COMPRESSED} times its size comes out of it; decompress it first",
+            )
         self._frame = frame
         if frame.eof:
             self._input = frame.unused_data + self._input

@@ -31,6 +31,10 @@ _AFTER_THE_REST = ("memory_phase1_jobs", "memory_scope_dirty", "memory_consolida
 They come after those rows, so that an interrupted copy never says more than is true."""
 
 
+OF_ONE_DATABASE = frozenset({"log_segments"})
+"""Tables that say something of their own database only: when lines were inserted there."""
+
+
 class StoredTable:
     """One table, its key, and what is done to its rows."""
 
@@ -140,8 +144,8 @@ def _type_on_postgresql(column: Column[Any]) -> str:
 
 
 def stored_tables() -> list[StoredTable]:
-    """Every table of the models, in the order in which they are copied: what others refer to comes first."""
+    """The tables that are copied, in their order: what others refer to comes first."""
     models: dict[Any, type[StateModel]] = {mapper.local_table: mapper.class_ for mapper in entities.mappers}
     late = {name: place for place, name in enumerate(_AFTER_THE_REST, start=1)}
     ordered = sorted(metadata.sorted_tables, key=lambda table: late.get(table.name, 0))
-    return [StoredTable(models[table]) for table in ordered]
+    return [StoredTable(models[table]) for table in ordered if table.name not in OF_ONE_DATABASE]

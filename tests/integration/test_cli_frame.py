@@ -14,6 +14,8 @@ from cli_process import EXECUTABLE, Cli, InProcess
 from example_home import copy_of_the_example_home
 
 import codex_state
+from codex_state import StateRuntime, StateSettings
+from codex_state.testing.samples import a_log_line
 
 GROUPS = {"threads": 6, "memories": 2, "jobs": 2, "db": 6}
 
@@ -159,3 +161,22 @@ def test_the_version_is_the_distributions(cli: Cli) -> None:
 
     assert codex_state.__name__ == "codex_state"
     assert cli.ok("version", "--json").json["codex_state"] == version("codex-state")
+
+
+HOSTILE = "\x1b]0;x\x07\x9b31m\u202eevil\x7f"
+
+
+def test_a_file_name_cannot_speak_to_the_terminal_by_an_error(tmp_path: Path) -> None:
+    done = InProcess(tmp_path / HOSTILE).refused("threads", "list")
+    assert not set("\x1b\x07\x9b\u202e\x7f") & set(done.stderr)
+
+
+def test_nor_by_what_json_on_a_terminal_shows(tmp_path: Path) -> None:
+    cli = Cli(tmp_path / "home")
+    cli.home.mkdir()
+    with StateRuntime.open(StateSettings(codex_home=cli.home)) as runtime:
+        runtime.run(lambda state: state.logs.insert(a_log_line(HOSTILE)))
+    shown = cli.on_terminal("logs", "--json", columns=200).stdout
+    assert not set("\x1b\x07\x9b\u202e\x7f") & set(shown)
+    assert json.loads(shown)["message"] == HOSTILE
+    assert cli.ok("logs", "--json").records[0]["message"] == HOSTILE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,35 @@ def write_until(runtime: StateRuntime, stop: threading.Event) -> None:
         with runtime.begin() as state:
             state.logs.insert(entry(number, message=f"later {number}"))
         number += 1
+
+
+def test_the_logs_can_be_cut_to_what_is_asked_for(cli: Cli) -> None:
+    assert cli.ok("logs", "prune", "--max-lines", "4", "--json").json["deleted"] == 2
+    assert cli.ok("logs", "prune", "--before", str(START + 4)).stdout == "2 lines deleted, 2 lines left\n"
+    assert numbers(cli) == [4, 5]
+    assert cli.ok("logs", "prune", "--max-size", "0").stdout == "2 lines deleted, 0 lines left\n"
+
+
+def test_without_options_what_is_beyond_the_bounds_is_cut(cli: Cli) -> None:
+    assert cli.ok("logs", "prune").stdout == "0 lines deleted, 6 lines left\n"
+    assert cli.ok("logs", "prune", CODEX_STATE_LOG_MAX_ROWS="1").stdout == "5 lines deleted, 1 line left\n"
+
+
+def test_it_is_told_what_the_logs_hold_and_what_they_may(cli: Cli) -> None:
+    told = cli.ok("logs", "stats", "--json").json
+    assert (told["lines"], told["oldest"], told["newest"]) == (6, START, START + 5)
+    assert told["max_bytes"] == 64 * 1024 * 1024
+    assert "oldest\t2026-03-31T23:33:20Z\n" in cli.ok("logs", "stats").stdout
+
+
+def test_times_may_be_told_by_how_long_ago_they_are(cli: Cli, runtime: StateRuntime) -> None:
+    with runtime.begin() as state:
+        state.logs.insert(entry(7, ts=int(time.time()) - 60, message="a minute ago"))
+    assert [record["message"] for record in cli.ok("logs", "--since", "2m", "--json").records] == ["a minute ago"]
+    assert cli.ok("logs", "--since", "30s", "--json").records == []
+
+
+@pytest.mark.parametrize("size", ["much", "1XB", "-1", "iB"])
+def test_a_malformed_size_is_refused(cli: Cli, size: str) -> None:
+    done = cli.refused("logs", "prune", "--max-size", size)
+    assert (done.status, "malformed size" in done.stderr) == (2, True)

@@ -123,7 +123,7 @@ def test_a_round_trip_gives_every_value_back(state_on: Opened) -> None:
 
 def test_every_table_and_every_field_is_copied() -> None:
     stored = tables.stored_tables()
-    assert sorted(table.name for table in stored) == sorted(metadata.tables)
+    assert {table.name for table in stored} == metadata.tables.keys() - tables.OF_ONE_DATABASE
     assert {table.name: table.names for table in stored} == {
         name: model.column_names() for name, model in MODELS.items()
     }
@@ -534,7 +534,7 @@ def test_logs_can_be_left_out(state_on: Opened) -> None:
     assert all(rows.values())
 
 
-@pytest.mark.parametrize("table", sorted(metadata.tables))
+@pytest.mark.parametrize("table", sorted(metadata.tables.keys() - tables.OF_ONE_DATABASE))
 @pytest.mark.parametrize("planted", ["changed", "deleted"])
 @pytest.mark.parametrize("target_on", ["sqlite", "postgresql"])
 def test_a_difference_that_is_planted_after_the_copy_is_found_and_named(

@@ -203,7 +203,7 @@ def test_a_file_that_was_cut_off_is_reported_as_corruption(home: Path) -> None:
     ("url", "says"),
     [
         ("mysql://localhost/x", "mysql"),
-        ("state.sqlite", "neither sqlite nor postgresql"),
+        ("state.sqlite", "not a URL"),
         ("postgresql://localhost:not-a-port/x", "malformed"),
         ("", None),
     ],
@@ -309,7 +309,8 @@ def test_without_opentelemetry_nothing_is_counted_and_nothing_fails(
 def test_arguments_are_stronger_than_the_environment_and_that_than_the_env_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    Path(".env").write_text("CODEX_HOME=/from/file\nCODEX_STATE_POOL_SIZE=3\nCODEX_STATE_BUSY_TIMEOUT=7\nOTHER=x\n")
+    Path("vars").write_text("CODEX_HOME=/from/file\nCODEX_STATE_POOL_SIZE=3\nCODEX_STATE_BUSY_TIMEOUT=7\nOTHER=x\n")
+    monkeypatch.setenv("CODEX_STATE_ENV_FILE", "vars")
     monkeypatch.setenv("CODEX_HOME", "/from/environment")
     monkeypatch.setenv("CODEX_STATE_POOL_SIZE", "4")
     settings = StateSettings(pool_size=5)
@@ -366,10 +367,59 @@ def test_a_bad_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> N
         StateSettings()
 
 
-def test_an_env_file_that_is_not_text_is_refused() -> None:
-    Path(".env").write_bytes(b"CODEX_HOME=\xff\xfe\n")
-    with pytest.raises(ConfigurationError, match=r"\.env"):
+def test_an_env_file_that_nobody_named_is_not_read() -> None:
+    """A cloned repository may hold one, and would say where conversations are written."""
+    Path(".env").write_text("CODEX_HOME=/from/file\nCODEX_STATE_DATABASE_URL=sqlite:////tmp/stolen\n")
+    settings = StateSettings()
+    assert settings.database_url is None
+    assert settings.codex_home != Path("/from/file")
+
+
+def _broken_env_file(how: str) -> None:
+    path = Path("vars")
+    match how:
+        case "not text":
+            path.write_bytes(b"CODEX_HOME=\xff\xfe\n")
+        case "a pipe":
+            os.mkfifo(path)
+        case "a directory":
+            path.mkdir()
+        case "large":
+            with path.open("wb") as file:
+                file.truncate(5 * 1024 * 1024)
+
+
+@pytest.mark.parametrize("how", ["not text", "a pipe", "a directory", "large", "missing"])
+def test_an_env_file_that_cannot_be_read_is_refused(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    _broken_env_file(how)
+    monkeypatch.setenv("CODEX_STATE_ENV_FILE", "vars")
+    with pytest.raises(ConfigurationError, match=r"settings in vars, which CODEX_STATE_ENV_FILE names"):
         StateSettings()
+
+
+@pytest.mark.parametrize("url", ["host=db user=u password=hunter2 dbname=x", "hunter2", "My Scheme hunter2://x"])
+def test_what_is_no_url_is_not_repeated_since_it_may_hold_a_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="invalid settings: database_url: not a URL") as refused:
+        StateSettings(database_url=url)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("home", ["/a\0b", "~nobody-of-this-name/x"])
+def test_a_home_that_is_no_path_is_refused(home: str) -> None:
+    with pytest.raises(ConfigurationError, match="codex_home"):
+        StateSettings(codex_home=home)
+
+
+def test_a_config_file_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.toml")
+    with pytest.raises(ConfigurationError, match=r"config\.toml: not a regular file"):
+        StateSettings(codex_home=tmp_path).provider  # noqa: B018
+
+
+def test_a_config_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("a = " + "[" * 100_000)
+    with pytest.raises(ConfigurationError, match=r"config\.toml"):
+        StateSettings(codex_home=tmp_path).provider  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ SAMPLES: Rows = {
         for position in (0, 1)
     ],
     "logs": [{"ts": 1770000000, "ts_nanos": 7, "level": "INFO", "target": "t", "message": "m", "thread_id": FIRST}],
+    "log_segments": [{"last_id": 2**40, "lines": 1000, "size": 2**20, "closed_at": 1770000000}],
     "thread_memory": [
         {
             "thread_id": thread,

@@ -73,6 +73,8 @@ def _verdict(name: str, killer: str | None, met: bool) -> tuple[Verdict, str]:
 
 _FAMILIES = {
     "jobs.claim": "TestClaims",
+    "jobs.give_up": "TestCrashes",
+    "jobs.begin": "TestCrashes",
     "jobs": "TestJobs",
     "job_claims": "TestCandidates",
     "thread_memories": "TestThreadMemories",

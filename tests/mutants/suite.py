@@ -15,6 +15,7 @@ from tests.mutants.bench import Bench, Check
 SUITE = (
     conformance.TestClaims,
     conformance.TestJobs,
+    conformance.TestCrashes,
     conformance.TestThreadMemories,
     conformance.TestMemoryScopes,
     conformance.TestConsolidationLocks,

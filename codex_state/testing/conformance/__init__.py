@@ -22,6 +22,7 @@ from codex_state.testing.conformance.at_once import TestLeasesAtOnce
 from codex_state.testing.conformance.backfills import TestBackfills
 from codex_state.testing.conformance.candidates import TestCandidates
 from codex_state.testing.conformance.claims import TestClaims
+from codex_state.testing.conformance.crashes import TestCrashes
 from codex_state.testing.conformance.dead_owners import TestDeadOwners, TestDeadOwnersOfBatches
 from codex_state.testing.conformance.dynamic_tools import TestDynamicTools
 from codex_state.testing.conformance.fixtures import clock, front, processes, state
@@ -41,6 +42,7 @@ __all__ = [
     "TestCandidates",
     "TestClaims",
     "TestConsolidationLocks",
+    "TestCrashes",
     "TestDeadOwners",
     "TestDeadOwnersOfBatches",
     "TestDynamicTools",

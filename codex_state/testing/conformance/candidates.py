@@ -232,6 +232,42 @@ class TestCandidates:
                 state.phase1_jobs.requeue(lease.key)
         assert [each.key for each in _claim(state)] == ([lease.key] if claimable else [])
 
+    @pytest.mark.parametrize("way", ["a batch", "one claim"])
+    @pytest.mark.parametrize("written", ["by its service", "by its rollout", "by a session"])
+    def test_a_thread_that_changes_within_the_second_of_its_extraction_is_taken_up_again(
+        self, state: State, way: str, written: str
+    ) -> None:
+        """Rows store whole seconds; the rest of the time is beside them."""
+
+        def write(microsecond: int) -> None:
+            values = {"updated_at": NOON.replace(microsecond=microsecond)}
+            if written == "by its rollout":
+                state.threads.upsert_from_rollouts([thread.model_copy(update=values)])
+            elif written == "by a session" and state.threads.get(thread.id) is not None:
+                stored = state.session.get(Thread, thread.id)
+                assert stored is not None
+                stored.updated_at = values["updated_at"]
+                state.session.flush()
+                state.session.expunge_all()
+            else:
+                state.threads.upsert(thread.model_copy(update=values))
+
+        def claim() -> list[Phase1Lease]:
+            if way == "a batch":
+                return _claim(state)
+            key = Phase1Key(thread.id, _USER)
+            outcome = state.phase1_jobs.try_claim(key, owner=_OWNER, source_updated_at=NOON, lease=_HOUR)
+            return [outcome.lease] if isinstance(outcome, Claimed) else []
+
+        thread = a_thread()
+        for microsecond in (100_000, 900_000):
+            write(microsecond)
+            (lease,) = claim()
+            state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
+            assert claim() == []
+            write(microsecond)
+            assert claim() == [], "nothing has changed"
+
     def test_a_thread_with_one_free_scope_gives_that_scope(self, state: State) -> None:
         thread = _stored(state)
         _holds(state, thread)

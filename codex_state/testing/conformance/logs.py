@@ -128,14 +128,23 @@ class TestLogs:
         assert _messages(state) == [str(number) for number in range(10 - left, 10)]
 
     def test_the_newest_bytes_stay(self, state: State) -> None:
-        # Each line counts 64 + 4 (INFO) + 5 (tests) + its message of 27 bytes: 100.
         lines = [a_log_line("ä" * 13 + str(number)) for number in range(10)]
         state.logs.insert_many(lines)
-        assert state.logs.retain(max_bytes=1000) == 0
-        assert state.logs.retain(max_bytes=999) == 1
-        assert state.logs.retain(max_bytes=350) == 6
+        size, one = state.logs.stats().size, state.logs.stats().size // 10
+        assert state.logs.retain(max_bytes=size) == 0
+        assert state.logs.retain(max_bytes=size - 1) == 1
+        assert state.logs.retain(max_bytes=3 * one + one // 2) == 6
         assert _messages(state) == [line.message for line in lines[7:]]
         assert state.logs.retain(max_bytes=0) == 3
+
+    def test_a_lines_size_is_told_in_bytes_and_from_above(self, state: State) -> None:
+        state.logs.insert_many([a_log_line("ä" * 500, thread_id="t" * 36) for _ in range(10)])
+        stats = state.logs.stats()
+        assert (stats.lines, stats.oldest, stats.newest) == (10, _NOON, _NOON)
+        assert 10 * 1000 < stats.size < 10 * 2000
+
+    def test_without_lines_nothing_is_told_of_them(self, state: State) -> None:
+        assert state.logs.stats() == (0, 0, None, None)
 
     def test_a_single_line_over_the_bound_goes_as_well(self, state: State) -> None:
         state.logs.insert_many([a_log_line("small"), a_log_line("x" * 1000), a_log_line("small")])
@@ -144,6 +153,6 @@ class TestLogs:
 
     def test_all_bounds_hold_together(self, state: State) -> None:
         state.logs.insert_many([a_log_line(str(number), ts=_NOON - number) for number in range(20)])
-        assert state.logs.retain(max_age=timedelta(seconds=9), max_rows=5, max_bytes=10_000) == 15
+        assert state.logs.retain(max_age=timedelta(seconds=9), max_rows=5, max_bytes=100_000) == 15
         assert state.logs.retain() == 0
         assert len(_messages(state)) == 5

@@ -115,7 +115,9 @@ class TestThreadMemories:
                 state.thread_memories.upsert_for_scope(thread_id, _USER, "raw", "summary")
         assert [MemoryScope(mark.scope_kind, mark.scope_key) for mark in state.memory_scopes.list_dirty()] == [scope]
 
-    @pytest.mark.parametrize("way", ["the thread is deleted", "its memory mode is disabled", "it is invalidated"])
+    @pytest.mark.parametrize(
+        "way", ["the thread is deleted", "its memory mode is disabled", "its rollout says so", "it is invalidated"]
+    )
     def test_a_memory_that_counts_no_more_makes_its_scope_dirty_and_is_handed_out_to_nobody(
         self, state: State, way: str
     ) -> None:
@@ -131,6 +133,8 @@ class TestThreadMemories:
                 state.threads.delete(thread_id)
             case "its memory mode is disabled":
                 state.threads.set_memory_mode(thread_id, "disabled")
+            case "its rollout says so":
+                state.threads.upsert_from_rollouts([a_thread(id=thread_id, memory_mode="disabled")])
             case _:
                 state.thread_memories.invalidate(thread_id, _USER, "wrong")
         dirty = state.memory_scopes.get(_USER)

@@ -53,6 +53,7 @@ _FULL = {
     "memory_mode_chosen_at": NOON,
     "gone_at": NOON,
     "pinned": True,
+    "updated_ns": 7,
 }
 
 

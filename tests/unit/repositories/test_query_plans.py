@@ -138,10 +138,6 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
         ),
         (_claim, "SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)"),
         (
-            lambda state: state.thread_memories.last_n_for_cwd(Path("/code"), 64),
-            "SEARCH thread_memory USING INDEX idx_thread_memory_scope_updated_at (scope_kind=? AND scope_key=?)",
-        ),
-        (
             lambda state: state.dynamic_tools.get(_KEY.thread_id),
             "SEARCH thread_dynamic_tools USING INDEX sqlite_autoindex_thread_dynamic_tools_1 (thread_id=?)",
         ),
@@ -156,6 +152,14 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
 )
 def test_a_hot_statement_is_one_seek(state: State, work: Callable[[State], Any], seek: str) -> None:
     assert _plan_of(state, work) == [seek]
+
+
+def test_a_scopes_memories_are_one_seek_and_each_ones_thread_another(state: State) -> None:
+    assert _plan_of(state, lambda state: state.thread_memories.last_n_for_cwd(Path("/code"), 64)) == [
+        "SEARCH thread_memory USING INDEX idx_thread_memory_scope_updated_at (scope_kind=? AND scope_key=?)",
+        "CORRELATED SCALAR SUBQUERY 1",
+        "SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)",
+    ]
 
 
 def test_many_finished_jobs_are_one_seek_each(state: State) -> None:

@@ -246,7 +246,7 @@ class TestExtraction:
         builder = builder_from_items(items, path)
         assert builder is not None
         expected = applied(builder.build("default"), *items)
-        expected.updated_at = from_epoch_seconds(1_767_400_000)
+        expected.updated_at, expected.updated_ns = from_epoch_seconds(1_767_400_000), path.stat().st_mtime_ns % 10**9
         assert diff_fields(outcome.thread, expected) == []
         assert (outcome.parse_errors, outcome.unknown_lines) == (0, 0)
         assert (outcome.memory_mode, outcome.dynamic_tools) == (None, [])

@@ -1,0 +1,277 @@
+"""The checks of ``codex-state doctor``. None of them changes anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from codex_state import migrations
+from codex_state.clock import server_now
+from codex_state.doctor.findings import Finding, Severity
+from codex_state.errors import DatabaseError, StateError, classify
+from codex_state.migrations.exclusive import SIDE_FILE_SUFFIX
+from codex_state.models import Phase1Status, Thread
+from codex_state.repositories.base import seconds_of, table_of
+from codex_state.rollout.inventory import Comparison
+from codex_state.runtime import StateRuntime
+from codex_state.state_files import read_only_uri
+
+_FINDINGS = 20
+_LITTLE_SPACE = 200 * 1024 * 1024
+_FROM_THE_FUTURE = (
+    select(func.count())
+    .select_from(table_of(Thread))
+    .where(seconds_of(table_of(Thread).c.updated_at) > server_now() + 86_400)
+)
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "ncpfs", "davfs"})
+_MENDED = ((3, 44, 6), (3, 50, 7))
+"""Versions before 3.51.3 that have the correction of the WAL-reset bug, with what follows in their line."""
+
+_TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+
+Check = Callable[[StateRuntime], Iterator[Finding]]
+
+
+def check_file(path: Path, *, full: bool = False) -> Iterator[Finding]:
+    """Check an SQLite file and what is around it. It is opened to read only.
+
+    Args:
+        path: the file, which exists.
+        full: whether indexes are held against their tables as well, which takes several times as long.
+    """
+    yield from _sqlite_version(sqlite3.sqlite_version_info)
+    yield from _permissions(path)
+    yield from _place(path)
+    yield from _integrity(path, full=full)
+
+
+def check_state(runtime: StateRuntime) -> Iterator[Finding]:
+    """Check what an open state holds. A check that can't be run is a problem of its own."""
+    for check in (_schema, _references, _files, _jobs, _clock, _logs, _server):
+        try:
+            yield from check(runtime)
+        except StateError as error:
+            yield Finding(check.__name__.strip("_"), Severity.PROBLEM, f"can't be checked: {error}")
+
+
+def _sqlite_version(version: tuple[int, ...]) -> Iterator[Finding]:
+    shown = ".".join(map(str, version))
+    mended = any(version[:2] == line[:2] and version >= line for line in _MENDED)
+    if (3, 7, 0) <= version < (3, 51, 3) and not mended:
+        yield Finding(
+            "sqlite",
+            Severity.NOTE,
+            f"SQLite {shown} has the WAL-reset bug: two writers and a checkpoint can damage the file, very rarely",
+            "use a Python with SQLite 3.51.3 or later, 3.50.7 or 3.44.6, and keep backups: `codex-state backup FILE`",
+        )
+    else:
+        yield Finding("sqlite", Severity.OK, f"SQLite {shown}")
+
+
+def _permissions(path: Path) -> Iterator[Finding]:
+    open_to_others = [each for each in _files_of(path) if each.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)]
+    if open_to_others:
+        yield Finding(
+            "permissions",
+            Severity.WARNING,
+            f"others may read or write {', '.join(map(str, open_to_others))}",
+            "they are for their user alone: chmod 600",
+            is_repairable=True,
+        )
+    elif not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+        yield Finding("permissions", Severity.NOTE, f"{path} can't be written", "the state is only read")
+    else:
+        yield Finding("permissions", Severity.OK, "the state's files are for their user alone")
+
+
+def mend_permissions(path: Path) -> None:
+    """Make the state's files their user's alone."""
+    for each in _files_of(path):
+        each.chmod(0o600)
+
+
+def _files_of(path: Path) -> list[Path]:
+    candidates = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-queue"))
+    return [each for each in candidates if each.is_file() and not each.is_symlink()]
+
+
+def _place(path: Path) -> Iterator[Finding]:
+    kind = _file_system_of(path, Path("/proc/self/mounts"))
+    if kind in _REMOTE:
+        yield Finding(
+            "place",
+            Severity.WARNING,
+            f"{path.parent} is on a network file system ({kind}), where SQLite's locks and its log aren't safe",
+            "set CODEX_SQLITE_HOME to a local directory",
+        )
+    free = shutil.disk_usage(path.parent).free
+    if free < _LITTLE_SPACE:
+        yield Finding("place", Severity.WARNING, f"{free >> 20} MiB are free in {path.parent}", "free some space")
+    elif kind not in _REMOTE:
+        yield Finding("place", Severity.OK, f"{free >> 20} MiB are free in {path.parent}")
+    side_file = path.with_name(path.name + SIDE_FILE_SUFFIX)
+    if side_file.exists():
+        yield Finding(
+            "place", Severity.NOTE, f"{side_file} is there: somebody migrates just now, or was killed while doing so"
+        )
+
+
+def _file_system_of(path: Path, mounts: Path) -> str:
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    place = os.path.realpath(path.parent)
+    best = ("", "")
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) > 2:
+            at = fields[1].replace("\\040", " ").rstrip("/")
+            if (place == at or place.startswith(f"{at}/")) and len(at) >= len(best[0]):
+                best = (at, fields[2])
+    return best[1]
+
+
+def _integrity(path: Path, *, full: bool) -> Iterator[Finding]:
+    check = "integrity_check" if full else "quick_check"
+    try:
+        with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
+            found = [str(text) for (text,) in connection.execute(f"PRAGMA {check}({_FINDINGS})")]
+    except sqlite3.Error as error:
+        told = classify(error) or DatabaseError(str(error))
+        found = [str(error)] if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} else []
+        if not found:
+            yield Finding("integrity", Severity.PROBLEM, f"{path} can't be read: {told}")
+            return
+    if found == ["ok"]:
+        yield Finding("integrity", Severity.OK, f"{path} is whole" + ("" if full else " (--full looks at indexes too)"))
+        return
+    yield Finding(
+        "integrity",
+        Severity.PROBLEM,
+        f"{path} is damaged: {' '.join(' '.join(found).split())}",
+        "memories, jobs, names and logs are in it, threads can be read again: --repair sets it aside and saves every "
+        "row that can be read",
+        is_repairable=True,
+    )
+
+
+def _schema(runtime: StateRuntime) -> Iterator[Finding]:
+    with runtime.read() as state:
+        differences = migrations.check(state.session.connection())
+    for difference in differences[:_FINDINGS]:
+        yield Finding("schema", Severity.PROBLEM, difference, "see `codex-state db check`")
+    if not differences:
+        yield Finding("schema", Severity.OK, f"the schema is that of {migrations.HEAD}")
+
+
+def _references(runtime: StateRuntime) -> Iterator[Finding]:
+    if runtime.database.dialect != "sqlite":
+        return  # PostgreSQL never lets them be broken
+    with runtime.read() as state:
+        orphans = state.session.connection().exec_driver_sql("PRAGMA foreign_key_check").all()
+    counts = Counter((table, parent) for table, _rowid, parent, _key in orphans)
+    for (table, parent), count in counts.items():
+        yield Finding(
+            "references",
+            Severity.PROBLEM,
+            f"{count} rows of {table} refer to rows of {parent} that aren't there",
+            "`codex-state backfill` brings back threads whose rollouts are there",
+        )
+    if not counts:
+        yield Finding("references", Severity.OK, "every row has those that it refers to")
+
+
+def _files(runtime: StateRuntime) -> Iterator[Finding]:
+    comparison = Comparison(runtime)
+    kinds: Counter[str] = Counter()
+    for change in comparison:
+        known, found = change.known, change.found
+        if known is not None and found is not None and (known.size, known.mtime_ns) == (found.size, None):
+            continue  # it was read just after it was written, and will be looked at again
+        kinds["gone" if found is None else "new" if known is None else "changed"] += 1
+    if kinds:
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        yield Finding(
+            "files",
+            Severity.WARNING,
+            f"the index isn't as the home's files are: {told}",
+            "`codex-state backfill`, or any listing, takes them in",
+            is_repairable=True,
+        )
+    else:
+        yield Finding("files", Severity.OK, "the index is as the home's files are")
+    for failure in comparison.failures[:_FINDINGS]:
+        yield Finding("files", Severity.WARNING, f"{failure.path} can't be indexed: {failure.error}")
+
+
+def _jobs(runtime: StateRuntime) -> Iterator[Finding]:
+    with runtime.read() as state:
+        counts = state.phase1_jobs.count_by_status()
+    failed = counts.get(Phase1Status.FAILED, 0)
+    if failed:
+        yield Finding(
+            "jobs",
+            Severity.WARNING,
+            f"{failed} extraction jobs failed",
+            "`codex-state jobs list --status failed` says why, `codex-state jobs requeue` gives them another chance",
+        )
+    else:
+        yield Finding("jobs", Severity.OK, f"{sum(counts.values())} extraction jobs, none failed")
+
+
+def _clock(runtime: StateRuntime) -> Iterator[Finding]:
+    with runtime.read() as state:
+        count = state.session.connection().execute(_FROM_THE_FUTURE).scalar_one()
+    if count:
+        yield Finding(
+            "clock",
+            Severity.WARNING,
+            f"{count} threads were changed in the future: a clock is or was wrong, here or where the files come from",
+            "they stay at the top of every list until that time has come",
+        )
+    else:
+        yield Finding("clock", Severity.OK, "no thread was changed in the future")
+
+
+def _logs(runtime: StateRuntime) -> Iterator[Finding]:
+    settings = runtime.settings
+    with runtime.read() as state:
+        held = state.logs.stats()
+    beyond = (settings.log_max_bytes is not None and held.size > settings.log_max_bytes) or (
+        settings.log_max_rows is not None and held.lines > settings.log_max_rows
+    )
+    text = f"{held.lines} log lines take {held.size / 2**20:.1f} MiB"
+    if beyond:
+        advice = "`codex-state logs prune` deletes the oldest"
+        yield Finding("logs", Severity.WARNING, f"{text}, beyond their bounds", advice, is_repairable=True)
+    else:
+        yield Finding("logs", Severity.OK, text)
+
+
+def _server(runtime: StateRuntime) -> Iterator[Finding]:
+    if runtime.database.dialect == "sqlite":
+        return
+    with runtime.read() as state:
+        connection = state.session.connection()
+        shown = {
+            name: str(connection.exec_driver_sql(f"SELECT current_setting('{name}', true)").scalar_one())
+            for name in ("server_version", "server_encoding", "fsync", *_TIMEOUTS)
+        }
+    yield Finding("server", Severity.OK, f"PostgreSQL {shown['server_version']}")
+    if shown["server_encoding"] != "UTF8":
+        text = f"the database's encoding is {shown['server_encoding']}: what it has no character for is refused"
+        yield Finding("server", Severity.PROBLEM, text, "create a database with ENCODING 'UTF8' and copy into it")
+    if shown["fsync"] == "off":
+        yield Finding("server", Severity.WARNING, "fsync is off: a crash of the server's machine may lose everything")
+    for name in _TIMEOUTS:
+        if shown[name] not in {"0", "None", ""}:
+            yield Finding("server", Severity.NOTE, f"{name} is {shown[name]}: the server ends what takes longer")

@@ -1,0 +1,311 @@
+"""``codex-state doctor``: each fault is planted, found and, where that can be, mended (laws L7 and L8)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_process import Cli, InProcess
+
+from codex_state import StateRuntime, StateSettings, backfill
+from codex_state.doctor import Severity, backup, checks, salvage, salvaging
+from codex_state.errors import ConfigurationError, DatabaseBusyError, StateFileLostError
+from codex_state.testing.samples import a_log_line, a_thread
+from tests.example_home import copy_of_the_example_home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = copy_of_the_example_home(tmp_path / "home")
+    for broken in home.rglob("*019d65e1-f380-7d82-b082-532b629f6fbe*"):
+        broken.unlink()
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+        backfill(runtime)
+        runtime.run(lambda state: state.logs.insert_many([a_log_line(f"{n} log" + "x" * 500) for n in range(1000)]))
+    return home
+
+
+@pytest.fixture
+def cli(home: Path) -> Cli:
+    return InProcess(home)
+
+
+def path_of(home: Path) -> Path:
+    return StateSettings(codex_home=home).database_path
+
+
+def execute(home: Path, *statements: str) -> list[Any]:
+    with closing(sqlite3.connect(path_of(home))) as connection:
+        found: list[Any] = []
+        for statement in statements:
+            found = connection.execute(statement).fetchall()
+        connection.commit()
+        return found
+
+
+def told(cli: Cli, *options: str, **environment: str) -> dict[str, list[str]]:
+    """The severities and texts by check, of what isn't fine."""
+    found: dict[str, list[str]] = {}
+    for finding in cli("doctor", "--json", *options, **environment).json["findings"]:
+        if finding["severity"] not in {"ok", "note"}:
+            found.setdefault(finding["check"], []).append(f"{finding['severity']}: {finding['text']}")
+    return found
+
+
+def test_nothing_is_wrong_with_a_state_that_is_well(cli: Cli) -> None:
+    assert told(cli) == told(cli, "--full") == {}
+    done = cli.ok("doctor")
+    assert "ok        integrity: " in done.stdout
+    assert cli.ok("doctor", "--json").json["ok"] is True
+
+
+def test_a_look_changes_nothing(cli: Cli, home: Path) -> None:
+    def stamps() -> dict[str, tuple[int, int]]:
+        return {each.name: (each.stat().st_size, each.stat().st_mtime_ns) for each in home.iterdir()}
+
+    before = stamps()
+    cli.ok("doctor", "--full")
+    assert stamps() == before
+
+
+def test_files_that_others_may_read_are_found_and_closed(cli: Cli, home: Path) -> None:
+    path_of(home).chmod(0o644)
+    assert told(cli)["permissions"] == [f"warning: others may read or write {path_of(home)}"]
+    assert told(cli, "--repair") == {}
+    assert path_of(home).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_changed_in_the_home_is_counted_and_taken_in(cli: Cli, home: Path) -> None:
+    rollouts = sorted((home / "sessions").rglob("rollout-*.jsonl"))
+    rollouts[0].unlink()
+    with rollouts[1].open("a") as file:
+        file.write("\n")
+    name = f"rollout-2026-01-01T00-00-00-{uuid.uuid4()}.jsonl"
+    shutil.copy(rollouts[2], rollouts[2].with_name(name))
+    (finding,) = told(cli)["files"]
+    assert finding == "warning: the index isn't as the home's files are: 1 changed, 1 gone, 1 new"
+    assert told(cli, "--repair") == {}
+
+
+def test_a_column_that_is_missing_is_found(cli: Cli, home: Path) -> None:
+    execute(home, "DROP INDEX idx_logs_thread_id")
+    assert told(cli)["schema"] == ["problem: index idx_logs_thread_id of table logs is missing"]
+
+
+def test_rows_without_those_that_they_refer_to_are_found(cli: Cli, home: Path) -> None:
+    execute(
+        home,
+        "INSERT INTO thread_dynamic_tools (thread_id, position, name, description, input_schema) "
+        f"VALUES ('{uuid.uuid4()}', 0, '', '', '{{}}')",
+    )
+    assert told(cli)["references"] == [
+        "problem: 1 rows of thread_dynamic_tools refer to rows of threads that aren't there"
+    ]
+
+
+def test_failed_jobs_are_counted(cli: Cli, home: Path) -> None:
+    (thread,) = execute(home, "SELECT id FROM threads LIMIT 1")[0]
+    execute(
+        home,
+        "INSERT INTO memory_phase1_jobs (thread_id, scope_kind, scope_key, status, source_updated_at) "
+        f"VALUES ('{thread}', 'cwd', '/', 'failed', 1)",
+    )
+    assert told(cli)["jobs"] == ["warning: 1 extraction jobs failed"]
+
+
+def test_a_thread_from_the_future_is_found(cli: Cli, home: Path) -> None:
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+        runtime.run(lambda state: state.threads.upsert(a_thread()))
+    execute(home, "UPDATE threads SET updated_at = 4102444800 WHERE rowid = (SELECT max(rowid) FROM threads)")
+    assert "1 threads were changed in the future" in told(cli)["clock"][0]
+
+
+def test_logs_beyond_their_bounds_are_found_and_cut(cli: Cli) -> None:
+    few = {"CODEX_STATE_LOG_MAX_ROWS": "10"}
+    assert "1000 log lines take" in told(cli, **few)["logs"][0]
+    assert told(cli, "--repair", **few) == {}
+    assert cli.ok("logs", "stats", "--json").json["lines"] == 10
+
+
+@pytest.mark.parametrize(
+    ("version", "severity"),
+    [
+        ((3, 40, 1), Severity.NOTE),
+        ((3, 44, 5), Severity.NOTE),
+        ((3, 44, 6), Severity.OK),
+        ((3, 50, 7), Severity.OK),
+        ((3, 51, 2), Severity.NOTE),
+        ((3, 51, 3), Severity.OK),
+        ((3, 53, 0), Severity.OK),
+    ],
+)
+def test_versions_of_sqlite_that_can_damage_a_file_are_named(version: tuple[int, ...], severity: Severity) -> None:
+    (finding,) = checks._sqlite_version(version)
+    assert finding.severity is severity
+
+
+def test_a_network_file_system_is_recognised_by_its_longest_mount(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/x {os.path.realpath(tmp_path)} nfs4 rw 0 0\n")
+    assert checks._file_system_of(tmp_path / "state", mounts) == "nfs4"
+    assert checks._file_system_of(Path("/elsewhere/state"), mounts) == "ext4"
+    assert checks._file_system_of(Path("/x/state"), tmp_path / "nothing") == ""
+
+
+def test_a_server_is_looked_at(tmp_path: Path, postgres_url: str) -> None:
+    cli = InProcess(tmp_path / "home")
+    cli.home.mkdir()
+    findings = cli("doctor", "--json", CODEX_STATE_DATABASE_URL=postgres_url).json["findings"]
+    assert any(finding["check"] == "server" and finding["severity"] == "ok" for finding in findings)
+
+
+# Damage
+
+
+def pages_of(home: Path, table: str) -> list[int]:
+    """The numbers of the pages that hold rows of a table, by what is in them."""
+    content = path_of(home).read_bytes()
+    pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
+    is_leaf, text = 0x0D, f"{table[:-1]}xxx".encode()
+    return [number for number, page in enumerate(pages) if page[0] == is_leaf and text in page]
+
+
+def overwrite(home: Path, *pages: int) -> None:
+    with path_of(home).open("r+b") as file:
+        for page in pages:
+            file.seek(page * 4096)
+            file.write(os.urandom(4096))
+
+
+def test_of_a_damaged_file_every_row_that_can_be_read_is_saved(cli: Cli, home: Path) -> None:
+    """L7: the file is set aside, memories and names are saved, threads are there again."""
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+        threads = runtime.run_read(lambda state: state.threads.list().items)
+        runtime.run(lambda state: state.threads.set_name(threads[0].id, "a name that was given"))
+    execute(home, "PRAGMA wal_checkpoint(TRUNCATE)")
+    damaged = pages_of(home, "logs")[5:8]
+    overwrite(home, *damaged)
+    assert told(cli)["integrity"][0].startswith("problem: ")
+    assert cli("doctor").status == 1
+    done = cli.ok("doctor", "--repair", "--json").json
+    assert done["ok"] is True
+    (aside,) = home.glob("codex_state_4.sqlite.damaged-*")
+    assert any(str(aside) in line for line in done["repaired"])
+    assert any(line.startswith("logs: ") and "can't be read" in line for line in done["repaired"])
+    kept = cli.ok("logs", "stats", "--json").json["lines"]
+    assert 1000 - 3 * 8 <= kept < 1000
+    listed = cli.ok("threads", "list", "--json").json["items"]
+    assert {item["id"] for item in listed} == {str(thread.id) for thread in threads}
+    assert "a name that was given" in {item["name"] for item in listed}
+    assert told(cli, "--full") == {}
+
+
+def test_what_is_no_database_any_more_is_set_aside_and_the_index_is_built_anew(cli: Cli, home: Path) -> None:
+    before = {item["id"] for item in cli.ok("threads", "list", "--json").json["items"]}
+    overwrite(home, 0)
+    assert cli("threads", "list").status == 1
+    assert cli.ok("doctor", "--repair", "--json").json["ok"] is True
+    assert {item["id"] for item in cli.ok("threads", "list", "--json").json["items"]} == before
+
+
+def test_a_services_own_tables_are_saved_with_their_indexes(home: Path) -> None:
+    execute(
+        home,
+        "CREATE TABLE invoices (id INTEGER PRIMARY KEY, text TEXT)",
+        "CREATE INDEX invoices_text ON invoices (text)",
+        "INSERT INTO invoices VALUES (7, 'seven')",
+    )
+    overwrite(home, *pages_of(home, "logs")[:1])
+    salvaged = salvage(path_of(home))
+    assert salvaged.rows["invoices"] == 1
+    assert execute(home, "SELECT text FROM invoices INDEXED BY invoices_text WHERE text > ''") == [("seven",)]
+
+
+def test_whoever_has_the_damaged_file_open_notices(home: Path) -> None:
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+        runtime.run_read(lambda state: state.logs.max_id())
+        salvage(path_of(home))
+        with pytest.raises(StateFileLostError):
+            runtime.run(lambda state: state.logs.insert(a_log_line()))
+
+
+def test_a_file_that_somebody_writes_to_meanwhile_stays_in_its_place(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill: Callable[..., None] = salvaging._fill
+
+    def fill_while_another_writes(*arguments: Any) -> None:
+        fill(*arguments)
+        execute(home, "DELETE FROM logs WHERE id = 1")
+
+    monkeypatch.setattr("codex_state.doctor.salvaging._fill", fill_while_another_writes)
+    before = path_of(home).stat().st_ino
+    with pytest.raises(DatabaseBusyError, match="somebody writes to"):
+        salvage(path_of(home))
+    assert path_of(home).stat().st_ino == before
+    assert sorted(each.name for each in home.glob("codex_state_4.sqlite.*")) == []
+
+
+# Backups
+
+
+def test_a_backup_is_whole_while_others_write(cli: Cli, home: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+            while not stop.is_set():
+                runtime.run(lambda state: state.logs.insert_many([a_log_line("pair"), a_log_line("pair")]))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        done = cli.ok("backup", tmp_path / "copy.sqlite", "--json").json
+    finally:
+        stop.set()
+        writer.join()
+    copy = tmp_path / "copy.sqlite"
+    assert done == {"file": str(copy), "bytes": copy.stat().st_size}
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        (pairs,) = connection.execute("SELECT count(*) FROM logs WHERE message = 'pair'").fetchone()
+        assert pairs % 2 == 0
+        assert connection.execute("SELECT count(*) FROM logs WHERE message <> 'pair'").fetchone() == (1000,)
+    assert sorted(each.name for each in tmp_path.glob("copy*")) == ["copy.sqlite"]
+
+
+def test_a_backup_can_be_put_in_the_states_place(cli: Cli, home: Path, tmp_path: Path) -> None:
+    backup(path_of(home), tmp_path / "copy.sqlite")
+    for each in home.glob("codex_state_4.sqlite*"):
+        each.unlink()
+    shutil.copy(tmp_path / "copy.sqlite", path_of(home))
+    assert told(cli, "--repair") == {}
+    assert cli.ok("logs", "stats", "--json").json["lines"] == 1000
+
+
+def test_a_backup_overwrites_nothing(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").write_text("precious")
+    with pytest.raises(ConfigurationError, match="is there already"):
+        backup(path_of(home), tmp_path / "copy")
+    with pytest.raises(ConfigurationError, match="can't write"):
+        backup(path_of(home), tmp_path / "nowhere" / "copy")
+    assert (tmp_path / "copy").read_text() == "precious"
+
+
+def test_a_server_is_backed_up_into_a_file(tmp_path: Path, postgres_url: str) -> None:
+    cli = InProcess(tmp_path / "home")
+    cli.home.mkdir()
+    with StateRuntime.open(StateSettings(codex_home=cli.home, database_url=postgres_url)) as runtime:
+        runtime.run(lambda state: state.threads.upsert(a_thread()))
+    cli.ok("backup", tmp_path / "copy.sqlite", CODEX_STATE_DATABASE_URL=postgres_url)
+    with closing(sqlite3.connect(tmp_path / "copy.sqlite")) as connection:
+        assert connection.execute("SELECT count(*) FROM threads").fetchone() == (1,)

@@ -1,0 +1,93 @@
+"""Files whose reading would take long, or that nobody wrote: bounded work, and a named reason (laws L8 and L10)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from codex_state.errors import RolloutError
+from codex_state.rollout.fold import extract
+from codex_state.rollout.head import read_session_meta
+from codex_state.rollout.names import session_index_names
+from codex_state.rollout.reading import lines_of, open_rollout, skip_blank_lines
+
+THREAD = "0198c0de-0000-7000-8000-00000000abcd"
+META: dict[str, Any] = {
+    "timestamp": "2026-04-01T00:00:00.000Z",
+    "type": "session_meta",
+    "payload": {
+        "id": THREAD,
+        "timestamp": "2026-04-01T00:00:00.000Z",
+        "cwd": "/x",
+        "originator": "cli",
+        "cli_version": "1",
+    },
+}
+FIRST = json.dumps(META).encode() + b"\n"
+NAME = f"rollout-2026-04-01T00-00-00-{THREAD}.jsonl"
+
+
+def compressed(path: Path, *parts: tuple[bytes, int]) -> Path:
+    with path.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as stream:
+        for part, times in parts:
+            for _ in range(times):
+                stream.write(part)
+    return path
+
+
+@pytest.mark.parametrize("part", [b"\n" * 2**20, b"{}\n" * 2**18, b"\0" * 2**20, b" \n" * 2**19])
+def test_a_few_bytes_that_stand_for_very_many_are_refused(tmp_path: Path, part: bytes) -> None:
+    path = compressed(tmp_path / f"{NAME}.zst", (FIRST, 1), (part, 256))
+    with pytest.raises(RolloutError, match="more than 256 times its size comes out of it"):
+        extract(str(path), "openai")
+
+
+def test_a_rollout_that_compresses_well_is_read(tmp_path: Path) -> None:
+    path = compressed(tmp_path / f"{NAME}.zst", (FIRST, 1), (b'{"type":"other","payload":{}}\n', 200_000))
+    assert extract(str(path), "openai").unknown_lines == 200_000
+
+
+def test_a_bomb_costs_its_own_row_only_and_is_named(tmp_path: Path) -> None:
+    path = compressed(tmp_path / f"{NAME}.zst", (b"\n" * 2**20, 64))
+    with pytest.raises(RolloutError, match="decompress it first"):
+        read_session_meta(path)
+
+
+class Counting:
+    """Counts the lines that are given one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.status = open_rollout(str(path))
+        self.count = 0
+
+    def read(self) -> int:
+        with self.file:
+            for line in lines_of(self.file, self.status):
+                self.count += 1
+                if line.isspace():
+                    skip_blank_lines(self.file)
+        return self.count
+
+
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+def test_blank_lines_are_passed_over_together(tmp_path: Path, suffix: str) -> None:
+    content = b"\n" * 100_000 + FIRST + b"\r\n" * 100_000 + FIRST + b"\n\n"
+    path = tmp_path / f"{NAME}{suffix}"
+    if suffix:
+        compressed(path, (content, 1))
+    else:
+        path.write_bytes(content)
+    assert Counting(path).read() < 100
+    extraction = extract(str(path), "openai")
+    assert (extraction.parse_errors, extraction.unknown_lines, extraction.draft.id) == (0, 0, THREAD)
+
+
+def test_a_pipe_in_the_place_of_the_names_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "session_index.jsonl")
+    with pytest.raises(OSError, match="not a regular file"):
+        list(session_index_names(tmp_path / "session_index.jsonl"))
