@@ -39,4 +39,5 @@ class Notebook(SQLModel, table=True):
 def create_tables(session: Session) -> None:
     """Create the tables, unless another process just did."""
     for model in (Message, Worker, Notebook):
-        session.connection().execute(CreateTable(model.__table__, if_not_exists=True))  # type: ignore[attr-defined]
+        table = model.metadata.tables[str(model.__tablename__)]
+        session.connection().execute(CreateTable(table, if_not_exists=True))

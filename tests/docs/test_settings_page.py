@@ -14,7 +14,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="
 ROWS = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)}
 
 EXAMPLES = {
-    "int": "7",
+    "int": "7000000",
     "bool": "true",
     "timedelta": "7",
     "Path": "/seven",
@@ -33,7 +33,7 @@ def test_a_setting_is_as_the_page_says(name: str, monkeypatch: pytest.MonkeyPatc
     variable, default, _ = ROWS[name]
     given = StateSettings.model_fields[name].default
     if isinstance(given, timedelta):
-        assert default == f"{given.total_seconds():g} s"
+        assert default == f"{int(given.total_seconds())} s"
     elif isinstance(given, bool | int):
         assert default == str(given).lower()
     kind = str(StateSettings.__annotations__[name]).partition(" |")[0]

@@ -95,7 +95,7 @@ def test_a_closed_async_runtime_says_so(sqlite_settings: StateSettings) -> None:
             assert await runtime.read(lambda state, number: number, 7) == 7
             assert await runtime.run_read(lambda state: 7) == 7
             assert await runtime.autocommit(lambda state, number: number, 7) == 7
-        for use in (runtime.run, runtime.read, runtime.autocommit):
+        for use in (runtime.run, runtime.run_read, runtime.read, runtime.run_autocommit, runtime.autocommit):
             with pytest.raises(UsageError, match="is closed"):
                 await use(lambda state: 1)
 
