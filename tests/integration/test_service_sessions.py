@@ -532,3 +532,7 @@ def test_autocommit_asked_of_our_engine_is_autocommit(runtime: StateRuntime) -> 
         State(session).threads.upsert(a_thread())
         session.rollback()
     assert stored(runtime) == 1
+    for _ in range(runtime.settings.pool_size):
+        with runtime.autocommit() as state:
+            state.threads.upsert(a_thread())
+    assert stored(runtime) == 1 + runtime.settings.pool_size, "each connection is as it was before"
