@@ -126,6 +126,16 @@ class StateConnection(sqlite3.Connection):
             "granted in it have ended; restart what has it open"
         )
 
+    @property
+    def isolation_level(self) -> None:
+        """None: Python's driver begins no transaction by itself, which would be one that isn't a writer's (L6)."""
+        return
+
+    @isolation_level.setter
+    def isolation_level(self, _level: str | None) -> None:
+        # What SQLAlchemy sets for AUTOCOMMIT, and sets back after it, is for connections on which the driver begins.
+        return
+
     def cursor(self, factory: Any = None) -> Any:
         """A cursor that waits for its turn."""
         return super().cursor(factory or StateCursor)
