@@ -400,9 +400,9 @@ def test_jobs_tell_what_is_left_of_the_lease(home: Path, cli: Cli, runtime: Stat
 def test_an_extractor_that_fails_all_alike_fails_no_job(home: Path, cli: Cli, runtime: StateRuntime) -> None:
     """A mistyped extractor costs nothing but the pass."""
     add_threads(runtime, 9, title="broken")
-    done = cli(*run("extract", "--json", "--concurrency", "2"))
+    done = cli(*run(cli, "extract", "--json", "--concurrency", "2"))
     assert done.status == 1
-    assert "ValueError: the model said no" in done.json["stopped"]
+    assert "ValueError: the model\nsaid no" in done.json["stopped"]
     assert (done.json["failed"], done.json["lost"]) == (0, done.json["claimed"])
     assert "the pass was stopped, and no job was failed" in done.stderr
     with runtime.read() as state:
@@ -411,9 +411,9 @@ def test_an_extractor_that_fails_all_alike_fails_no_job(home: Path, cli: Cli, ru
         assert {job.failures for job in jobs} == {0}
 
 
-def test_passes_run_forever_until_the_service_is_stopped(home: Path, runtime: StateRuntime) -> None:
+def test_passes_run_forever_until_the_service_is_stopped(home: Path, cli: Cli, runtime: StateRuntime) -> None:
     add_threads(runtime, 1)
-    with Cli(home).started(*run("extract", "--json", "--forever", "--every", "1")) as process:
+    with Cli(home).started(*run(cli, "extract", "--json", "--forever", "--every", "1")) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["succeeded"] == 2
         add_threads(runtime, 1)
