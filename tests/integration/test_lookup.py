@@ -181,6 +181,13 @@ class TestFinding:
         assert find_thread_path(indexed, thread_id(1)) == path
         assert path_in_row(indexed) == path
 
+    def test_a_path_is_given_inside_of_the_callers_own_write(self, indexed: StateRuntime) -> None:
+        path = rollout_path(indexed.codex_home, 1)
+        point_row_at(indexed, path.with_name("gone.jsonl"))
+        with indexed.begin() as state:
+            state.threads.set_name(thread_id(1), "Mine")
+            assert find_thread_path(indexed, thread_id(1)) == path
+
     def test_a_compressed_rollout_stands_in_for_the_plain_one(self, indexed: StateRuntime) -> None:
         plain = rollout_path(indexed.codex_home, 1)
         packed = write(plain.with_name(plain.name + ".zst"), zstandard.ZstdCompressor().compress(plain.read_bytes()))

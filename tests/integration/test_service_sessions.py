@@ -165,7 +165,7 @@ def test_two_requests_that_share_a_thread_one_after_the_other_are_not_one_caller
     from contextvars import copy_context
 
     block = sqlite_runtime.begin()
-    copy_context().run(block.__enter__).threads.upsert(a_thread())
+    copy_context().run(lambda: block.__enter__().threads.upsert(a_thread()))
 
     def leave() -> None:
         time.sleep(0.2)
