@@ -16,6 +16,7 @@ from codex_state.models import (
     Phase1Lease,
     Phase1Status,
     Requeue,
+    Skipped,
     SkipReason,
 )
 from codex_state.runtime import State
