@@ -121,6 +121,7 @@ def thread_row(number: int, **values: Any) -> dict[str, Any]:
         "gone_at": 1_770_000_070,
         "pinned": 0,
         "original_name": "hello",
+        "updated_ns": 123_456_789,
     } | values
 
 
@@ -171,6 +172,9 @@ def job_row(thread: Mapping[str, Any], **values: Any) -> dict[str, Any]:
         "attempt": 2,
         "retry_at": 1_770_000_600,
         "failures": 1,
+        "begun_at": 1_770_000_260,
+        "crashes": 1,
+        "source_ns": 123_456_789,
     } | values
 
 
@@ -185,6 +189,18 @@ def lock_row(**values: Any) -> dict[str, Any]:
         "updated_at": 1_770_000_300,
         "ownership_token": "lock token",
         "owner_name": "host process 1",
+        "owner_process": "boot:4026531836:1:100",
+        "lease_seconds": 600,
+    } | values
+
+
+def named_lock_row(**values: Any) -> dict[str, Any]:
+    return {
+        "name": "report",
+        "owner": "a service",
+        "renewed_at": 1_770_000_300,
+        "ownership_token": "named lock token",
+        "owner_name": "host process 1 (a service)",
         "owner_process": "boot:4026531836:1:100",
         "lease_seconds": 600,
     } | values
@@ -285,6 +301,7 @@ def fill(runtime: StateRuntime, *, home: str = "local", threads: int = 7, logs: 
         *(scope_row(scope_kind="cwd", scope_key=value, updated_at=-5) for value in ODD_TEXTS),
     )
     put(runtime, "memory_consolidation_locks", lock_row(), lock_row(cwd="/ß 漢字/🦀"), lock_row(cwd=""))
+    put(runtime, "codex_state_locks", named_lock_row(), *(named_lock_row(name=value) for value in ODD_TEXTS))
     replace_backfill(runtime, home=home)
     put(
         runtime,

@@ -40,6 +40,7 @@ _later_memory = _later("updated_at", "used_count", "last_used_at", "invalidated_
 # One attempt moves on from running to finished.
 _later_job = _later("attempt", "finished_at", "started_at")
 _later_row = _later("updated_at")
+_later_named_lock = _later("renewed_at")
 
 
 _GIVEN = {"name_at": "name", "memory_mode_chosen_at": "memory_mode"}
@@ -74,6 +75,11 @@ def _lock(source: Values, target: Values) -> Values | None:
     return _later_row(source, target) if source["ownership_token"] == target["ownership_token"] else target
 
 
+def _named_lock(source: Values, target: Values) -> Values | None:
+    """The same."""
+    return _later_named_lock(source, target) if source["ownership_token"] == target["ownership_token"] else target
+
+
 def _backfill(source: Values, target: Values) -> Values | None:
     """Migrations insert a row that nobody has claimed yet, with the time of the migration."""
     placeholders = [row["status"] == BackfillStatus.PENDING and row["claimed_at"] is None for row in (source, target)]
@@ -97,6 +103,7 @@ _RULES: dict[str, Rule] = {
     "memory_phase1_jobs": _later_job,
     "memory_scope_dirty": _scope,
     "memory_consolidation_locks": _lock,
+    "codex_state_locks": _named_lock,
     "backfill_state": _backfill,
     "rollout_files": _file,
 }

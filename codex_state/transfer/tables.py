@@ -26,7 +26,14 @@ PAGE_CHARACTERS = 4_000_000
 
 _CANONICAL_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-_AFTER_THE_REST = ("memory_phase1_jobs", "memory_scope_dirty", "memory_consolidation_locks", "backfill_state", "logs")
+_AFTER_THE_REST = (
+    "memory_phase1_jobs",
+    "memory_scope_dirty",
+    "memory_consolidation_locks",
+    "codex_state_locks",
+    "backfill_state",
+    "logs",
+)
 """Tables whose rows say something of other rows: a memory that was extracted, a scope without news, a complete index.
 They come after those rows, so that an interrupted copy never says more than is true."""
 

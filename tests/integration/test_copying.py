@@ -28,6 +28,7 @@ from copied_states import (
     lock_row,
     log_row,
     memory_row,
+    named_lock_row,
     put,
     replace_backfill,
     scope_row,
@@ -324,6 +325,7 @@ def older_and_newer() -> list[Any]:
         ("attempt", "memory_phase1_jobs", job_row(thread), job_row(thread, attempt=3, status="running")),
         ("finish", "memory_phase1_jobs", job_row(thread, status="running", finished_at=None), job_row(thread)),
         ("renewal", "memory_consolidation_locks", lock_row(), lock_row(updated_at=LARGEST)),
+        ("named renewal", "codex_state_locks", named_lock_row(), named_lock_row(renewed_at=LARGEST)),
     ]
     return [pytest.param(*rest, id=name) for name, *rest in pairs]
 
@@ -544,12 +546,10 @@ def test_a_difference_that_is_planted_after_the_copy_is_found_and_named(
     source, target = state_on("sqlite", "source"), state_on(target_on, "target", home="local")
     fill(source)
     model = MODELS[table]
-    column = [
-        name for name in model.column_names() if name not in {key.name for key in metadata.tables[table].primary_key}
-    ][-1]
     key = [column.name for column in metadata.tables[table].primary_key]
     rows = held(source.database)[table]
     victim = dict(zip(model.column_names(), min(rows, key=repr), strict=True))
+    column = [name for name, value in victim.items() if name not in key and value is not None][-1]
     where = " AND ".join(f"{name} = :{name}" for name in key)
     bound = {name: victim[name] for name in key}
 

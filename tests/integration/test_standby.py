@@ -194,7 +194,7 @@ def test_workers_go_on_by_themselves_on_a_promoted_standby_and_what_it_had_not_r
     assert workers.run(claim_of(first.key)) == Skipped(SkipReason.RUNNING)
     assert workers.run(lambda state: state.phase1_jobs.succeed(first, raw_memory_path=None, summary_hash=None))
 
-    assert workers.run(lambda state: state.phase1_jobs.renew(second)) is None
+    assert workers.run(lambda state: state.phase1_jobs.renew(second)) is HolderWrite.LEASE_LOST
     with workers.begin() as state:
         assert not state.thread_memories.upsert_if_owner(second, "late", "late")
     assert isinstance(workers.run(claim_of(second.key)), Claimed)

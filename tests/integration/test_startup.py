@@ -117,7 +117,7 @@ def test_a_dead_workers_backfill_is_taken_over_when_its_lease_is_over(settings: 
     write_rollout(settings.codex_home, 1)
     other = opened(settings)
     with other.autocommit() as state:
-        state.backfill.try_claim(other.home, owner="dead", lease=timedelta(seconds=900))
+        state.backfill.try_claim(other.home, owner="dead", lease=timedelta(seconds=2))
     patient = settings.model_copy(
         update={"backfill_lease": timedelta(seconds=1), "backfill_wait": timedelta(seconds=20)}
     )

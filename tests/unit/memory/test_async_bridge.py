@@ -13,7 +13,7 @@ import pytest
 
 from codex_state.errors import InvalidInputError, WorkStoppedError
 from codex_state.memory import StopReason, StopSignal, current_work
-from codex_state.memory.async_bridge import Callee, in_thread
+from codex_state.memory.async_bridge import Callee, in_thread, running_loop
 
 
 async def double(number: int) -> int:
@@ -48,14 +48,14 @@ def test_an_awaitable_from_a_plain_function_needs_an_event_loop() -> None:
 
 def test_coroutines_run_in_the_callers_loop_and_know_their_signal() -> None:
     async def main() -> None:
-        loop, signal = asyncio.get_running_loop(), StopSignal()
+        loop, signal = running_loop(), StopSignal()
 
         async def look() -> tuple[object, object]:
             return asyncio.get_running_loop(), current_work()
 
         for function in (look, partial(plain, look)):
             callee = Callee(function, loop)
-            assert await asyncio.to_thread(callee, signal) == (loop, signal)
+            assert await asyncio.to_thread(callee, signal) == (asyncio.get_running_loop(), signal)
             assert callee.interruptible
         assert await asyncio.to_thread(Callee(Doubler(), loop), signal, 4) == 8
         assert current_work() is None
@@ -76,7 +76,7 @@ def test_a_stopped_coroutine_has_ended_when_its_call_raises() -> None:
 
         threading.Timer(0.05, signal.stop, [StopReason.LATE]).start()
         with pytest.raises(WorkStoppedError, match="late"):
-            await asyncio.to_thread(Callee(work, asyncio.get_running_loop()), signal)
+            await asyncio.to_thread(Callee(work, running_loop()), signal)
         assert notes == ["cleaned up"]
 
     asyncio.run(main())
@@ -93,7 +93,7 @@ def test_a_cancelled_coroutine_is_an_interruption_and_no_failure() -> None:
             await asyncio.sleep(60)
 
         with pytest.raises(WorkStoppedError):
-            await asyncio.to_thread(Callee(work, asyncio.get_running_loop()), signal)
+            await asyncio.to_thread(Callee(work, running_loop()), signal)
         assert signal.reason is StopReason.INTERRUPTED
 
     asyncio.run(main())
