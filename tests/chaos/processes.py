@@ -63,10 +63,14 @@ class WorkerHost:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def close(self) -> None:
+    def end_workers(self) -> None:
         """End every worker."""
-        for worker in self._workers:
-            worker.close()
+        while self._workers:
+            self._workers.pop().close()
+
+    def close(self) -> None:
+        """End every worker, and what starts them."""
+        self.end_workers()
         self._answers.close()
         self._control.close()
         self._process.wait(_LONGEST_WAIT_SECONDS)

@@ -63,10 +63,10 @@ def _all_of(table: Table) -> str:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[WorkerHost]:
+def host(worker_host: WorkerHost) -> Iterator[WorkerHost]:
     """Starts the worker processes of a module's tests."""
-    with WorkerHost() as started:
-        yield started
+    yield worker_host
+    worker_host.end_workers()
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -128,7 +128,7 @@ def test_a_terminal_shows_a_bar_and_keeps_the_result(cli: Cli) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_backfill_goes_on_where_it_stopped(tmp_path: Path, number: signal.Signals, status: int) -> None:
-    home = many_rollouts(tmp_path / "home", 1500)
+    home = many_rollouts(tmp_path / "home", 700)
     cli = Cli(home, CODEX_STATE_BACKFILL_BATCH_SIZE="1")
     with cli.started("backfill", "--json") as process:
         wait_for_a_watermark(home)
@@ -145,20 +145,20 @@ def test_an_interrupted_backfill_goes_on_where_it_stopped(tmp_path: Path, number
     assert stopped.status is not BackfillStatus.RUNNING  # the lease was given back: nobody has to wait for its end
     rest = cli.ok("backfill", "--json").json
     assert rest["status"] == "complete"
-    assert 0 < rest["scanned"] < 1500
-    assert len(InProcess(home).ok("threads", "list", "--limit", "2000", "--json").json["items"]) == 1500
+    assert 0 < rest["scanned"] < 700
+    assert len(InProcess(home).ok("threads", "list", "--limit", "2000", "--json").json["items"]) == 700
 
 
 @pytest.mark.parametrize("options", [[], ["--again"], ["--retry-failed"]], ids=" ".join)
 def test_a_killed_backfill_is_gone_on_with_at_once(tmp_path: Path, options: list[str]) -> None:
-    home = many_rollouts(tmp_path / "home", 1500)
+    home = many_rollouts(tmp_path / "home", 700)
     cli = Cli(home, CODEX_STATE_BACKFILL_BATCH_SIZE="1")
     with cli.started("backfill", "--json") as process:
         wait_for_a_watermark(home)
         process.kill()
     rest = cli.ok("backfill", "--json", *options).json
     assert rest["status"] == "complete"
-    assert (rest["scanned"] == 1500) is (options == ["--again"])
+    assert (rest["scanned"] == 700) is (options == ["--again"])
 
 
 def test_all_files_are_counted_whatever_the_sort_of_home(cli: Cli) -> None:
