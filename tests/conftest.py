@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, settings
 
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
-from tests.chaos.processes import WorkerHost
 
 # Before any test imports the shipped suite.
 pytest.register_assert_rewrite("codex_state.testing.conformance")
@@ -32,13 +31,6 @@ def schema_written_at_once() -> Iterator[None]:
     """Only tests of migrations have every new file migrated from nothing."""
     with quick_schema.written_at_once():
         yield
-
-
-@pytest.fixture(scope="session")
-def worker_host() -> Iterator[WorkerHost]:
-    """What starts worker processes, itself started once: it has imported what they need."""
-    with WorkerHost() as started:
-        yield started
 
 
 @pytest.fixture(scope="session")
