@@ -129,7 +129,7 @@ def test_people_get_one_line(cli: Cli, runtime: StateRuntime) -> None:
 
 def test_a_terminal_gets_a_bar_and_the_line(home: Path, runtime: StateRuntime) -> None:
     add_threads(runtime, 2, title="good")
-    shown = Cli(home).on_terminal(*run(Cli(home), "extract"), columns=100).stdout
+    shown = InProcess(home).on_terminal(*run(Cli(home), "extract"), columns=100).stdout
     assert "Extracting" in shown
     assert "4 jobs: 4 remembered" in shown
 
@@ -137,7 +137,7 @@ def test_a_terminal_gets_a_bar_and_the_line(home: Path, runtime: StateRuntime) -
 def test_the_bar_leaves_room_for_the_ctrl_c_that_a_terminal_shows(home: Path, runtime: StateRuntime) -> None:
     """A line that wraps is one more to erase, of which nobody knows."""
     add_threads(runtime, 2, title="good")
-    shown = Cli(home).on_terminal(*run(Cli(home), "extract"), columns=80).stdout
+    shown = InProcess(home).on_terminal(*run(Cli(home), "extract"), columns=80).stdout
     bars = [line for line in re.split(r"[\r\n]", re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", shown)) if "Extracting" in line]
     assert bars
     assert max(map(len, bars)) <= 80 - len("^C^C")
