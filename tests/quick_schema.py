@@ -15,10 +15,10 @@ from unittest.mock import patch
 from sqlalchemy import Connection
 
 from codex_state.migrations import running
-from codex_state.migrations.stored import HEAD
 
 _migrate = running._run
-_statements: list[str] = []
+_statements: dict[str, list[str]] = {}
+"""What makes each revision from nothing."""
 
 
 @contextmanager
@@ -36,16 +36,16 @@ def made_by_alembic() -> Iterator[None]:
 
 
 def _write(connection: Connection, revision: str, *, down: bool) -> None:
-    if revision != HEAD or connection.dialect.name != "sqlite" or not _is_empty(connection):
+    if connection.dialect.name != "sqlite" or not _is_empty(connection):
         _migrate(connection, revision, down=down)
         return
-    if not _statements:  # one thread of a process is here at a time
+    if revision not in _statements:  # one thread of a process is here at a time
         _migrate(connection, revision, down=down)
         driver = connection.connection.driver_connection
         assert driver is not None
-        _statements.extend(line for line in driver.iterdump() if line not in {"BEGIN TRANSACTION;", "COMMIT;"})
+        _statements[revision] = [line for line in driver.iterdump() if line not in {"BEGIN TRANSACTION;", "COMMIT;"}]
         return
-    for statement in _statements:
+    for statement in _statements[revision]:
         connection.exec_driver_sql(statement)
 
 

@@ -327,7 +327,7 @@ def test_jobs_that_wait_and_jobs_that_were_given_back_are_no_failures(
 ) -> None:
     failed_in_every_way(runtime)
     assert "0 running, 0 succeeded, 1 failed, 2 waiting, 3 claimable" in cli.ok("jobs", "list").stderr
-    shown = plain(Cli(home), "jobs", "list", columns=120)
+    shown = plain(InProcess(home), "jobs", "list", columns=120)
     assert len(re.findall(" failed +now|failed .* - +broken", shown)) == 1
     assert len(re.findall("waiting .*(59m|1h) +busy", shown)) == 2
     assert len(re.findall("claimable .* - +the pass was interrupted", shown)) == 3
@@ -351,7 +351,7 @@ def test_jobs_are_usable_on_every_terminal(home: Path, runtime: StateRuntime, co
     lease = claim(runtime, cwd_key(failed))
     with runtime.begin() as state:
         state.phase1_jobs.fail(lease, "ValueError: the model said no")
-    shown = plain(Cli(home), "jobs", "list", columns=columns)
+    shown = plain(InProcess(home), "jobs", "list", columns=columns)
     assert max(map(len, shown.splitlines())) <= columns
     words = shown.split()
     for thread in (held, failed):
@@ -393,7 +393,7 @@ def test_jobs_tell_what_is_left_of_the_lease(home: Path, cli: Cli, runtime: Stat
         started = datetime.fromisoformat(items[str(thread.id)]["started_at"])
         assert datetime.fromisoformat(items[str(thread.id)]["lease_ends_at"]) == started + timedelta(seconds=seconds)
     assert items[str(failed.id)]["lease_ends_at"] is None
-    assert re.search(f" (59m|1h) +{OTHER}", plain(Cli(home), "jobs", "list", columns=200))
+    assert re.search(f" (59m|1h) +{OTHER}", plain(InProcess(home), "jobs", "list", columns=200))
 
 
 def test_a_job_that_its_worker_left_behind_is_over_and_can_be_requeued(cli: Cli, runtime: StateRuntime) -> None:
