@@ -107,9 +107,13 @@ class AsyncStateRuntime:
         """``run_read``, under a short name."""
         return await self.run_read(work, *args)
 
-    async def autocommit(self, work: Callable[[State, *Arguments], ResultT], /, *args: *Arguments) -> ResultT:
-        """Run guarded statements that each commit by themselves."""
+    async def run_autocommit(self, work: Callable[[State, *Arguments], ResultT], /, *args: *Arguments) -> ResultT:
+        """Run guarded statements that each commit by themselves. None is run again, as the others are kept."""
         return await self.call(lambda runtime: runtime.run_autocommit(work, *args))
+
+    async def autocommit(self, work: Callable[[State, *Arguments], ResultT], /, *args: *Arguments) -> ResultT:
+        """``run_autocommit``, under a short name."""
+        return await self.run_autocommit(work, *args)
 
     async def call(self, function: Callable[[StateRuntime, *Arguments], ResultT], /, *args: *Arguments) -> ResultT:
         """Run anything that takes a runtime on a worker thread, for example a backfill.

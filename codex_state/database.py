@@ -1,8 +1,8 @@
 """A database and its transaction modes.
 
 A unit of work says what it is when it starts (law L6): a writer is a writer from its first statement on, a reader can't
-write, and in autocommit mode every guarded statement commits by itself. The three modes are three views of one engine
-with one connection pool.
+write, and in autocommit mode every guarded statement commits by itself. A service's own sessions become writers with
+their first write. All are views of one engine with one connection pool.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The three views of one engine, and what both databases' engines share."""
+"""The four views of one engine, and what both databases' engines share."""
 
 from __future__ import annotations
 

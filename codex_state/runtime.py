@@ -309,7 +309,7 @@ class StateRuntime:
 
     @property
     def engine(self) -> Engine:
-        """For a service's own sessions: ``Session(runtime.engine)`` writes under the same rules."""
+        """For a service's own sessions, which read what is committed and become writers with their first write."""
         return self.database.engine
 
     @property

@@ -95,7 +95,7 @@ class StateConnection(sqlite3.Connection):
 
     def watch_file(self) -> None:
         """From now on, notice when the file isn't the one that was opened any more."""
-        status = os.stat(self.place)
+        status = os.stat(self.place)  # noqa: PTH116 - pathlib takes twice as long
         self._file, self._had_content = (status.st_dev, status.st_ino), status.st_size > 0
         self.look_at = monotonic() + _LOOK_SECONDS
 
@@ -108,7 +108,7 @@ class StateConnection(sqlite3.Connection):
         if self._file is None:
             return
         try:
-            status = os.stat(self.place)
+            status = os.stat(self.place)  # noqa: PTH116 - pathlib takes twice as long
         except FileNotFoundError:
             self._lost("was removed")
         except OSError:
@@ -125,6 +125,16 @@ class StateConnection(sqlite3.Connection):
             f"{self.place} {how} while it was open; what was not yet kept of this unit is lost, and leases that were "
             "granted in it have ended; restart what has it open"
         )
+
+    @property
+    def isolation_level(self) -> None:
+        """None: Python's driver begins no transaction by itself, which would be one that isn't a writer's (L6)."""
+        return
+
+    @isolation_level.setter
+    def isolation_level(self, _level: str | None) -> None:
+        # What SQLAlchemy sets for AUTOCOMMIT, and sets back after it, is for connections on which the driver begins.
+        return
 
     def cursor(self, factory: Any = None) -> Any:
         """A cursor that waits for its turn."""
@@ -159,7 +169,10 @@ class StateConnection(sqlite3.Connection):
                 self._set_query_only(wanted=False)
             else:
                 self.begin_writing()
-            return attempt()
+            try:
+                return attempt()
+            except sqlite3.OperationalError as refused:
+                error = refused
         if self.queue is None or not is_busy(error):
             raise error
         self.reclaim()

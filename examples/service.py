@@ -16,14 +16,23 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from sqlmodel import Field, Session, SQLModel
 
-from codex_state import Anchor, InvalidInputError, State, StateError, StateRuntime, ThreadQuery, rollout
+from codex_state import (
+    Anchor,
+    InvalidInputError,
+    State,
+    StateError,
+    StateRuntime,
+    ThreadQuery,
+    rollout,
+    thread_key,
+)
 
 
 class NameChange(SQLModel, table=True):
     """The service's own table: who gave which thread which name."""
 
     id: int | None = Field(default=None, primary_key=True)
-    thread_id: UUID
+    thread_id: UUID = thread_key()
     name: str
     changed_at: datetime
 

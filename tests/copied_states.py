@@ -14,6 +14,7 @@ from codex_state.database import Database
 from codex_state.models import metadata
 from codex_state.models.base import StateModel, entities
 from codex_state.runtime import StateRuntime
+from codex_state.transfer.tables import OF_ONE_DATABASE
 
 MODELS: dict[str, type[StateModel]] = {mapper.local_table.name: mapper.class_ for mapper in entities.mappers}  # type: ignore[attr-defined]
 
@@ -66,7 +67,7 @@ def held(database: Database, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
                 ),
                 key=repr,
             )
-            for name in tables or sorted(metadata.tables)
+            for name in tables or sorted(metadata.tables.keys() - OF_ONE_DATABASE)
         }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,7 @@ from codex_state.cli.freshness import quiet_log
 from codex_state.cli.loading import function_of
 from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json
-from codex_state.cli.output import counted, json_value, note, one_line, write, write_json
+from codex_state.cli.output import counted, flush, json_value, note, one_line, write, write_json
 from codex_state.cli.progress import bar_on_stderr
 from codex_state.cli.unclaimed import why_nothing
 
@@ -89,49 +91,94 @@ def run(
             metavar="DAYS", min=0, max=_MOST_DAYS, help="Leave threads alone that are older than this; 0 for any age."
         ),
     ] = 30,
+    forever: Annotated[
+        bool, typer.Option("--forever", help="Run pass after pass, until SIGTERM or Ctrl-C; for a service.")
+    ] = False,
+    every: Annotated[
+        int,
+        typer.Option(metavar="SECONDS", min=1, help="With --forever: how long to wait when there is nothing."),
+    ] = 60,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
     """Run one pass: extract what is to be remembered of recent threads, each once, whoever else does the same.
 
-    A thread whose extractor raises is named, and is failed for good unless --attempts says otherwise.
+    A thread whose extractor raises is named, and is failed for good unless --attempts says otherwise. When the first
+    extractions all fail alike, the pass stops and fails none. With --forever each pass that did something is told by a
+    line, or with --json by one object on a line.
     """
     from datetime import timedelta
     from uuid import uuid4
 
     from codex_state.memory import ConsolidationOptions, Phase1Options, RetryPolicy
 
-    extract = function_of(extractor, import_from)
-    consolidate = None if consolidator is None else function_of(consolidator, import_from)
-    duration = timedelta(seconds=timeout) if timeout else None
-    extraction = Phase1Options(
-        lease=timedelta(seconds=lease),
-        limit=limit,
-        concurrency=concurrency,
-        timeout=duration,
-        retry=RetryPolicy(attempts=attempts) if attempts > 1 else None,
-        max_age=timedelta(days=max_age or _MOST_DAYS),
+    work = _Work(
+        extract=function_of(extractor, import_from),
+        consolidate=None if consolidator is None else function_of(consolidator, import_from),
+        owner=uuid4(),
+        extraction=Phase1Options(
+            lease=timedelta(seconds=lease),
+            limit=limit,
+            concurrency=concurrency,
+            timeout=timedelta(seconds=timeout) if timeout else None,
+            retry=RetryPolicy(attempts=attempts) if attempts > 1 else None,
+            max_age=timedelta(days=max_age or _MOST_DAYS),
+        ),
+        consolidation=ConsolidationOptions(
+            concurrency=concurrency, timeout=timedelta(seconds=timeout) if timeout else None
+        ),
     )
-    owner = uuid4()
     with opened(context, codex_home, writes=True) as runtime:
         try:
-            report = _extract(runtime, extract, owner, extraction)
-            if not report.claimed and limit:
-                note(f"nothing to extract: {why_nothing(runtime, extraction)}")
-            consolidated = None
-            if consolidate is not None:
-                options = ConsolidationOptions(concurrency=concurrency, timeout=duration)
-                consolidated = _consolidate(runtime, consolidate, owner, options)
+            while True:
+                report, consolidated = work.run(runtime)
+                did_something = bool(report.claimed or (consolidated and consolidated.results))
+                if did_something or not forever:
+                    _tell(work, report, consolidated, as_json=as_json, on_one_line=forever)
+                if not forever:
+                    break
+                flush()
+                if report.stopped or not did_something:
+                    time.sleep(every)
         except (KeyboardInterrupt, SystemExit):
             note("interrupted; what was stored is kept, and what wasn't finished was given back")
+            if forever:
+                return
             raise
-    if as_json:
-        write_json(_as_json(owner, report, consolidated))
+        if not report.claimed and limit:
+            note(f"nothing to extract: {why_nothing(runtime, work.extraction)}")
+    if report.stopped or (report.failed and report.failed == report.claimed):
+        raise typer.Exit(exits.FAILED)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What each pass does."""
+
+    extract: Callable[..., Any]
+    consolidate: Callable[..., Any] | None
+    owner: UUID
+    extraction: Phase1Options
+    consolidation: ConsolidationOptions
+
+    def run(self, runtime: StateRuntime) -> tuple[Phase1Report, ConsolidationReport | None]:
+        """Extract, then consolidate."""
+        report = _extract(runtime, self.extract, self.owner, self.extraction)
+        if self.consolidate is None:
+            return report, None
+        return report, _consolidate(runtime, self.consolidate, self.owner, self.consolidation)
+
+
+def _tell(
+    work: _Work, report: Phase1Report, consolidated: ConsolidationReport | None, *, as_json: bool, on_one_line: bool
+) -> None:
+    if as_json and on_one_line:
+        write(json.dumps(_as_json(work.owner, report, consolidated), ensure_ascii=False) + "\n")
+    elif as_json:
+        write_json(_as_json(work.owner, report, consolidated))
     else:
         write("".join(f"{line}\n" for line in _summary(report, consolidated)))
     _name_failures(report, consolidated)
-    if report.failed and report.failed == report.claimed:
-        raise typer.Exit(exits.FAILED)
 
 
 def _extract(runtime: StateRuntime, extract: Callable[..., Any], owner: UUID, options: Phase1Options) -> Phase1Report:
@@ -200,6 +247,7 @@ def _as_json(owner: UUID, report: Phase1Report, consolidated: ConsolidationRepor
         "nothing": report.nothing,
         "failed": report.failed,
         "lost": report.lost,
+        "stopped": report.stopped,
         "items": [_record_of(result) for result in report.results],
     }
     if consolidated is not None:
@@ -249,6 +297,8 @@ def _outcomes() -> Iterator[Any]:
 
 
 def _name_failures(report: Phase1Report, consolidated: ConsolidationReport | None) -> None:
+    if report.stopped:
+        note(one_line(f"the pass was stopped, and no job was failed: {report.stopped}"))
     told = [
         f"{result.outcome.value}: {result.key.thread_id} {result.key.scope.kind}: {result.reason}"
         for result in report.results

@@ -10,6 +10,7 @@ from codex_state.memory.consolidation import aconsolidate_memories, consolidate_
 from codex_state.memory.extracted import ExtractedMemory
 from codex_state.memory.extraction import arun_phase1, run_phase1
 from codex_state.memory.files import memory_root, raw_memory_path
+from codex_state.memory.leased_work import HeldWork, ahold, exit_on_sigterm, hold
 from codex_state.memory.leases import AsyncLeaseKeeper, KeptLease, LeaseKeeper, fence, trust_window
 from codex_state.memory.options import ConsolidationOptions, Phase1Options, RetryPolicy
 from codex_state.memory.reports import (
@@ -30,6 +31,7 @@ __all__ = [
     "ConsolidationReport",
     "ConsolidationResult",
     "ExtractedMemory",
+    "HeldWork",
     "KeptLease",
     "LeaseKeeper",
     "Phase1Options",
@@ -42,10 +44,13 @@ __all__ = [
     "StopReason",
     "StopSignal",
     "aconsolidate_memories",
+    "ahold",
     "arun_phase1",
     "consolidate_memories",
     "current_work",
+    "exit_on_sigterm",
     "fence",
+    "hold",
     "memory_root",
     "raw_memory_path",
     "run_phase1",

@@ -1,7 +1,7 @@
-"""Calling the caller's function, plain or ``async``, from a worker thread; and blocking passes from asyncio.
+"""Calling the caller's function, plain or ``async``, from a worker thread; and blocking passes from asyncio and trio.
 
-There is one core, which blocks, and two fronts. Under asyncio the core runs on a thread of its own, and the coroutines
-of the caller run where they belong: in the caller's event loop.
+There is one core, which blocks, and two fronts. For async callers the core runs on a thread of its own, and their
+coroutines run where they belong: in the caller's event loop.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from codex_state.async_runtime import AsyncStateRuntime
+from codex_state.async_runtime import AsyncStateRuntime, in_executor
 from codex_state.errors import InvalidInputError, WorkStoppedError
 from codex_state.memory.cancellation import StopReason, StopSignal, working_under
 from codex_state.runtime import StateRuntime
@@ -22,12 +23,58 @@ from codex_state.runtime import StateRuntime
 ResultT = TypeVar("ResultT")
 
 
+class EventLoop(Protocol):
+    """The caller's event loop, as worker threads see it."""
+
+    def run(self, function: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
+        """Run a coroutine function there, and wait for its result.
+
+        Raises:
+            LoopEndedError: the loop ends, and cancelled it.
+        """
+
+
+class LoopEndedError(Exception):
+    """The task of a coroutine was cancelled by its loop."""
+
+
+class _Asyncio:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def run(self, function: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
+        try:
+            return asyncio.run_coroutine_threadsafe(function(), self._loop).result()
+        except CancelledError:
+            raise LoopEndedError from None
+
+
+class _Trio:
+    def __init__(self, token: Any) -> None:
+        self._token = token
+
+    def run(self, function: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
+        import trio
+
+        try:
+            return trio.from_thread.run(function, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise LoopEndedError from None
+
+
+def running_loop() -> EventLoop:
+    """The loop that runs this code: asyncio's or trio's."""
+    with suppress(RuntimeError):
+        return _Asyncio(asyncio.get_running_loop())
+    import trio
+
+    return _Trio(trio.lowlevel.current_trio_token())
+
+
 class Callee(Generic[ResultT]):
     """The caller's function, to be called from any thread."""
 
-    def __init__(
-        self, function: Callable[..., ResultT | Awaitable[ResultT]], loop: asyncio.AbstractEventLoop | None
-    ) -> None:
+    def __init__(self, function: Callable[..., ResultT | Awaitable[ResultT]], loop: EventLoop | None) -> None:
         """Call ``function``; what it awaits, it awaits in ``loop``.
 
         Raises:
@@ -70,8 +117,8 @@ class Callee(Generic[ResultT]):
                 return result
 
         try:
-            return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
-        except CancelledError:
+            return self._loop.run(run)
+        except LoopEndedError:
             # Somebody cancelled the task itself, as asyncio.run() does at its end: that is no failure of the work.
             signal.stop(StopReason.INTERRUPTED)
             raise WorkStoppedError("this work must stop: its task was cancelled") from None
@@ -87,12 +134,31 @@ def underneath(runtime: AsyncStateRuntime | StateRuntime) -> StateRuntime:
     return runtime.sync if isinstance(runtime, AsyncStateRuntime) else runtime
 
 
+async def finishing(function: Callable[[], object]) -> None:
+    """Run ``function`` on a thread of its own, whatever is cancelled meanwhile; a cancellation goes on afterwards."""
+    # Not the runtime's threads: work that hangs may have them all.
+    executor = ThreadPoolExecutor(1, thread_name_prefix="codex-state-leaving")
+    try:
+        await in_executor(executor, function, may_be_cancelled=False)
+    finally:
+        executor.shutdown(wait=False)
+
+
 async def in_thread(work: Callable[[], ResultT], interrupt: Callable[[], None]) -> ResultT:
     """Run ``work`` on a thread of its own. When this task is cancelled, interrupt the work and wait for its end.
 
     Not the event loop's default executor: it may be full of what the work itself waits for.
     """
-    loop = asyncio.get_running_loop()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return await _in_thread_under_trio(work, interrupt)
+    return await _in_thread_under_asyncio(loop, work, interrupt)
+
+
+async def _in_thread_under_asyncio(
+    loop: asyncio.AbstractEventLoop, work: Callable[[], ResultT], interrupt: Callable[[], None]
+) -> ResultT:
     done: asyncio.Future[ResultT] = loop.create_future()
 
     def settle(result: ResultT | None, error: BaseException | None) -> None:
@@ -109,7 +175,7 @@ async def in_thread(work: Callable[[], ResultT], interrupt: Callable[[], None]) 
         else:
             loop.call_soon_threadsafe(settle, result, None)
 
-    threading.Thread(target=copy_context().run, args=(run,), name="codex-state-memory", daemon=True).start()
+    _start(run)
     cancelled = False
     while not done.done():
         try:
@@ -123,6 +189,34 @@ async def in_thread(work: Callable[[], ResultT], interrupt: Callable[[], None]) 
         done.exception()  # has been looked at: the cancellation is what counts
         raise asyncio.CancelledError
     return done.result()
+
+
+async def _in_thread_under_trio(work: Callable[[], ResultT], interrupt: Callable[[], None]) -> ResultT:
+    import trio
+
+    done, token = trio.Event(), trio.lowlevel.current_trio_token()
+    ended: Future[ResultT] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever awaits
+            ended.set_exception(error)
+        token.run_sync_soon(done.set)
+
+    _start(run)
+    try:
+        await done.wait()
+    except trio.Cancelled:
+        interrupt()
+        with trio.CancelScope(shield=True):
+            await done.wait()
+        raise
+    return ended.result()
+
+
+def _start(run: Callable[[], None]) -> None:
+    threading.Thread(target=copy_context().run, args=(run,), name="codex-state-memory", daemon=True).start()
 
 
 def _name_of(function: Callable[..., Any]) -> str:

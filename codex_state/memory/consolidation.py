@@ -8,7 +8,6 @@ consolidation may run more than once and is never forgotten.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +17,7 @@ from uuid import UUID
 from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.errors import DatabaseError, MemoryFilesError
 from codex_state.memory import files
-from codex_state.memory.async_bridge import Callee, in_thread, underneath
+from codex_state.memory.async_bridge import Callee, in_thread, running_loop, underneath
 from codex_state.memory.cancellation import StopReason, StopSignal
 from codex_state.memory.extracted import described
 from codex_state.memory.leases import KeptLease, LeaseKeeper, holding
@@ -79,13 +78,13 @@ async def aconsolidate_memories(
     scopes: Sequence[MemoryScope] | None = None,
     progress: Callable[[ConsolidationResult], None] | None = None,
 ) -> ConsolidationReport:
-    """Run one pass under asyncio: as ``consolidate_memories``, and ``consolidate`` may be a coroutine function.
+    """Run one pass under asyncio or trio: as ``consolidate_memories``, and ``consolidate`` may be a coroutine function.
 
     Each coroutine runs in a task of its own in this event loop, which is cancelled when its lock is lost or its time is
     over. When this is cancelled, those tasks are cancelled and awaited, and the locks released, before the cancellation
     goes on.
     """
-    work = _Pass(underneath(runtime), Callee(consolidate, asyncio.get_running_loop()), owner, options, progress)
+    work = _Pass(underneath(runtime), Callee(consolidate, running_loop()), owner, options, progress)
     return await in_thread(partial(work.run, scopes), work.interrupt)
 
 
@@ -157,7 +156,7 @@ class _Consolidation:
 
     @property
     def interruptible(self) -> bool:
-        """Whether it runs as an asyncio task."""
+        """Whether it runs as a task of an event loop."""
         return self._around.consolidate.interruptible
 
     def prepare(self) -> bool:

@@ -10,7 +10,6 @@ once more.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -31,7 +30,7 @@ from codex_state.errors import (
     WorkStoppedError,
 )
 from codex_state.memory import files
-from codex_state.memory.async_bridge import Callee, in_thread, underneath
+from codex_state.memory.async_bridge import Callee, in_thread, running_loop, underneath
 from codex_state.memory.cancellation import StopReason, StopSignal
 from codex_state.memory.extracted import ExtractedMemory, described
 from codex_state.memory.leases import KeptLease, LeaseKeeper, holding
@@ -97,7 +96,7 @@ async def arun_phase1(
     keys: Iterable[Phase1Key] | None = None,
     progress: Callable[[Phase1Progress], None] | None = None,
 ) -> Phase1Report:
-    """Run one pass under asyncio: as ``run_phase1``, and ``extract`` may be a coroutine function.
+    """Run one pass under asyncio or trio: as ``run_phase1``, and ``extract`` may be a coroutine function.
 
     Coroutines run in this event loop, each in a task of its own, which is cancelled when its leases are lost or its
     time is over. A plain function is called from other threads. The database's work never runs in the event loop.
@@ -105,7 +104,7 @@ async def arun_phase1(
     When this is cancelled, the tasks of ``extract`` are cancelled and awaited, and the unfinished jobs are given back,
     before the cancellation goes on.
     """
-    work = _Pass(underneath(runtime), Callee(extract, asyncio.get_running_loop()), owner, options, progress)
+    work = _Pass(underneath(runtime), Callee(extract, running_loop()), owner, options, progress)
     return await in_thread(partial(work.run, keys), work.interrupt)
 
 
@@ -331,7 +330,7 @@ class _Extraction:
 
     @property
     def interruptible(self) -> bool:
-        """Whether it runs as an asyncio task."""
+        """Whether it runs as a task of an event loop."""
         return self._around.extract.interruptible
 
     def prepare(self) -> bool:

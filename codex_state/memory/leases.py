@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -23,10 +22,10 @@ from typing import Any, Generic, Self, TypeVar
 
 from sqlalchemy.pool import QueuePool
 
-from codex_state.async_runtime import AsyncStateRuntime, in_executor
+from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.clock import trust_clock
 from codex_state.errors import InvalidInputError, LeaseLost, StateError
-from codex_state.memory.async_bridge import underneath
+from codex_state.memory.async_bridge import finishing, underneath
 from codex_state.memory.cancellation import StopReason, StopSignal, working_under
 from codex_state.models import HolderWrite, Lease
 from codex_state.runtime import State, StateRuntime
@@ -414,12 +413,7 @@ class AsyncLeaseKeeper:
 
         A renewal under way is waited for, on a thread; a cancellation goes on when that is over.
         """
-        # Not the runtime's threads: work that hangs may have them all.
-        executor = ThreadPoolExecutor(1, thread_name_prefix="codex-state-leaving")
-        try:
-            await in_executor(executor, self._keeper.close, may_be_cancelled=False)
-        finally:
-            executor.shutdown(wait=False)
+        await finishing(self._keeper.close)
 
     async def __aenter__(self) -> Self:
         self._keeper.__enter__()

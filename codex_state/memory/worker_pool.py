@@ -26,7 +26,7 @@ class Task(Protocol):
 
     @property
     def interruptible(self) -> bool:
-        """Whether ``call`` ends soon after the signal, because it is an asyncio task."""
+        """Whether ``call`` ends soon after the signal, because it is a task of an event loop."""
         ...
 
     def prepare(self) -> bool:

@@ -234,7 +234,11 @@ def comparable(binary: BinaryExpression[Any], dialect: Dialect) -> BinaryExpress
         if isinstance(kind, Ids):
             other = _column_of(theirs)
             if dialect.name == "sqlite" and other is not None and isinstance(other.type.dialect_impl(dialect), Uuid):
-                raise _unequal_uuid(str(other))
+                if not isinstance(other, BindParameter):
+                    raise _unequal_uuid(str(other))
+                given = other._clone()  # noqa: SLF001 - as below
+                given.type = kind
+                return _with_sides(binary, theirs, given)
             if dialect.name == "postgresql" and _is_text(theirs):
                 return _with_sides(binary, ours, id_as_text(ours))
     return binary

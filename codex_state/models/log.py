@@ -25,16 +25,23 @@ class LogEntry(StateModel, table=True):
     )
 
     id: int | None = Field(default=None, sa_column=Column(columns.big_integer, primary_key=True, autoincrement=True))
+    """Grows with every line; given by the database."""
     ts: int = Field(sa_column=Column(columns.big_integer, nullable=False))
     """Whole epoch seconds."""
     ts_nanos: int = Field(sa_column=Column(columns.big_integer, nullable=False))
     """Nanoseconds within the second."""
     level: str = Field(sa_column=Column(columns.text, nullable=False))
+    """``ERROR``, ``WARN``, ``INFO``, ``DEBUG`` or ``TRACE``."""
     target: str = Field(sa_column=Column(columns.text, nullable=False))
+    """Which part of a program says it."""
     message: str | None = Field(default=None, sa_column=Column(columns.text))
+    """What it says."""
     module_path: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The module of the program."""
     file: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The file of its source."""
     line: int | None = Field(default=None, sa_column=Column(columns.big_integer))
+    """The line in that file."""
     thread_id: str | None = Field(default=None, sa_column=Column(columns.text))
     """The thread it belongs to, without a foreign key: logs outlive threads."""
 
@@ -54,7 +61,9 @@ class LogSegment(StateModel, table=True):
     __tablename__ = "log_segments"
 
     last_id: int = Field(sa_column=Column(columns.big_integer, primary_key=True, autoincrement=False))
+    """The id of its last line."""
     lines: int = Field(sa_column=Column(columns.big_integer, nullable=False))
+    """How many lines it has."""
     size: int = Field(sa_column=Column(columns.big_integer, nullable=False))
     """What the lines take in a file, in bytes, estimated from above."""
     closed_at: datetime = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))

@@ -40,16 +40,25 @@ class ThreadMemory(StateModel, table=True):
     thread_id: UUID = Field(
         sa_column=Column(columns.UuidText(), ForeignKey("threads.id", ondelete="CASCADE"), primary_key=True)
     )
+    """The thread that it is from."""
     scope_kind: str = Field(sa_column=Column(columns.text, primary_key=True))
+    """``cwd`` or ``user``: see ``scope``."""
     scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
+    """The directory, or ``user``: see ``scope``."""
     raw_memory: str = Field(sa_column=Column(columns.text, nullable=False))
+    """The notes, as a model made them."""
     memory_summary: str = Field(sa_column=Column(columns.text, nullable=False))
+    """The same in a few words."""
     updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """Strictly increases with every write of the row (law L4), so it may run ahead of the clock."""
     last_used_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """When it was last put before a model."""
     used_count: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
+    """How often it was."""
     invalidated_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """Since when it counts as wrong; ``None`` while it doesn't."""
     invalid_reason: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Why it counts as wrong."""
 
     @property
     def scope(self) -> MemoryScope:
@@ -94,19 +103,29 @@ class Phase1Job(StateModel, table=True):
     thread_id: UUID = Field(
         sa_column=Column(columns.UuidText(), ForeignKey("threads.id", ondelete="CASCADE"), primary_key=True)
     )
+    """The thread whose memory is extracted."""
     scope_kind: str = Field(sa_column=Column(columns.text, primary_key=True))
+    """``cwd`` or ``user``: see ``scope``."""
     scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
+    """The directory, or ``user``: see ``scope``."""
     status: Phase1Status = Field(sa_column=Column(columns.EnumText(Phase1Status), nullable=False))
+    """Where it stands; ``running`` also after its lease is over, until another takes over."""
     owner_session_id: UUID | None = Field(default=None, sa_column=Column(columns.UuidText()))
+    """Who holds it, or held it last."""
     started_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """When the lease was granted or last renewed, by the database's clock. A lease is measured from here."""
     finished_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
+    """When it succeeded or failed, by the database's clock."""
     failure_reason: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Why it failed, in the holder's words."""
     source_updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """Which version of the thread is (or was) extracted: its ``updated_at`` at the claim."""
     raw_memory_path: Path | None = Field(default=None, sa_column=Column(columns.PathText()))
+    """Where the holder has put the notes, if in a file."""
     summary_hash: str | None = Field(default=None, sa_column=Column(columns.text))
+    """What tells one summary from another, in the holder's way."""
     ownership_token: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The token of the grant, which guards every write of its holder."""
     attempt: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     """Grows by one with every claim: a fencing number for resources outside the database."""
     retry_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
@@ -147,8 +166,11 @@ class MemoryScopeDirty(StateModel, table=True):
     )
 
     scope_kind: str = Field(sa_column=Column(columns.text, primary_key=True))
+    """``cwd`` or ``user``: see ``scope``."""
     scope_key: str = Field(sa_column=Column(columns.text, primary_key=True))
+    """The directory, or ``user``: see ``scope``."""
     dirty: bool = Field(sa_column=FlagColumn(columns.IntegerFlag(), nullable=False))
+    """Whether it waits for its consolidation."""
     updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """Strictly increases while the scope is marked dirty again, so "nothing new since I read" is one comparison."""
 
@@ -165,10 +187,13 @@ class ConsolidationLock(StateModel, table=True):
     __table_args__ = (Index("idx_memory_consolidation_locks_updated_at", text("updated_at DESC")),)
 
     cwd: Path = Field(sa_column=Column(columns.PathText(), primary_key=True))
+    """The memory root that is locked, as a path."""
     working_thread_id: UUID = Field(sa_column=Column(columns.UuidText(), nullable=False))
+    """Who holds it, or held it last."""
     updated_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """When the lock was taken or last renewed, by the database's clock."""
     ownership_token: str = Field(sa_column=Column(columns.text, nullable=False))
+    """The token of the grant, which guards every write of its holder."""
     owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
     """Where ``working_thread_id`` works on it, for people: host and process."""
     owner_process: str | None = Field(default=None, sa_column=Column(columns.text))
@@ -183,11 +208,13 @@ class NamedLock(StateModel, table=True):
     __tablename__ = "codex_state_locks"
 
     name: str = Field(sa_column=Column(columns.text, primary_key=True))
+    """What a service calls it."""
     owner: str = Field(default="", sa_column=Column(columns.text, nullable=False, server_default=""))
     """What the holder says of itself, for people."""
     renewed_at: columns.Moment = Field(sa_column=Column(columns.EpochSeconds(), nullable=False))
     """When the lock was taken or last renewed, by the database's clock."""
     ownership_token: str = Field(sa_column=Column(columns.text, nullable=False))
+    """The token of the grant, which guards every write of its holder."""
     owner_name: str | None = Field(default=None, sa_column=Column(columns.text))
     """Where the holder works, for people: host, process, and what it says of itself."""
     owner_process: str | None = Field(default=None, sa_column=Column(columns.text))

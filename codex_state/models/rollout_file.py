@@ -37,6 +37,7 @@ class RolloutFile(StateModel, table=True):
     )
 
     home: str = Field(default=LOCAL_HOME, sa_column=Column(columns.text, primary_key=True))
+    """The home that the file lies in."""
     path: str = Field(sa_column=Column(columns.text, primary_key=True))
     """Relative to the home, with ``/``: it holds wherever the home is moved or copied to."""
     thread_id: UUID | None = Field(default=None, sa_column=Column(columns.UuidText()))
@@ -47,7 +48,9 @@ class RolloutFile(StateModel, table=True):
     """When it was last written, in nanoseconds, before it was read. ``None``: read it again, because it may have
     changed since without showing it, or because the reason that it failed may be over."""
     state: RolloutFileState = Field(sa_column=Column(columns.EnumText(RolloutFileState), nullable=False))
+    """What it is to its thread."""
     error: str | None = Field(default=None, sa_column=Column(columns.text))
+    """Why it failed; ``None`` when it didn't."""
     parse_errors: int | None = Field(default=None, sa_column=Column(columns.big_integer))
     """Lines that are no JSON or no line of a rollout; ``None`` when the file wasn't read."""
     unknown_lines: int | None = Field(default=None, sa_column=Column(columns.big_integer))

@@ -278,12 +278,18 @@ class DynamicTool(StateModel, table=True):
     thread_id: UUID = Field(
         sa_column=Column(columns.UuidText(), ForeignKey("threads.id", ondelete="CASCADE"), primary_key=True)
     )
+    """The thread that was started with it."""
     position: int = Field(ge=0, sa_column=Column(columns.big_integer, primary_key=True, autoincrement=False))
+    """Its place among the thread's tools, from 0 on."""
     name: str = Field(sa_column=Column(columns.text, nullable=False))
+    """What a model calls it by."""
     description: str = Field(sa_column=Column(columns.text, nullable=False))
+    """What a model is told of it."""
     input_schema: Any = Field(sa_column=Column(columns.CompactJson(), nullable=False))
     """Any JSON value; usually a JSON Schema object."""
     defer_loading: bool = Field(
         default=False, sa_column=FlagColumn(columns.IntegerFlag(), nullable=False, server_default="0")
     )
+    """Whether a model is told of it only when it looks for it."""
     namespace: str | None = Field(default=None, sa_column=Column(columns.text))
+    """The group that its name belongs to, if any."""

@@ -156,6 +156,10 @@ class BackfillRepository(LeaseRepository[str, BackfillLease]):
         """Give the work back unfinished: anybody may go on at once, from the stored watermark."""
         return self._write(_RELEASE, lease)
 
+    def give_back(self, lease: BackfillLease, reason: str) -> HolderWrite:  # noqa: ARG002 - there is no place for it
+        """``release``, under the name that all kinds of leases share."""
+        return self.release(lease)
+
     @staticmethod
     def _of(key: str) -> dict[str, Any]:
         # The table has one row for each home.

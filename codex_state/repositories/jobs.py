@@ -429,6 +429,10 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
         """
         return self._write(_RELEASE, lease, new_failure_reason=reason)
 
+    def give_back(self, lease: Phase1Lease, reason: str) -> HolderWrite:
+        """``release``, under the name that all kinds of leases share."""
+        return self.release(lease, reason)
+
     def requeue(self, key: Phase1Key, *, lease: timedelta = timedelta(hours=1)) -> Requeue:
         """Let a job be claimed again, now, and forget its failures and crashes: an operator's decision.
 

@@ -156,6 +156,19 @@ class LeaseRepository(Repository, Generic[KeyT, LeaseT]):
         """
         return self._write(self._renewal, lease, **self._renewing(lease))
 
+    def begin(self, lease: LeaseT) -> HolderWrite:
+        """Note that the work begins, where that makes a difference, and prolong the lease."""
+        return self.renew(lease)
+
+    def give_back(self, lease: LeaseT, reason: str) -> HolderWrite:
+        """Let another claim the work at once, unfinished. Work that is finished stays so.
+
+        Args:
+            lease: the holder's lease.
+            reason: why it isn't finished, for people, where there is a place for it.
+        """
+        raise NotImplementedError
+
     @staticmethod
     def _of(key: KeyT) -> dict[str, Any]:
         """The parameters that name the work."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -55,6 +56,11 @@ _PAGES_AT_ONCE = 64
 _PAGES_LEFT = 512
 """So many free pages of an SQLite file are kept for the next lines, 2 MiB: giving back costs as much as filling."""
 
+_WAL_BYTES = 8 * 1024 * 1024
+"""A longer write-ahead log is cut by force."""
+_WAL_PATIENCE_SECONDS = 0.5
+_WAL_RETRY_SECONDS = 0.000_2
+
 _LINES_AT_ONCE = 1000
 _PAGE_BYTES = 4096
 _LINES_ADDED_UP = 200
@@ -64,7 +70,7 @@ _SEGMENTS_WANTED = 64
 _SEGMENT_SECONDS = 3600
 """A smaller segment is closed when the last one is so old, so that lines have an age where few are written."""
 
-_ROOM = 4
+_ROOM = 2
 """One of so many parts of the bound in bytes is left free: for the log of SQLite, and what is inserted meanwhile."""
 
 _AFTER_ALL = 2**63 - 1
@@ -285,6 +291,7 @@ class LogUpkeep:
                 time.sleep(_GAP_SECONDS)
             if is_over(until):
                 self._written = self._segment_bytes  # the next one goes on
+            cut_wal(connection)
         finally:
             self._lock.release()
 
@@ -413,11 +420,33 @@ def give_back(connection: Connection, pages_left: int, until: float | None = Non
             if free >= before:
                 break  # a file that was made without
             yield before - free
-        if free < at_first:
-            # It is the checkpoint that cuts the file. The first one keeps no writer waiting, and leaves next to nothing
-            # for the second, which cuts the log.
-            for mode in ("PASSIVE", "TRUNCATE"):
-                cursor.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+    if free < at_first:
+        cut_wal(connection, limit=0)  # it is the checkpoint that cuts the file
+
+
+def cut_wal(connection: Connection, limit: int = _WAL_BYTES) -> None:
+    """Take SQLite's write-ahead log into the file and cut it, when it is longer than ``limit`` bytes.
+
+    SQLite does so by itself once nobody writes for a moment. Several who write without a pause never leave it one, and
+    the log would grow for ever. The first checkpoint keeps no writer waiting, and leaves little for the second.
+    """
+    name = connection.engine.url.database
+    if connection.dialect.name != "sqlite" or not name or name == ":memory:":
+        return
+    try:
+        if Path(f"{name}-wal").stat().st_size <= limit:
+            return
+    except OSError:
+        return
+    driver: Any = connection.connection.driver_connection
+    until = time.monotonic() + _WAL_PATIENCE_SECONDS
+    with closing(driver.cursor()) as cursor:
+        cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        while not is_over(until):
+            ((is_busy, _frames, _taken),) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if not is_busy:
+                return
+            time.sleep(_WAL_RETRY_SECONDS)
 
 
 def is_over(moment: float | None) -> bool:

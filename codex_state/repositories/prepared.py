@@ -101,10 +101,11 @@ class _PreparedOnSqlite(_Prepared):
     def __init__(self, compiled: SQLCompiler, dialect: Dialect) -> None:
         super().__init__(compiled, dialect, compiled.positiontup or ())
         self._bind_converts = _converts(self._processors.get(name) for name in self._names)
+        self._writes = compiled.isinsert or compiled.isupdate or compiled.isdelete
         self._pick = _picker(self._names)
 
     def run(self, connection: Connection, parameters: Mapping[str, Any], make: _Make | None) -> list[Any]:
-        cursor = _sqlite_cursor(connection)
+        cursor = self._cursor(connection)
         try:
             rows = cursor.execute(self._text, self._values_of(parameters)).fetchall()
         finally:
@@ -112,11 +113,18 @@ class _PreparedOnSqlite(_Prepared):
         return self._made(rows, make)
 
     def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        cursor = _sqlite_cursor(connection)
+        cursor = self._cursor(connection)
         try:
             cursor.executemany(self._text, [self._values_of(row) for row in rows])
         finally:
             cursor.close()
+
+    def _cursor(self, connection: Connection) -> sqlite3.Cursor:
+        driver: Any = connection.connection.driver_connection
+        if self._writes and (joins_transaction := getattr(driver, "joins_transaction", None)) is not None:
+            joins_transaction()  # cheaper than to be refused first
+        cursor: sqlite3.Cursor = driver.cursor()
+        return cursor
 
     def _values_of(self, parameters: Mapping[str, Any]) -> Sequence[Any]:
         return _converted(self._pick(self._with_constants(parameters)), self._bind_converts)
@@ -329,11 +337,6 @@ def planned_anew(connection: Connection) -> Iterator[None]:
 
 def _classified(error: Exception, connection: Connection) -> Exception:
     return classify(error, connection.engine.url) or error
-
-
-def _sqlite_cursor(connection: Connection) -> sqlite3.Cursor:
-    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-    return driver.cursor()
 
 
 def _prepared_for(connection: Connection, statement: Executable) -> _Prepared | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
-from codex_state.errors import DatabaseError, DatabaseReadOnlyError, RolloutError
+from codex_state.errors import DatabaseError, DatabaseReadOnlyError, RolloutError, UsageError
 from codex_state.models import Thread, ThreadQuery, ThreadsPage, UnreadableRow
 from codex_state.rollout.files import (
     ARCHIVED_SESSIONS_DIRECTORY,
@@ -182,7 +182,7 @@ def _made_anew(runtime: StateRuntime, unreadable: Sequence[UnreadableRow]) -> bo
     paths = [path for files in rows.values() for path in paths_of(files)]
     try:
         take_in(runtime, paths)
-    except DatabaseError as error:
+    except (DatabaseError, UsageError) as error:
         _log.warning("%d rows can't be read, and can't be made anew: %s", len(thread_ids), error)
         return False
     return bool(paths)
@@ -196,7 +196,7 @@ def _repair(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
             index_rollout(runtime, path)
             return
         take_in(runtime, {inside, *known_paths(runtime, thread_id)})
-    except (DatabaseError, RolloutError) as error:
+    except (DatabaseError, RolloutError, UsageError) as error:  # the last inside of a write of the caller's
         _log.warning("the row of thread %s can't be repaired: %s", thread_id, error)
 
 

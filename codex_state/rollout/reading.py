@@ -3,7 +3,7 @@
 Beside one line, a reader holds a buffer of 64 KiB, and for a compressed file its window of at most 128 MiB. Lines are
 read up to 128 MiB; a longer one is passed over without being held, and counts as a parse error.
 
-A compressed file may hold at most 8 MiB and 256 times its own size: more than any rollout is compressed, and little
+A compressed file may hold at most 4 MiB and 256 times its own size: more than any rollout is compressed, and little
 enough that a few bytes can't cost minutes. Blank lines are passed over by the buffer, not one by one.
 """
 
@@ -27,7 +27,7 @@ _BUFFER_BYTES = 64 * 1024
 _MAX_WINDOW_BYTES = 128 * 1024 * 1024
 _COMPRESSED_BYTES = 64 * 1024
 _PIECE_BYTES = 512
-_DECOMPRESSED_BYTES = 8 * 1024 * 1024
+_DECOMPRESSED_BYTES = 4 * 1024 * 1024
 _TIMES_COMPRESSED = 256
 
 # Not blocking, because opening a named pipe would wait for its writer.
@@ -105,14 +105,14 @@ def may_pass(error: RolloutError) -> bool:
 
 
 def skip_blank_lines(lines: Lines) -> None:
-    """Pass over the empty lines that come next, as many as there are. They hold nothing, and are counted nowhere.
+    """Pass over the blank lines that come next, as many as there are. They hold nothing, and are counted nowhere.
 
     Call it after a blank line. Lines that aren't read from a file directly are left to whoever gives them.
     """
     if not isinstance(lines, io.BufferedReader):
         return
     while waiting := lines.peek():
-        blank = len(waiting) - len(waiting.lstrip(b"\r\n"))
+        blank = len(waiting) - len(waiting.lstrip())
         lines.read(blank)
         if blank < len(waiting):
             return

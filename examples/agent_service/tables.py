@@ -8,11 +8,13 @@ from uuid import UUID
 from sqlalchemy.schema import CreateTable
 from sqlmodel import Field, Session, SQLModel
 
+from codex_state import thread_key
+
 
 class Message(SQLModel, table=True):
     """What was said in a thread."""
 
-    thread_id: UUID = Field(primary_key=True)
+    thread_id: UUID = thread_key(primary_key=True)
     position: int = Field(primary_key=True)
     role: str
     text: str
@@ -37,4 +39,5 @@ class Notebook(SQLModel, table=True):
 def create_tables(session: Session) -> None:
     """Create the tables, unless another process just did."""
     for model in (Message, Worker, Notebook):
-        session.connection().execute(CreateTable(model.__table__, if_not_exists=True))  # type: ignore[attr-defined]
+        table = model.metadata.tables[str(model.__tablename__)]
+        session.connection().execute(CreateTable(table, if_not_exists=True))

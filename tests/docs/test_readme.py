@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,31 +11,19 @@ from uuid import uuid4
 import pytest
 from fastapi.testclient import TestClient
 
-from codex_state import MemoryScope, Phase1Key, Phase1Status, StateRuntime, StateSettings, Thread
+from codex_state import MemoryScope, Phase1Key, Phase1Status, StateRuntime, StateSettings
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
-def names(tmp_path: Path) -> dict[str, Any]:
-    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    thread = Thread(
-        id=uuid4(),
-        rollout_path=tmp_path / "rollout.jsonl",
-        created_at=moment,
-        updated_at=moment,
-        source="cli",
-        model_provider="openai",
-        cwd=Path("/projects/one"),
-        sandbox_policy='{"type":"read-only"}',
-        approval_mode="on-request",
-        first_user_message="hello",
-        title="hello",
-    )
-    with StateRuntime.open(StateSettings(codex_home=tmp_path)) as runtime, runtime.begin() as state:
-        state.threads.upsert(thread)
-    return {"home": tmp_path, "thread": thread, "__name__": "readme"}
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the first example leaves, as pasted into an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "readme"}
+    run(BLOCKS[0], names)
+    return names
 
 
 def run(block: str, names: dict[str, Any]) -> None:
@@ -48,11 +35,9 @@ def test_the_readme_has_three_python_examples() -> None:
 
 
 def test_the_library_example_claims_a_job_and_finishes_it(names: dict[str, Any]) -> None:
-    run(BLOCKS[0], names)
-
     assert [thread.id for thread in names["page"].items] == [names["thread"].id]
     with StateRuntime.open(StateSettings(codex_home=names["home"])) as runtime, runtime.read() as state:
-        job = state.phase1_jobs.get(Phase1Key(names["thread"].id, MemoryScope.cwd(Path("/projects/one"))))
+        job = state.phase1_jobs.get(Phase1Key(names["thread"].id, MemoryScope.cwd(Path("/code/one"))))
         assert job is not None
         assert job.status is Phase1Status.SUCCEEDED
         assert state.threads.get(names["thread"].id).name == "renamed"

@@ -71,7 +71,7 @@ def test_the_page_says_what_every_class_of_the_suite_is_for() -> None:
 
 def test_the_clock_ends_a_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(CLOCK, home=tmp_path)
-    assert capsys.readouterr().out == "Claimed None\n"
+    assert capsys.readouterr().out == "Claimed lease_lost\n"
 
 
 def test_a_death_ends_a_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def without_privileges() -> Iterator[None]:
         (["db", "downgrade", "--fast"], "no such option: --fast"),
         (["db", "downgrade"], "REVISION"),
         (["backfill", "--jsno"], "No such option: --jsno"),
-        (["doctor"], "No such command 'doctor'"),
+        (["nurse"], "No such command 'nurse'"),
     ],
 )
 def test_a_wrong_command_line_is_refused_before_anything_is_touched(cli: Cli, arguments: list[str], said: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from copied_states import change, fill, held, log_row, put
+from sqlmodel import Session
 from stores import fresh_settings
 
 from codex_state import StateRuntime, StateSettings, copy_state
@@ -62,9 +63,9 @@ def test_rows_are_looked_up_by_their_keys_although_their_table_has_no_statistics
 
 def test_rows_that_are_read_again_to_be_replaced_are_locked_until_the_end(target: StateRuntime) -> None:
     put(target, "logs", *(log_row(number) for number in range(1, 6)))
-    with target.begin() as state, target.begin() as other:
+    with target.begin() as state, Session(target.engine) as other:
         assert len(table_of("logs").at(state.session.connection(), [(2,), (4,), (9,)], locked=True)) == 2
-        free = other.session.connection().exec_driver_sql("SELECT id FROM logs ORDER BY id FOR UPDATE SKIP LOCKED")
+        free = other.connection().exec_driver_sql("SELECT id FROM logs ORDER BY id FOR UPDATE SKIP LOCKED")
         assert free.scalars().all() == [1, 3, 5]
 
 

@@ -123,11 +123,12 @@ def test_a_round_trip_gives_every_value_back(state_on: Opened) -> None:
 
 def test_every_table_and_every_field_is_copied() -> None:
     stored = tables.stored_tables()
-    assert {table.name for table in stored} == metadata.tables.keys() - tables.OF_ONE_DATABASE
+    copied = {name: model for name, model in MODELS.items() if name not in tables.OF_ONE_DATABASE}
+    assert {table.name for table in stored} == copied.keys()
     assert {table.name: table.names for table in stored} == {
-        name: model.column_names() for name, model in MODELS.items()
+        name: model.column_names() for name, model in copied.items()
     }
-    assert sum(len(table.names) for table in stored) == sum(len(model.model_fields) for model in MODELS.values())
+    assert sum(len(table.names) for table in stored) == sum(len(model.model_fields) for model in copied.values())
 
 
 def test_tables_are_copied_after_those_that_their_rows_speak_of() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -394,6 +395,31 @@ def test_jobs_tell_what_is_left_of_the_lease(home: Path, cli: Cli, runtime: Stat
         assert datetime.fromisoformat(items[str(thread.id)]["lease_ends_at"]) == started + timedelta(seconds=seconds)
     assert items[str(failed.id)]["lease_ends_at"] is None
     assert re.search(f" (59m|1h) +{OTHER}", plain(InProcess(home), "jobs", "list", columns=200))
+
+
+def test_an_extractor_that_fails_all_alike_fails_no_job(home: Path, cli: Cli, runtime: StateRuntime) -> None:
+    """A mistyped extractor costs nothing but the pass."""
+    add_threads(runtime, 9, title="broken")
+    done = cli(*run(cli, "extract", "--json", "--concurrency", "2"))
+    assert done.status == 1
+    assert "ValueError: the model\nsaid no" in done.json["stopped"]
+    assert (done.json["failed"], done.json["lost"]) == (0, done.json["claimed"])
+    assert "the pass was stopped, and no job was failed" in done.stderr
+    with runtime.read() as state:
+        jobs = state.phase1_jobs.list()
+        assert all(job.status is Phase1Status.FAILED and job.retry_at is not None for job in jobs)
+        assert {job.failures for job in jobs} == {0}
+
+
+def test_passes_run_forever_until_the_service_is_stopped(home: Path, cli: Cli, runtime: StateRuntime) -> None:
+    add_threads(runtime, 1)
+    with Cli(home).started(*run(cli, "extract", "--json", "--forever", "--every", "1")) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["succeeded"] == 2
+        add_threads(runtime, 1)
+        assert json.loads(process.stdout.readline())["succeeded"] == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 def test_a_job_that_its_worker_left_behind_is_over_and_can_be_requeued(cli: Cli, runtime: StateRuntime) -> None:

@@ -691,3 +691,76 @@ def test_a_fence_that_finds_one_scope_lost_gives_the_other_back(runtime: StateRu
     assert job is not None
     assert job.retry_at is not None, "that scope was no failure"
     assert job.failures == 0
+
+
+def test_a_job_that_has_crashed_is_extracted_alone_after_all_others(runtime: StateRuntime) -> None:
+    """What ended with its worker must not take innocent work along once more."""
+    suspects, others = add_threads(runtime, 2), add_threads(runtime, 4)
+    with runtime.begin() as state:
+        for thread in suspects:
+            outcome = state.phase1_jobs.try_claim(
+                user_key(thread), owner=OTHER, source_updated_at=thread.updated_at, lease=timedelta(seconds=5)
+            )
+            assert isinstance(outcome, Claimed)
+            state.phase1_jobs.begin(outcome.lease)
+        state.session.connection().exec_driver_sql("UPDATE memory_phase1_jobs SET started_at = started_at - 60")
+    running: set[UUID] = set()
+    seen: list[tuple[UUID, int]] = []
+    lock = threading.Lock()
+
+    def slow(thread: Thread) -> ExtractedMemory:
+        with lock:
+            running.add(thread.id)
+            seen.append((thread.id, len(running)))
+        time.sleep(0.02)
+        with lock:
+            running.discard(thread.id)
+        return extract(thread)
+
+    report = run_phase1(runtime, slow, owner=OWNER, options=Phase1Options(concurrency=8))
+    assert report.succeeded == 12
+    assert {thread_id for thread_id, _ in seen[-2:]} == {thread.id for thread in suspects}
+    assert [at_a_time for _, at_a_time in seen[-2:]] == [1, 1]
+    assert {thread_id for thread_id, _ in seen[:-2]} == {thread.id for thread in others}
+
+
+def test_failures_that_differ_are_the_threads_own(runtime: StateRuntime) -> None:
+    threads = add_threads(runtime, 5)
+
+    def fail(thread: Thread) -> None:
+        raise ValueError(f"can't read {thread.id}")
+
+    report = run_phase1(runtime, fail, owner=OWNER)
+    assert (report.failed, report.lost, report.stopped) == (2 * len(threads), 0, None)
+
+
+@pytest.mark.parametrize("good", [0, 3, 4])
+def test_a_pass_in_which_anything_else_happens_than_one_failure_goes_on(runtime: StateRuntime, good: int) -> None:
+    """Only what begins with three failures that are alike is stopped."""
+    threads = add_threads(runtime, 5)
+    calls: list[UUID] = []
+
+    def sometimes(thread: Thread) -> ExtractedMemory:
+        calls.append(thread.id)
+        if len(calls) <= good:
+            return extract(thread)
+        raise ValueError("no model")
+
+    report = run_phase1(runtime, sometimes, owner=OWNER, options=Phase1Options(concurrency=1))
+    if good:
+        assert (report.succeeded, report.failed, report.stopped) == (2 * good, 2 * (len(threads) - good), None)
+    else:
+        assert (report.failed, len(calls)) == (0, 3)
+        assert "ValueError: no model" in (report.stopped or "")
+        with runtime.read() as state:
+            assert all(job.retry_at is not None and job.failures == 0 for job in state.phase1_jobs.list())
+
+
+def test_two_failures_that_are_alike_are_stored_at_the_end(runtime: StateRuntime) -> None:
+    add_threads(runtime, 2)
+
+    def fail(_thread: Thread) -> None:
+        raise ValueError("no model")
+
+    report = run_phase1(runtime, fail, owner=OWNER)
+    assert (report.failed, report.stopped) == (4, None)

@@ -34,6 +34,7 @@ from codex_state.testing.clock import ManualClock
 from codex_state.testing.conformance import *  # noqa: F403 - this is how it is used
 from codex_state.testing.emptying import empty
 from codex_state.testing.samples import a_log_line, a_thread
+from tests.elsewhere import another_writer
 
 pytestmark = pgbouncer.NEEDED
 
@@ -101,7 +102,8 @@ def test_statements_may_be_repeated_on_any_of_the_poolers_connections(runtime: S
 @pytest.mark.parametrize("mode", ["begin", "autocommit"])
 def test_waiting_for_a_lock_is_bounded_behind_a_pooler(runtime: StateRuntime, mode: str) -> None:
     job = claim(runtime, user_key(add_threads(runtime)[0]))
-    with runtime.begin() as holder, getattr(runtime, mode)() as waiter:
+    opened = another_writer(runtime) if mode == "begin" else runtime.autocommit()
+    with runtime.begin() as holder, opened as waiter:
         assert holder.phase1_jobs.renew(job)
         with pytest.raises(DatabaseBusyError):
             waiter.phase1_jobs.renew(job)

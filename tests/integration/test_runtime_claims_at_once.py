@@ -19,6 +19,7 @@ from codex_state.models import Claimed, MemoryScope, Phase1Key, Phase1Lease, Pha
 from codex_state.runtime import State, StateRuntime
 from codex_state.testing.samples import NOON, a_thread
 from tests import stores
+from tests.elsewhere import another_writer
 
 _HOUR = timedelta(hours=1)
 _AGES = timedelta(days=36_500)
@@ -109,7 +110,7 @@ def test_a_batch_that_is_not_committed_keeps_nobody_waiting(runtime: StateRuntim
 def test_two_workers_that_claim_64_each_in_open_transactions_get_128_different_threads(runtime: StateRuntime) -> None:
     """L1: in either order of their commits, and nobody waits. SQLite has one writer, so there one waits in any case."""
     threads = _store_threads(runtime, 128)
-    with runtime.begin() as first, runtime.begin() as second:
+    with runtime.begin() as first, another_writer(runtime) as second:
         claimed = []
         for worker in (first, second):
             worker.session.connection().execute(text("SET LOCAL lock_timeout = '100ms'"))
@@ -126,7 +127,7 @@ def test_a_batch_passes_over_the_threads_that_somebody_is_writing_and_waits_for_
     with runtime.begin() as writer:
         writer.threads.upsert_many([a_thread(id=thread_id, title="written meanwhile") for thread_id in ids[:2]])
         writer.threads.upsert(a_thread())
-        with runtime.begin() as worker:
+        with another_writer(runtime) as worker:
             worker.session.connection().execute(text("SET LOCAL lock_timeout = '100ms'"))
             assert {lease.key.thread_id for lease in _claim(worker, limit=10)} == set(ids[2:])
     with runtime.begin() as worker:
@@ -138,7 +139,7 @@ def test_threads_that_are_written_while_a_batch_is_claimed_keep_both(runtime: St
     ids = _store_threads(runtime, 6)
     new = a_thread()
     with ThreadPoolExecutor(1) as pool:
-        with runtime.begin() as worker:
+        with another_writer(runtime) as worker:
             claimed = {lease.key.thread_id for lease in _claim(worker, limit=4)}
             changed = [a_thread(id=thread_id, title="written meanwhile") for thread_id in ids]
 
@@ -168,7 +169,7 @@ def test_a_holder_stores_its_memory_while_a_batch_has_its_thread(runtime: StateR
         assert batch.phase1_jobs.claim_candidates(
             owner=uuid4(), lease=_HOUR, limit=1, max_age=_AGES, scope_kinds=("cwd",)
         )
-        with runtime.begin() as holder:
+        with another_writer(runtime) as holder:
             holder.session.connection().execute(text("SET LOCAL lock_timeout = '100ms'"))
             assert holder.phase1_jobs.renew(claim.lease)
             assert holder.thread_memories.upsert_if_owner(claim.lease, "raw", "summary")

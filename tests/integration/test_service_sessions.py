@@ -95,7 +95,7 @@ def test_a_closed_async_runtime_says_so(sqlite_settings: StateSettings) -> None:
             assert await runtime.read(lambda state, number: number, 7) == 7
             assert await runtime.run_read(lambda state: 7) == 7
             assert await runtime.autocommit(lambda state, number: number, 7) == 7
-        for use in (runtime.run, runtime.read, runtime.autocommit):
+        for use in (runtime.run, runtime.run_read, runtime.read, runtime.run_autocommit, runtime.autocommit):
             with pytest.raises(UsageError, match="is closed"):
                 await use(lambda state: 1)
 
@@ -165,7 +165,7 @@ def test_two_requests_that_share_a_thread_one_after_the_other_are_not_one_caller
     from contextvars import copy_context
 
     block = sqlite_runtime.begin()
-    copy_context().run(block.__enter__).threads.upsert(a_thread())
+    copy_context().run(lambda: block.__enter__().threads.upsert(a_thread()))
 
     def leave() -> None:
         time.sleep(0.2)
@@ -532,3 +532,7 @@ def test_autocommit_asked_of_our_engine_is_autocommit(runtime: StateRuntime) -> 
         State(session).threads.upsert(a_thread())
         session.rollback()
     assert stored(runtime) == 1
+    for _ in range(runtime.settings.pool_size):
+        with runtime.autocommit() as state:
+            state.threads.upsert(a_thread())
+    assert stored(runtime) == 1 + runtime.settings.pool_size, "each connection is as it was before"

@@ -168,6 +168,20 @@ class TestClaims:
         assert second.token != first.token
         assert (first.attempt, second.attempt) == (1, 2)
 
+    @pytest.mark.parametrize("rivals", [_SECOND, _HOUR, timedelta(days=1)])
+    def test_a_rival_with_a_shorter_lease_waits_for_the_end_of_the_granted_one(
+        self, state: State, clock: ManualClock, rivals: timedelta
+    ) -> None:
+        """And one with a longer lease doesn't wait beyond it; a renewal grants the holder's own time again."""
+        key = Phase1Key(_a_stored_thread(state), MemoryScope.user())
+        lease = _claim(state, key)
+        clock.advance(_HOUR - _SECOND)
+        assert state.phase1_jobs.renew(lease)
+        clock.advance(_HOUR - _SECOND)
+        assert _try_claim(state, key, owner=_OTHER, lease=rivals) == Skipped(SkipReason.RUNNING)
+        clock.advance(_SECOND)
+        assert isinstance(_try_claim(state, key, owner=_OTHER, lease=rivals), Claimed)
+
     def test_a_take_over_may_bring_an_older_source(self, state: State, clock: ManualClock) -> None:
         key = Phase1Key(_a_stored_thread(state), MemoryScope.user())
         _claim(state, key)

@@ -16,6 +16,7 @@ from codex_state.models import (
     Phase1Lease,
     Phase1Status,
     Requeue,
+    Skipped,
     SkipReason,
 )
 from codex_state.runtime import State
@@ -154,6 +155,49 @@ class TestCrashes:
         assert _stored(state, key) == _given_up(job)
         for other in others:
             assert _stored(state, Phase1Key(other.thread_id, MemoryScope(other.scope_kind, other.scope_key))) == other
+
+    @_EVERY_WAY
+    def test_a_job_that_is_held_is_not_given_up_however_often_it_crashed(self, state: State, way: str) -> None:
+        key = _a_key(state)
+        job = _left_behind(key, started_at=NOON - _HOUR + _SECOND)
+        _store(state, job)
+        assert _claims(state, way, key) == []
+        assert _stored(state, key) == job
+
+    @pytest.mark.parametrize("meanwhile", ["succeed", "renew"])
+    def test_a_job_that_its_holder_writes_after_a_claim_found_it_dead_is_not_given_up(
+        self, state: State, processes: ManualProcesses, meanwhile: str
+    ) -> None:
+        """L1: the statement decides, by the row as it is then."""
+        key = _a_key(state)
+        job = _left_behind(key, started_at=NOON, owner_process=f"{HERE}:1:0")
+        _store(state, job)
+        lease = Phase1Lease(
+            key=key,
+            owner=UUID(int=9),
+            token=job.ownership_token or "",
+            granted_at=NOON,
+            duration=_HOUR,
+            source_updated_at=NOON,
+        )
+        processes.kill(a_process(1))
+        processes.become(2)
+
+        def write() -> None:
+            processes.become(3)
+            if meanwhile == "renew":
+                assert state.phase1_jobs.renew(lease)
+            else:
+                assert state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None)
+            processes.become(2)
+
+        processes.meanwhile = write
+        reason = SkipReason.RUNNING if meanwhile == "renew" else SkipReason.UP_TO_DATE
+        outcome = state.phase1_jobs.try_claim(key, owner=_OWNER, source_updated_at=NOON, lease=_HOUR)
+        assert outcome == Skipped(reason)
+        stored = _stored(state, key)
+        assert stored.status is (Phase1Status.RUNNING if meanwhile == "renew" else Phase1Status.SUCCEEDED)
+        assert stored.crashes == 2
 
     @_EVERY_WAY
     def test_a_dead_process_has_crashed_once_more(self, state: State, processes: ManualProcesses, way: str) -> None:

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, Product, SortKey, ThreadQuery
+from codex_state.repositories.log_retention import Sweep
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.processes import ManualProcesses
@@ -147,11 +148,28 @@ def test_several_sources_are_one_seek_each_and_only_their_pages_are_merged(state
             "SEARCH logs USING INDEX idx_logs_thread_id (thread_id=?)",
         ),
         (lambda state: state.logs.max_id(), "SEARCH logs"),
-        (lambda state: state.logs.retain(max_age=_HOUR), "SEARCH logs USING COVERING INDEX idx_logs_ts (ts<?)"),
     ],
 )
 def test_a_hot_statement_is_one_seek(state: State, work: Callable[[State], Any], seek: str) -> None:
     assert _plan_of(state, work) == [seek]
+
+
+@pytest.mark.parametrize(
+    ("work", "seek"),
+    [
+        (lambda state: state.logs.retain(max_age=_HOUR), "SEARCH logs USING COVERING INDEX idx_logs_ts (ts<?)"),
+        (lambda state: state.logs.delete_before(1), "SEARCH logs USING COVERING INDEX idx_logs_ts (ts<?)"),
+        (
+            lambda state: sum(Sweep(up_to_id=1).run(state.session.connection())),
+            "SEARCH logs USING INTEGER PRIMARY KEY (rowid<?)",
+        ),
+    ],
+)
+def test_a_batch_of_log_lines_is_one_seek_and_each_line_another(
+    state: State, work: Callable[[State], Any], seek: str
+) -> None:
+    """L10."""
+    assert _plan_of(state, work)[:3] == ["SEARCH logs USING INTEGER PRIMARY KEY (rowid=?)", "LIST SUBQUERY 1", seek]
 
 
 def test_a_scopes_memories_are_one_seek_and_each_ones_thread_another(state: State) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0030_log_segments"
+revision = "0021_log_segments"
 down_revision = "0020_crashes"
 branch_labels = None
 depends_on = None

@@ -1,0 +1,316 @@
+"""Entities in a service's own queries, bodies and tables: they mean the same on both databases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+from sqlalchemy import MetaData, and_, case, false, func, inspect, literal, not_, or_, true
+from sqlalchemy.orm import aliased, registry
+from sqlmodel import Field, Session, SQLModel, col, select
+
+from codex_state import (
+    IntegrityViolationError,
+    InvalidInputError,
+    LogEntry,
+    MemoryScope,
+    MemoryScopeDirty,
+    Phase1Job,
+    Phase1Key,
+    State,
+    StateRuntime,
+    Thread,
+    ThreadMemory,
+    ThreadQuery,
+    thread_key,
+)
+from codex_state.models import StateModel, entities
+from codex_state.testing.samples import NOON, a_thread
+
+own = MetaData()
+
+
+class OwnModel(SQLModel, registry=registry(metadata=own)):
+    """The base of a service's own tables."""
+
+
+class Message(OwnModel, table=True):
+    """A row that refers to a thread, as the documentation shows."""
+
+    __tablename__ = "service_messages"
+
+    id: int | None = Field(default=None, primary_key=True)
+    thread_id: UUID = thread_key()
+    parent_id: UUID | None = thread_key(nullable=True, ondelete="SET NULL")
+    at: datetime
+
+
+class Plain(OwnModel, table=True):
+    """A row with a plain UUID."""
+
+    __tablename__ = "service_plain"
+
+    id: int | None = Field(default=None, primary_key=True)
+    thread_id: UUID
+
+
+class Extra(OwnModel, table=True):
+    """What belongs to one thread, and goes with it."""
+
+    __tablename__ = "service_extras"
+
+    thread_id: UUID = thread_key(primary_key=True, ondelete="CASCADE")
+
+
+LATER = NOON + timedelta(hours=1)
+
+
+@pytest.fixture
+def threads(runtime: StateRuntime) -> dict[str, UUID]:
+    """Three threads: ``old`` is archived, ``new`` was updated later than it was created."""
+    made = {
+        "old": a_thread(archived=True, archived_at=NOON),
+        "mid": a_thread(pinned=True),
+        "new": a_thread(updated_at=LATER),
+    }
+    runtime.run(lambda state: state.threads.upsert_many(made.values()))
+    return {name: thread.id for name, thread in made.items()}
+
+
+def found(runtime: StateRuntime, threads: dict[str, UUID], *conditions: Any) -> set[str]:
+    with Session(runtime.engine) as session:
+        ids = set(session.exec(select(Thread.id).where(*conditions)).all())
+    return {name for name, key in threads.items() if key in ids}
+
+
+Other = aliased(Thread)
+zone = timezone(timedelta(hours=5))
+
+FLAGS: list[tuple[str, Callable[[], Any], set[str]]] = [
+    ("== True", lambda: Thread.archived == True, {"old"}),  # noqa: E712
+    ("== False", lambda: Thread.archived == False, {"mid", "new"}),  # noqa: E712
+    ("!= True", lambda: Thread.archived != True, {"mid", "new"}),  # noqa: E712
+    ("== 1", lambda: Thread.archived == 1, {"old"}),
+    ("== 0", lambda: Thread.archived == 0, {"mid", "new"}),
+    ("is_(True)", lambda: col(Thread.archived).is_(True), {"old"}),
+    ("is_(False)", lambda: col(Thread.archived).is_(False), {"mid", "new"}),
+    ("is_not(True)", lambda: col(Thread.archived).is_not(True), {"mid", "new"}),
+    ("is_(true())", lambda: col(Thread.archived).is_(true()), {"old"}),
+    ("== false()", lambda: Thread.archived == false(), {"mid", "new"}),
+    ("is_(None)", lambda: col(Thread.archived).is_(None), set()),
+    ("bare", lambda: Thread.archived, {"old"}),
+    ("~", lambda: ~col(Thread.archived), {"mid", "new"}),
+    ("not_", lambda: not_(Thread.archived), {"mid", "new"}),
+    ("not_(not_)", lambda: not_(not_(Thread.archived)), {"old"}),
+    ("in_", lambda: col(Thread.archived).in_([True]), {"old"}),
+    ("or_", lambda: or_(Thread.archived, Thread.pinned), {"old", "mid"}),  # type: ignore[arg-type]
+    ("and_(not_)", lambda: and_(not_(Thread.archived), not_(Thread.pinned)), {"new"}),
+    ("column", lambda: Thread.archived == Thread.pinned, {"new"}),
+    ("truth", lambda: Thread.archived == col(Thread.archived_at).is_not(None), {"old", "mid", "new"}),
+    ("case", lambda: case((col(Thread.archived).is_(True), 1), else_=0) == 1, {"old"}),
+]
+
+TIMES: list[tuple[str, Callable[[], Any], set[str]]] = [
+    ("> datetime", lambda: Thread.updated_at > NOON, {"new"}),
+    ("> datetime of a zone", lambda: Thread.updated_at > NOON.astimezone(zone), {"new"}),
+    ("== datetime", lambda: Thread.updated_at == LATER, {"new"}),
+    ("> literal", lambda: Thread.updated_at > literal(NOON), {"new"}),
+    ("< now()", lambda: Thread.updated_at < func.now(), {"old", "mid", "new"}),
+    ("now() <", lambda: func.now() < Thread.updated_at, set()),
+    ("now() >", lambda: func.now() > Thread.updated_at, {"old", "mid", "new"}),
+    ("> current_timestamp()", lambda: Thread.updated_at > func.current_timestamp(), set()),
+    ("> now() - days", lambda: Thread.updated_at > func.now() - timedelta(days=1), set()),
+    ("> now() - decades", lambda: Thread.updated_at > func.now() - timedelta(days=36_500), {"old", "mid", "new"}),
+    ("between", lambda: col(Thread.updated_at).between(LATER, func.now()), {"new"}),
+    ("in_", lambda: col(Thread.updated_at).in_([LATER]), {"new"}),
+    ("is_(None)", lambda: col(Thread.archived_at).is_(None), {"mid", "new"}),
+    ("== None", lambda: Thread.archived_at == None, {"mid", "new"}),  # noqa: E711
+    ("+ hours", lambda: Thread.created_at + timedelta(hours=1) <= Thread.updated_at, {"new"}),
+    ("difference", lambda: col(Thread.updated_at) - col(Thread.created_at) >= timedelta(hours=1), {"new"}),
+    ("difference to now", lambda: func.now() - timedelta(days=1) > Thread.updated_at, {"old", "mid", "new"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"), [case[1:] for case in FLAGS + TIMES], ids=[case[0] for case in FLAGS + TIMES]
+)
+def test_a_filter_means_the_same_on_both_databases(
+    runtime: StateRuntime, threads: dict[str, UUID], condition: Callable[[], Any], expected: set[str]
+) -> None:
+    """L9."""
+    assert found(runtime, threads, condition()) == expected
+
+
+def test_flags_and_differences_come_back_as_what_they_are(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    statement = select(Thread.archived, col(Thread.updated_at) - col(Thread.created_at)).where(
+        Thread.id == threads["new"]
+    )
+    with Session(runtime.engine) as session:
+        assert session.exec(statement).one() == (False, timedelta(hours=1))
+        counted = session.exec(select(Other.archived, func.count()).where(~Other.pinned).group_by(Other.archived)).all()
+    assert sorted(counted) == [(False, 1), (True, 1)]
+
+
+def test_what_a_service_sets_by_hand_is_stored_as_a_flag(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    with Session(runtime.engine) as session:
+        thread = session.get(Thread, threads["new"])
+        assert thread is not None
+        thread.archived, thread.archived_at = True, datetime.now(UTC)
+        session.commit()
+        session.refresh(thread)
+        assert thread.archived is True
+    assert found(runtime, threads, Thread.archived) == {"old", "new"}
+
+
+def test_rows_of_a_service_join_with_their_threads(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    own.create_all(runtime.engine)
+    with Session(runtime.engine) as session:
+        session.add(Message(thread_id=threads["new"], at=LATER))
+        session.add(Message(thread_id=threads["old"], parent_id=threads["new"], at=NOON))
+        session.add(LogEntry(ts=1, ts_nanos=0, level="INFO", target="t", thread_id=str(threads["new"])))
+        session.commit()
+        joined = select(Thread.id).join(Message, Thread.id == Message.thread_id)
+        assert set(session.exec(joined).all()) == {threads["new"], threads["old"]}
+        assert session.exec(joined.where(Message.at == Thread.updated_at, ~Thread.archived)).all() == [threads["new"]]
+        reverse = select(Message.id).where(col(Message.thread_id).in_(select(Thread.id).where(Thread.archived)))
+        assert len(session.exec(reverse).all()) == 1
+        by_log = select(Thread.id).join(LogEntry, LogEntry.thread_id == Thread.id)
+        assert session.exec(by_log).all() == [threads["new"]]
+        assert session.exec(select(Thread.id).join(LogEntry, Thread.id == LogEntry.thread_id)).all() == [threads["new"]]
+
+
+def test_a_thread_that_rows_refer_to_is_deleted_only_as_they_say(
+    runtime: StateRuntime, threads: dict[str, UUID]
+) -> None:
+    """L7."""
+    own.create_all(runtime.engine)
+    with Session(runtime.engine) as session:
+        session.add(Message(thread_id=threads["old"], parent_id=threads["new"], at=NOON))
+        session.add(Extra(thread_id=threads["mid"]))
+        session.commit()
+    with pytest.raises(IntegrityViolationError):
+        runtime.run(lambda state: state.threads.delete(threads["old"]))
+    for name in ("mid", "new"):
+        assert runtime.run(lambda state, key: state.threads.delete(key), threads[name])
+    with Session(runtime.engine) as session:
+        assert session.exec(select(Extra)).all() == []
+        assert session.exec(select(Message.parent_id)).all() == [None]
+    with Session(runtime.engine) as session:
+        session.add(Message(thread_id=uuid4(), at=NOON))
+        with pytest.raises(IntegrityViolationError):
+            session.commit()
+    indexed = {tuple(index["column_names"]) for index in inspect(runtime.engine).get_indexes("service_messages")}
+    assert {("thread_id",), ("parent_id",)} <= indexed
+
+
+COMPARED = [
+    lambda: Plain.thread_id == Thread.id,
+    lambda: Thread.id == Plain.thread_id,
+    lambda: Plain.thread_id != Thread.id,
+    lambda: col(Thread.id).in_(select(Plain.thread_id)),
+    lambda: col(Plain.thread_id).in_(select(Thread.id)),
+    lambda: Other.parent_thread_id == Plain.thread_id,
+]
+
+
+@pytest.mark.parametrize("condition", COMPARED, ids=map(str, range(len(COMPARED))))
+def test_a_plain_uuid_is_compared_with_an_id_or_refused_with_the_helpers_name(
+    runtime: StateRuntime, condition: Callable[[], Any]
+) -> None:
+    own.create_all(runtime.engine)
+    with Session(runtime.engine) as session:
+        if runtime.database.dialect == "sqlite":
+            with pytest.raises(InvalidInputError, match=r"service_plain\.thread_id is a plain UUID.*thread_key\(\)"):
+                session.exec(select(func.count()).where(condition()))
+        else:
+            assert session.exec(select(func.count()).where(condition())).one() == 0
+
+
+def test_a_uuid_that_python_gives_is_no_plain_one(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    for condition in (Thread.id == threads["new"], literal(threads["new"]) == Thread.id):
+        assert found(runtime, threads, condition) == {"new"}
+    assert found(runtime, threads, col(Thread.id).in_([threads["new"], threads["old"]])) == {"new", "old"}
+
+
+# Bodies and answers.
+
+ENTITIES = sorted((mapper.class_ for mapper in entities.mappers), key=lambda entity: entity.__name__)
+
+
+def test_json_of_an_entity_is_read_back_as_the_same_entity() -> None:
+    thread = a_thread(archived_at=NOON, name="n", parent_thread_id=uuid4())
+    back = Thread.model_validate_json(thread.model_dump_json())
+    assert back == thread
+    assert (type(back.id), type(back.created_at), type(back.cwd)) == (type(thread.id), datetime, type(thread.cwd))
+    assert Thread.model_validate(json.loads(thread.model_dump_json())) == thread
+
+
+@pytest.mark.parametrize("entity", ENTITIES, ids=lambda entity: entity.__name__)
+def test_no_entity_takes_garbage_as_json(entity: type[StateModel]) -> None:
+    for garbage in ("{}", '{"id": "zzz"}', "[]", '{"updated_at": "2026-01-01T00:00:00"}'):
+        with pytest.raises(ValidationError):
+            entity.model_validate_json(garbage)
+
+
+def test_a_time_without_a_zone_is_refused_and_others_become_utc() -> None:
+    values = {"id": str(uuid4()), "source": "cli"}
+    with pytest.raises(ValidationError, match="without a zone"):
+        Thread.model_validate_json(json.dumps(values | {"created_at": "2026-01-01T00:00:00"}))
+    thread = Thread.model_validate(values | {"created_at": "2026-01-01T05:00:00+05:00"})
+    assert thread.created_at.isoformat() == "2026-01-01T00:00:00+00:00"
+
+
+def test_fastapi_reads_an_entity_from_a_body_and_writes_it_as_an_answer(runtime: StateRuntime) -> None:
+    app = FastAPI()
+
+    @app.put("/threads")
+    def put(thread: Thread) -> Thread:
+        with Session(runtime.engine) as session:
+            session.add(thread)
+            session.commit()
+            session.refresh(thread)
+            return thread
+
+    @app.get("/threads", response_model=list[Thread])
+    def listed() -> Any:
+        return runtime.run_read(lambda state: state.threads.list(ThreadQuery(all=True))).items
+
+    client = TestClient(app)
+    sent = json.loads(a_thread(memory_mode="disabled").model_dump_json())
+    assert client.put("/threads", json=sent).json() == sent
+    assert client.get("/threads").json() == [sent]
+    for garbage in ({"id": "zzz"}, sent | {"tokens_used": -1}, sent | {"updated_at": "yesterday"}, []):
+        assert client.put("/threads", json=garbage).status_code == 422
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["Thread"]
+    assert schema["required"] == ["id", "source"]
+
+
+def test_an_id_and_a_source_are_enough_for_a_thread(runtime: StateRuntime) -> None:
+    thread = Thread(id=uuid4(), source="cli")
+    runtime.run(lambda state: state.threads.upsert(thread))
+    assert runtime.run_read(lambda state: state.threads.get(thread.id)) == thread
+    assert runtime.run_read(lambda state: state.threads.list_ids()) == [thread.id]
+    assert thread.created_at.tzinfo is UTC
+
+
+def test_rows_of_a_scope_know_it_as_a_value() -> None:
+    scope, thread_id = MemoryScope.user(), uuid4()
+    columns = {"scope_kind": scope.kind, "scope_key": scope.key}
+    job = Phase1Job(thread_id=thread_id, status="running", source_updated_at=NOON, **columns)
+    assert (job.scope, job.key) == (scope, Phase1Key(thread_id, scope))
+    memory = ThreadMemory(thread_id=thread_id, raw_memory="", memory_summary="", updated_at=NOON, **columns)
+    assert memory.scope == scope
+    assert MemoryScopeDirty(dirty=True, updated_at=NOON, **columns).scope == scope
+
+
+def test_own_filters_and_repositories_agree(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    with Session(runtime.engine) as session:
+        listed = State(session).threads.list_ids(ThreadQuery(archived=True, all=True))
+    assert listed == [threads["old"]]
