@@ -17,7 +17,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from unittest.mock import patch
 
 import codex_state
 from codex_state.cli.entry import run
+from tests.chaos.processes import shared_host
 
 PACKAGE = Path(codex_state.__file__).parent
+_TERMINAL = "xterm-256color"
 EXECUTABLE = Path(sys.executable).with_name("codex-state")
 
 
@@ -101,21 +103,20 @@ class Cli:
 
     def on_terminal(self, *arguments: str | Path, columns: int, **environment: str) -> Finished:
         """Run a command on a terminal of the given width. What it prints on both streams is its ``stdout``."""
-        ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        with subprocess.Popen(
-            self.command(*arguments),
-            env=self.environment(TERM="xterm-256color", **environment),
-            cwd=self.home.parent,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-        ) as process:
+        with _terminal(columns) as (ours, theirs):
+            process = subprocess.Popen(
+                self.command(*arguments),
+                env=self.environment(TERM=_TERMINAL, **environment),
+                cwd=self.home.parent,
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+            )
             os.close(theirs)
-            shown = _read_all(ours)
-            os.close(ours)
-            status = process.wait(timeout=60)
-        return Finished(status, shown.decode().replace("\r\n", "\n"), "")
+            with process:
+                shown = _read_all(ours)
+                status = process.wait(timeout=60)
+        return Finished(status, shown, "")
 
     def command(self, *arguments: str | Path) -> list[str]:
         """The command line."""
@@ -152,6 +153,34 @@ class InProcess(Cli):
             log.handlers, log.level, log.propagate = before
         return Finished(status, *(_written(stream) for stream in (stdout, stderr)))
 
+    def on_terminal(self, *arguments: str | Path, columns: int, **environment: str) -> Finished:
+        """The same in a process that is forked, which has nothing to import."""
+        with _terminal(columns) as (ours, theirs):
+            process = shared_host().start(
+                "tests.cli_terminal:run_on",
+                terminal=os.ttyname(theirs),
+                arguments=[str(argument) for argument in arguments],
+                environment=self.environment(TERM=_TERMINAL, **environment),
+                directory=self.home.parent,
+            )
+            assert process.receive() == "open"
+            os.close(theirs)
+            shown = _read_all(ours)
+            status = process.receive()
+            process.close()
+        return Finished(status, shown, "")
+
+
+@contextmanager
+def _terminal(columns: int) -> Iterator[tuple[int, int]]:
+    """Both ends of a terminal of the given width. The second is for whoever runs on it, to be closed by its giver."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    try:
+        yield ours, theirs
+    finally:
+        os.close(ours)
+
 
 def _written(stream: io.TextIOWrapper) -> str:
     buffer = stream.detach()
@@ -159,13 +188,9 @@ def _written(stream: io.TextIOWrapper) -> str:
     return buffer.getvalue().decode()
 
 
-def _read_all(descriptor: int) -> bytes:
+def _read_all(terminal: int) -> str:
     shown = b""
-    while True:
-        try:
-            part = os.read(descriptor, 65536)
-        except OSError:  # what Linux says when nobody has the terminal open any more
-            return shown
-        if not part:
-            return shown
-        shown += part
+    with suppress(OSError):  # what Linux says when nobody has the terminal open any more
+        while part := os.read(terminal, 65536):
+            shown += part
+    return shown.decode().replace("\r\n", "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import postgres
 import pytest
+import quick_schema
 from hypothesis import HealthCheck, settings
 
 from codex_state.runtime import StateRuntime
@@ -23,6 +24,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How fast an example runs says something about the machine, nothing about the code.
 settings.register_profile("gate", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gate")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def schema_written_at_once() -> Iterator[None]:
+    """Only tests of migrations have every new file migrated from nothing."""
+    with quick_schema.written_at_once():
+        yield
 
 
 @pytest.fixture(scope="session")

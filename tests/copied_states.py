@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import text
@@ -36,14 +37,15 @@ NOT_NULL_TEXT = "odd: \u0001 🦀 ' \" \\ \n"
 def put(runtime: StateRuntime, table: str, *rows: Mapping[str, Any]) -> None:
     """Insert rows of stored values."""
     with runtime.begin() as state:
-        for row in rows:
-            insert_row(state.session.connection(), table, row)
+        for _, alike in groupby(rows, key=tuple):
+            insert_rows(state.session.connection(), table, list(alike))
 
 
-def insert_row(connection: Connection, table: str, row: Mapping[str, Any]) -> None:
-    names = ", ".join(row)
-    values = ", ".join(f":{name}" for name in row)
-    connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), row)
+def insert_rows(connection: Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows of the same columns."""
+    names = ", ".join(rows[0])
+    values = ", ".join(f":{name}" for name in rows[0])
+    connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), rows)
 
 
 def change(runtime: StateRuntime, statement: str, **values: Any) -> None:

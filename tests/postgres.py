@@ -18,10 +18,10 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, create_engine, make_url
 
 SERVER_VARIABLE = "CODEX_STATE_TEST_DATABASE_URL"
 
@@ -33,6 +33,8 @@ fsync = off
 full_page_writes = off
 synchronous_commit = off
 max_connections = 200
+wal_level = minimal
+max_wal_senders = 0
 """
 """The data are thrown away, so they needn't survive a power cut."""
 
@@ -42,28 +44,29 @@ class TestServer:
 
     __test__ = False
 
-    def __init__(self, admin_url: URL) -> None:
-        """Use the server behind ``admin_url``, whose user may create databases."""
+    def __init__(self, admin_url: URL, copying: str = "") -> None:
+        """Use the server behind ``admin_url``, whose user may create databases, ``copying`` their template so."""
         self._admin_url = admin_url.set(drivername="postgresql+psycopg")
+        self._copying = copying
+        self._administration = create_engine(self._admin_url, isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:
         """The URL of a new database, dropped at the end together with whatever connections are left to it."""
         name = f"codex_state_test_{uuid.uuid4().hex[:12]}"
-        with self._administration() as admin, admin.connect() as connection:
-            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-            try:
-                yield self._admin_url.set(database=name).render_as_string(hide_password=False)
-            finally:
-                connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-    @contextmanager
-    def _administration(self) -> Iterator[Engine]:
-        engine = create_engine(self._admin_url, isolation_level="AUTOCOMMIT")
+        self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._copying}')
         try:
-            yield engine
+            yield self._admin_url.set(database=name).render_as_string(hide_password=False)
         finally:
-            engine.dispose()
+            self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def close(self) -> None:
+        """Leave the server."""
+        self._administration.dispose()
+
+    def _administer(self, statement: str) -> None:
+        with self._administration.connect() as connection:
+            connection.exec_driver_sql(statement)
 
 
 def database_name(url: str) -> str:
@@ -78,12 +81,15 @@ def serve() -> Iterator[TestServer]:
     """The server of this test run, started by the first process that asks and stopped after the last one."""
     given = os.environ.get(SERVER_VARIABLE)
     if given:
-        yield TestServer(make_url(given))
+        with closing(TestServer(make_url(given))) as server:
+            yield server
         return
     directory = _directory_of_this_run()
     users, helper = _join_or_start(directory)
     try:
-        yield TestServer(make_url((directory / "url").read_text()))
+        # To copy files costs less than to log every page of them, where nothing is flushed to a disk.
+        with closing(TestServer(make_url((directory / "url").read_text()), "STRATEGY FILE_COPY")) as server:
+            yield server
     finally:
         os.close(users)
         if helper is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,10 +65,14 @@ class WorkerHost:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def close(self) -> None:
+    def end_workers(self) -> None:
         """End every worker."""
-        for worker in self._workers:
-            worker.close()
+        while self._workers:
+            self._workers.pop().close()
+
+    def close(self) -> None:
+        """End every worker, and what starts them."""
+        self.end_workers()
         self._answers.close()
         self._control.close()
         self._process.wait(_LONGEST_WAIT_SECONDS)
@@ -184,3 +190,11 @@ class Worker:
         """End it and hang up."""
         self.kill()
         self._channel.close()
+
+
+@cache
+def shared_host() -> WorkerHost:
+    """The host of whoever needs none of their own, started when it is first wanted."""
+    host = WorkerHost()
+    atexit.register(host.close)
+    return host

@@ -20,7 +20,7 @@ from codex_state.testing.clock import ManualClock
 from codex_state.testing.emptying import empty
 from codex_state.testing.samples import NOON
 from tests import postgres, stores
-from tests.chaos.processes import WorkerHost
+from tests.chaos.processes import WorkerHost, shared_host
 
 Rows = Mapping[str, list[tuple[Any, ...]]]
 
@@ -65,8 +65,9 @@ def _all_of(table: Table) -> str:
 @pytest.fixture(scope="module")
 def host() -> Iterator[WorkerHost]:
     """Starts the worker processes of a module's tests."""
-    with WorkerHost() as started:
-        yield started
+    host = shared_host()
+    yield host
+    host.end_workers()
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

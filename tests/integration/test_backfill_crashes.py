@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -33,13 +31,15 @@ from rollout_files import (
 from codex_state import BackfillStatus, StateRuntime, StateSettings, Thread, ThreadQuery
 from codex_state.rollout import ToolSpec, backfill
 from codex_state.rollout.backfilling import is_fresh
+from tests.backfill_process import run
+from tests.chaos.processes import Worker, WorkerHost
 
-SCRIPT = Path(__file__).parent.parent / "backfill_process.py"
 TOOL = ToolSpec(name="t", description="d", input_schema=msgspec.Raw(b"{}"))
 
 
 @contextmanager
 def started(
+    host: WorkerHost,
     home: Path,
     *,
     batch_size: int = 200,
@@ -47,31 +47,48 @@ def started(
     workers: int = 0,
     refresh: bool = False,
     pause: int | None = None,
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[Worker]:
     """A process that backfills ``home``, past its start. It is killed at the end, if it still lives."""
-    arguments = [str(home), str(batch_size), str(lease), str(workers), "refresh" if refresh else "build"]
-    arguments += [] if pause is None else [str(pause)]
-    process = subprocess.Popen([sys.executable, SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
+    process = host.start(
+        "tests.backfill_process:run",
+        home=home,
+        batch_size=batch_size,
+        lease=lease,
+        workers=workers,
+        refresh=refresh,
+        pause=pause,
+    )
     try:
-        assert _stdout(process).readline() == "started\n"
+        assert process.receive() == "started"
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        process.close()
 
 
-def _stdout(process: subprocess.Popen[str]) -> IO[str]:
-    assert process.stdout is not None
-    return process.stdout
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[str, int, int, int, int]:
+def finished(process: Worker) -> tuple[str, int, int, int, int]:
     """What the process said at its end: outcome, upserted, failed, parse errors, growth of its memory in KiB."""
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    outcome, *numbers = output.splitlines()[-1].split()
-    upserted, failed, parse_errors, grown = map(int, numbers)
+    while not isinstance(told := process.receive(), list):
+        pass
+    assert process.wait() == 0
+    return _as_told(told)
+
+
+def _as_told(told: list[Any]) -> tuple[str, int, int, int, int]:
+    outcome, upserted, failed, parse_errors, grown = told
     return outcome, upserted, failed, parse_errors, grown
+
+
+def alone(home: Path) -> tuple[str, int, int, int, int]:
+    """What a process says that shares no memory with another, so that what it needs can be measured."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=run, args=(theirs, str(home), 200, 900, 0, False, None))
+    with ours, theirs:
+        process.start()
+        while not isinstance(told := ours.recv(), list):
+            pass
+        process.join(60)
+    return _as_told(told)
 
 
 def rows(home: Path) -> dict[str, Any]:
@@ -119,11 +136,11 @@ def end_lease_of_the_dead(home: Path) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_backfill_killed_at_random_points_ends_with_the_rows_of_an_undisturbed_one(
-    tmp_path: Path, workers: int
+    host: WorkerHost, tmp_path: Path, workers: int
 ) -> None:
     """L4, L5: it repeats at most one batch, and its watermark never goes back."""
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    many_rollouts(calm, 120)
+    many_rollouts(calm, 70)
     shutil.copytree(calm, killed)
     with StateRuntime.open(StateSettings(codex_home=calm)) as runtime:
         backfill(runtime, workers=0)
@@ -131,11 +148,12 @@ def test_a_backfill_killed_at_random_points_ends_with_the_rows_of_an_undisturbed
     marks = [""]
     kills = 0
     for _ in range(60):
-        with started(killed, batch_size=7, workers=workers) as process:
+        with started(host, killed, batch_size=7, workers=workers) as process:
             for _ in range(rng.randrange(3)):
-                _stdout(process).readline()
+                if isinstance(process.receive(), list):
+                    break  # it has ended by itself
             time.sleep(rng.uniform(0, 0.01))
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             kills += process.wait() == -signal.SIGKILL
         marks.append(watermark(killed))
         if end_lease_of_the_dead(killed):
@@ -145,14 +163,14 @@ def test_a_backfill_killed_at_random_points_ends_with_the_rows_of_an_undisturbed
     assert kills >= 3
     assert marks == sorted(marks)
     assert rows(killed) == rows(calm)
-    assert len(rows(calm)) == 120
+    assert len(rows(calm)) == 70
     assert watermark(killed) == watermark(calm)
 
 
-def test_another_worker_takes_over_from_a_killed_one_at_once(tmp_path: Path) -> None:
+def test_another_worker_takes_over_from_a_killed_one_at_once(host: WorkerHost, tmp_path: Path) -> None:
     many_rollouts(tmp_path, 20)
-    with started(tmp_path, batch_size=5, lease=900, pause=2) as process:
-        assert _stdout(process).readline() == "5\n"
+    with started(host, tmp_path, batch_size=5, lease=900, pause=2) as process:
+        assert process.receive() == 5
         process.kill()
         process.wait()
     with StateRuntime.open(StateSettings(codex_home=tmp_path)) as runtime:
@@ -161,11 +179,11 @@ def test_another_worker_takes_over_from_a_killed_one_at_once(tmp_path: Path) -> 
     assert len(rows(tmp_path)) == 20
 
 
-def test_one_that_may_live_elsewhere_is_waited_for_until_its_lease_is_over(tmp_path: Path) -> None:
+def test_one_that_may_live_elsewhere_is_waited_for_until_its_lease_is_over(host: WorkerHost, tmp_path: Path) -> None:
     many_rollouts(tmp_path, 20)
-    with started(tmp_path, batch_size=5, lease=2, pause=2) as process:
-        assert _stdout(process).readline() == "5\n"
-        assert _stdout(process).readline() == "paused\n"
+    with started(host, tmp_path, batch_size=5, lease=2, pause=2) as process:
+        assert process.receive() == 5
+        assert process.receive() == "paused"
         process.kill()
         process.wait()
     settings = StateSettings(codex_home=tmp_path, backfill_lease=timedelta(seconds=2))
@@ -180,13 +198,13 @@ def test_one_that_may_live_elsewhere_is_waited_for_until_its_lease_is_over(tmp_p
     assert (report.status, report.scanned) == ("complete", 15)
 
 
-def test_a_paused_worker_changes_nothing_after_takeover(tmp_path: Path) -> None:
+def test_a_paused_worker_changes_nothing_after_takeover(host: WorkerHost, tmp_path: Path) -> None:
     """L2, L5: what it had read before the pause is old by then; its whole batch is refused."""
     many_rollouts(tmp_path, 20)
-    with started(tmp_path, batch_size=5, lease=1, pause=2) as process:
-        assert _stdout(process).readline() == "5\n"
-        assert _stdout(process).readline() == "paused\n"
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    with started(host, tmp_path, batch_size=5, lease=1, pause=2) as process:
+        assert process.receive() == 5
+        assert process.receive() == "paused"
+        process.wait_until_stopped()
         time.sleep(2.1)
         for number in range(1, 21):
             path = next(tmp_path.rglob(f"rollout-*-{thread_id(number)}.jsonl"))
@@ -196,17 +214,17 @@ def test_a_paused_worker_changes_nothing_after_takeover(tmp_path: Path) -> None:
             report = backfill(runtime)
         assert (report.status, report.scanned) == ("complete", 20), "the first five were written again since"
         before = rows(tmp_path)
-        process.send_signal(signal.SIGCONT)
+        process.proceed()
         outcome, upserted, *_ = finished(process)
     assert (outcome, upserted) == ("lease_lost", 5)
     assert rows(tmp_path) == before
     assert all(row["title"].startswith("newer") for row in before.values())
 
 
-def test_two_workers_at_once_do_the_work_once(tmp_path: Path) -> None:
+def test_two_workers_at_once_do_the_work_once(host: WorkerHost, tmp_path: Path) -> None:
     many_rollouts(tmp_path, 60)
     StateRuntime.open(StateSettings(codex_home=tmp_path)).close()
-    with started(tmp_path, batch_size=5) as first, started(tmp_path, batch_size=5) as second:
+    with started(host, tmp_path, batch_size=5) as first, started(host, tmp_path, batch_size=5) as second:
         outcomes = [finished(first), finished(second)]
     assert sorted(upserted for _, upserted, *_ in outcomes) == [0, 60]
     assert len(rows(tmp_path)) == 60
@@ -240,7 +258,9 @@ def everything(home: Path) -> list[tuple[str, ...]]:
         ]
 
 
-def test_many_times_at_once_and_killed_in_between_gives_the_rows_of_a_single_run(tmp_path: Path) -> None:
+def test_many_times_at_once_and_killed_in_between_gives_the_rows_of_a_single_run(
+    host: WorkerHost, tmp_path: Path
+) -> None:
     """L5: whoever does it, however often it is begun."""
     calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
     threads_with_several_files(calm, 60)
@@ -251,11 +271,11 @@ def test_many_times_at_once_and_killed_in_between_gives_the_rows_of_a_single_run
     killed = 0
     for _ in range(10):
         with ExitStack() as running:
-            processes = [running.enter_context(started(disturbed, batch_size=5, refresh=True)) for _ in range(2)]
+            processes = [running.enter_context(started(host, disturbed, batch_size=5, refresh=True)) for _ in range(2)]
             time.sleep(rng.uniform(0, 0.05))
             for process in rng.sample(processes, rng.randrange(3)):
-                process.send_signal(signal.SIGKILL)
-            killed += [process.wait(60) for process in processes].count(-signal.SIGKILL)
+                process.kill()
+            killed += [process.wait() for process in processes].count(-signal.SIGKILL)
     with StateRuntime.open(StateSettings(codex_home=disturbed)) as runtime:
         for _ in range(3):
             assert backfill(runtime, refresh=True).status == "complete"
@@ -272,8 +292,7 @@ def test_a_line_of_64_mb_is_read_in_bounded_memory(tmp_path: Path) -> None:
     good, broken = huge, huge[:-1]
     write(rollout_path(tmp_path, 1), body(session_meta(1), user_message("one"), good, token_count(1)))
     write(rollout_path(tmp_path, 2), body(session_meta(2), user_message("two"), broken, token_count(2)))
-    with started(tmp_path) as process:
-        outcome, upserted, failed, parse_errors, grown = finished(process)
+    outcome, upserted, failed, parse_errors, grown = alone(tmp_path)
     assert (outcome, upserted, failed, parse_errors) == ("complete", 2, 0, 1)
     assert {row["title"]: row["tokens_used"] for row in rows(tmp_path).values()} == {"one": 1, "two": 2}
     # The line itself, and once more while it is put together.
@@ -286,7 +305,6 @@ def test_memory_does_not_grow_with_the_number_of_rollouts(tmp_path: Path) -> Non
     for count in (400, 4000):
         home = tmp_path / str(count)
         many_rollouts(home, count)
-        with started(home) as process:
-            outcome, upserted, *_, grown[count] = finished(process)
+        outcome, upserted, *_, grown[count] = alone(home)
         assert (outcome, upserted) == ("complete", count)
     assert grown[4000] - grown[400] < 6 * 1024

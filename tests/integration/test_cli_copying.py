@@ -144,13 +144,13 @@ def test_a_target_that_somebody_holds_is_reported_with_status_3(cli: Cli, tmp_pa
 
 
 def test_a_terminal_shows_a_bar_and_then_the_table(home: Path, tmp_path: Path) -> None:
-    done = Cli(home).on_terminal("db", "copy", "--to", sqlite_url(tmp_path), columns=150)
+    done = InProcess(home).on_terminal("db", "copy", "--to", sqlite_url(tmp_path), columns=150)
     assert done.status == 0
     assert "Checking" in done.stdout
     assert " rows, logs" in done.stdout
     assert "conflict" in done.stdout
     assert "thread_dynamic_tools" in done.stdout
-    narrow = Cli(home).on_terminal("db", "copy", "--to", sqlite_url(tmp_path), columns=80)
+    narrow = InProcess(home).on_terminal("db", "copy", "--to", sqlite_url(tmp_path), columns=80)
     assert "checksum" not in narrow.stdout
 
 
@@ -168,7 +168,7 @@ def test_an_interrupted_copy_goes_on_where_it_stopped(home: Path, number: signal
     assert stdout == ""
     assert ("interrupted" in stderr) is (number is signal.SIGINT)
     assert "Traceback" not in stderr
-    rest = Cli(home).ok("db", "copy", "--to", url, "--json").json
+    rest = InProcess(home).ok("db", "copy", "--to", url, "--json").json
     assert rest["complete"]
     tables = {table["name"]: table for table in rest["tables"]}
     assert tables["threads"]["unchanged"] > 0

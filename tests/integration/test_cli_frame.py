@@ -61,7 +61,8 @@ def test_a_group_alone_shows_its_help_and_counts_as_wrong_usage(tmp_path: Path) 
         assert "Usage: codex-state" in done.stderr
 
 
-def test_version_says_what_is_needed_for_a_bug_report(cli: Cli) -> None:
+def test_version_says_what_is_needed_for_a_bug_report(tmp_path: Path) -> None:
+    cli = InProcess(tmp_path / "home")
     versions = cli.ok("version", "--json").json
     assert set(versions) == {"codex_state", "schema", "python", "sqlite"}
     assert cli.ok("version").stdout.startswith(f"codex-state {versions['codex_state']}\n")
@@ -131,7 +132,7 @@ def test_warnings_of_the_library_go_to_stderr(tmp_path: Path) -> None:
     (home / "codex_state_7.sqlite").write_text("from the future")
     with closing(sqlite3.connect(home / "codex_state_2.sqlite")) as older:
         older.execute("CREATE TABLE codex_state_version (version_num TEXT)")
-    cli = Cli(home)
+    cli = InProcess(home)
     done = cli.ok("--verbose", "backfill", "--json")
     assert done.json["scanned"] == 0
     assert "codex-state: warning: left the newer codex_state_7.sqlite" in done.stderr
@@ -141,26 +142,27 @@ def test_warnings_of_the_library_go_to_stderr(tmp_path: Path) -> None:
 
 
 def test_output_survives_a_terminal_that_does_not_speak_unicode(tmp_path: Path) -> None:
-    cli = Cli(copy_of_the_example_home(tmp_path / "home"), PYTHONIOENCODING="ascii")
-    cli.ok("backfill")
+    home = copy_of_the_example_home(tmp_path / "home")
+    InProcess(home).ok("backfill")
+    cli = Cli(home, PYTHONIOENCODING="ascii")
     titles = [item["title"] for item in cli.ok("threads", "list", "--json").json["items"]]
     assert any("日本語" in title for title in titles)
     assert "???" in cli.ok("threads", "list").stdout
 
 
 def test_json_is_indented_only_for_people(tmp_path: Path) -> None:
-    cli = Cli(tmp_path / "home")
+    cli = InProcess(tmp_path / "home")
     assert cli.ok("version", "--json").stdout.count("\n") == 1
     shown = cli.on_terminal("version", "--json", columns=80).stdout
     assert shown.count("\n") == 6
     assert json.loads(shown)["codex_state"]
 
 
-def test_the_version_is_the_distributions(cli: Cli) -> None:
+def test_the_version_is_the_distributions(tmp_path: Path) -> None:
     from importlib.metadata import version
 
     assert codex_state.__name__ == "codex_state"
-    assert cli.ok("version", "--json").json["codex_state"] == version("codex-state")
+    assert InProcess(tmp_path / "home").ok("version", "--json").json["codex_state"] == version("codex-state")
 
 
 HOSTILE = "\x1b]0;x\x07\x9b31m\u202eevil\x7f"
@@ -172,7 +174,7 @@ def test_a_file_name_cannot_speak_to_the_terminal_by_an_error(tmp_path: Path) ->
 
 
 def test_nor_by_what_json_on_a_terminal_shows(tmp_path: Path) -> None:
-    cli = Cli(tmp_path / "home")
+    cli = InProcess(tmp_path / "home")
     cli.home.mkdir()
     with StateRuntime.open(StateSettings(codex_home=cli.home)) as runtime:
         runtime.run(lambda state: state.logs.insert(a_log_line(HOSTILE)))

@@ -130,7 +130,7 @@ def test_people_get_one_line(cli: Cli, runtime: StateRuntime) -> None:
 
 def test_a_terminal_gets_a_bar_and_the_line(home: Path, runtime: StateRuntime) -> None:
     add_threads(runtime, 2, title="good")
-    shown = Cli(home).on_terminal(*run(Cli(home), "extract"), columns=100).stdout
+    shown = InProcess(home).on_terminal(*run(Cli(home), "extract"), columns=100).stdout
     assert "Extracting" in shown
     assert "4 jobs: 4 remembered" in shown
 
@@ -138,7 +138,7 @@ def test_a_terminal_gets_a_bar_and_the_line(home: Path, runtime: StateRuntime) -
 def test_the_bar_leaves_room_for_the_ctrl_c_that_a_terminal_shows(home: Path, runtime: StateRuntime) -> None:
     """A line that wraps is one more to erase, of which nobody knows."""
     add_threads(runtime, 2, title="good")
-    shown = Cli(home).on_terminal(*run(Cli(home), "extract"), columns=80).stdout
+    shown = InProcess(home).on_terminal(*run(Cli(home), "extract"), columns=80).stdout
     bars = [line for line in re.split(r"[\r\n]", re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", shown)) if "Extracting" in line]
     assert bars
     assert max(map(len, bars)) <= 80 - len("^C^C")
@@ -328,7 +328,7 @@ def test_jobs_that_wait_and_jobs_that_were_given_back_are_no_failures(
 ) -> None:
     failed_in_every_way(runtime)
     assert "0 running, 0 succeeded, 1 failed, 2 waiting, 3 claimable" in cli.ok("jobs", "list").stderr
-    shown = plain(Cli(home), "jobs", "list", columns=120)
+    shown = plain(InProcess(home), "jobs", "list", columns=120)
     assert len(re.findall(" failed +now|failed .* - +broken", shown)) == 1
     assert len(re.findall("waiting .*(59m|1h) +busy", shown)) == 2
     assert len(re.findall("claimable .* - +the pass was interrupted", shown)) == 3
@@ -352,7 +352,7 @@ def test_jobs_are_usable_on_every_terminal(home: Path, runtime: StateRuntime, co
     lease = claim(runtime, cwd_key(failed))
     with runtime.begin() as state:
         state.phase1_jobs.fail(lease, "ValueError: the model said no")
-    shown = plain(Cli(home), "jobs", "list", columns=columns)
+    shown = plain(InProcess(home), "jobs", "list", columns=columns)
     assert max(map(len, shown.splitlines())) <= columns
     words = shown.split()
     for thread in (held, failed):
@@ -394,7 +394,7 @@ def test_jobs_tell_what_is_left_of_the_lease(home: Path, cli: Cli, runtime: Stat
         started = datetime.fromisoformat(items[str(thread.id)]["started_at"])
         assert datetime.fromisoformat(items[str(thread.id)]["lease_ends_at"]) == started + timedelta(seconds=seconds)
     assert items[str(failed.id)]["lease_ends_at"] is None
-    assert re.search(f" (59m|1h) +{OTHER}", plain(Cli(home), "jobs", "list", columns=200))
+    assert re.search(f" (59m|1h) +{OTHER}", plain(InProcess(home), "jobs", "list", columns=200))
 
 
 def test_an_extractor_that_fails_all_alike_fails_no_job(home: Path, cli: Cli, runtime: StateRuntime) -> None:

@@ -76,9 +76,9 @@ def _add_threads(world: World, count: int, *, first: int = 1) -> None:
 def test_of_two_processes_that_claim_the_same_job_exactly_one_gets_it(
     host: WorkerHost, world: World, tmp_path: Path
 ) -> None:
-    """L1: 5,000 jobs, each claimed by both at the same moment."""
-    _add_threads(world, 5000)
-    _race(host, world, tmp_path, "job", rounds=5000, members=2)
+    """L1: 2,000 jobs, each claimed by both at the same moment."""
+    _add_threads(world, 2000)
+    _race(host, world, tmp_path, "job", rounds=2000, members=2)
 
 
 def test_of_many_processes_that_take_over_the_same_stale_job_exactly_one_gets_it(

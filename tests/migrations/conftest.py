@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import quick_schema
 import stores
 
 from codex_state.database import Database, prepare_sqlite_file
@@ -14,6 +15,13 @@ from tests.chaos.worlds import host
 from tests.migrations.alembic_process import Alembic
 
 __all__ = ["host"]
+
+
+@pytest.fixture(autouse=True)
+def made_by_alembic() -> Iterator[None]:
+    """What is tested here is what Alembic makes."""
+    with quick_schema.made_by_alembic():
+        yield
 
 
 @pytest.fixture

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import quick_schema
 import stores
 from migrations.described import describe
 from migrations.rows import update
 from sqlalchemy import create_engine
 
 from codex_state import migrations
-from codex_state.database import Database
+from codex_state.database import Database, prepare_sqlite_file
 from codex_state.errors import NotADatabaseError
 from codex_state.models import metadata
 
@@ -53,6 +57,23 @@ def url_of_models(url: str, request: pytest.FixtureRequest) -> Iterator[str]:
         return
     with request.getfixturevalue("postgres_server").database() as other:
         yield other
+
+
+def test_the_schema_that_other_tests_write_at_once_is_the_one_that_alembic_makes(tmp_path: Path) -> None:
+    def made(name: str) -> tuple[list[str], list[tuple[str, str]]]:
+        with stores.opened(f"sqlite:///{tmp_path / name}") as database:
+            prepare_sqlite_file(database)
+            migrations.ensure_current(database.engine)
+        with closing(sqlite3.connect(tmp_path / name)) as connection:
+            # The one row that migrations store says when it was stored.
+            dump = [re.sub(r"\b1\d{9}\b", "then", line) for line in connection.iterdump()]
+            return dump, connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+
+    alembics = made("alembic")
+    with quick_schema.written_at_once():
+        (first_rows, _), (rows, objects) = made("first"), made("later")
+    assert first_rows == rows == alembics[0]
+    assert sorted(objects) == sorted(alembics[1])
 
 
 def differences(database: Database) -> list[str]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import quick_schema
 from alembic.script import ScriptDirectory
 from migrations.described import Schema, describe
 from migrations.rows import (
@@ -51,7 +52,8 @@ def row_of(database: Database, table: str, **key: Any) -> dict[str, Any]:
 
 
 def at(database: Database, revision: str) -> None:
-    migrations.upgrade(database.engine, revision)
+    with quick_schema.written_at_once():  # what is tested begins there
+        migrations.upgrade(database.engine, revision)
     with database.engine.begin() as connection:
         insert_samples(connection)
 
