@@ -16,7 +16,7 @@ from sqlmodel import Session
 
 from codex_state import ExtractedMemory, StateRuntime, StateSettings
 from codex_state.database import Database
-from codex_state.memory import phase1_writes
+from codex_state.memory import extraction
 from codex_state.models import BackfillLease, Claimed, LockLease, MemoryScope, Phase1Key, Phase1Lease, ThreadQuery
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
@@ -241,14 +241,14 @@ class Worker:
         match ending:
             case "memory":
                 memory = ExtractedMemory(lease.token, "summary")
-                stored = phase1_writes.store_memory(self._runtime, lease, memory, Path("/raw"))
+                stored = extraction._store_memory(self._runtime, lease, memory, Path("/raw"))
             case "nothing":
-                stored = phase1_writes.store_nothing(self._runtime, lease)
+                stored = extraction._store_nothing(self._runtime, lease)
             case "failure":
                 retry_after = timedelta(seconds=self._random.randrange(2))
-                stored = phase1_writes.store_failure(self._runtime, lease, "broken", retry_after)
+                stored = extraction._store_failed(self._runtime, lease, "broken", retry_after)
             case _:
-                phase1_writes.give_back(self._runtime, lease, "interrupted")
+                extraction._give_back(self._runtime, lease, "interrupted")
                 return None  # it doesn't tell
         return "lost" if stored is None else "applied"
 

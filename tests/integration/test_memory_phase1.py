@@ -420,12 +420,12 @@ def test_64_slow_extractions_keep_their_leases_though_they_wait_longer_than_thos
 
     def slow(thread: Thread) -> ExtractedMemory:
         begun.set()
-        time.sleep(0.6)
+        time.sleep(1)
         return extract(thread)
 
     async def slow_task(thread: Thread) -> ExtractedMemory:
         begun.set()
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1)
         return extract(thread)
 
     options = Phase1Options(lease=SHORT.lease, concurrency=8)
