@@ -79,6 +79,9 @@ _FAMILIES = {
     "job_claims": "TestCandidates",
     "thread_memories": "TestThreadMemories",
     "memory_scopes": "TestMemoryScopes",
+    "locks.claim_name": "TestNamedLocks",
+    "locks.renew_name": "TestNamedLocks",
+    "locks.release_name": "TestNamedLocks",
     "locks": "TestConsolidationLocks",
     "backfills": "TestBackfills",
 }

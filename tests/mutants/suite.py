@@ -19,6 +19,7 @@ SUITE = (
     conformance.TestThreadMemories,
     conformance.TestMemoryScopes,
     conformance.TestConsolidationLocks,
+    conformance.TestNamedLocks,
     conformance.TestBackfills,
     conformance.TestCandidates,
     conformance.TestDeadOwners,

@@ -30,7 +30,7 @@ from codex_state.testing.conformance.holder_writes import TestHolderWrites
 from codex_state.testing.conformance.jobs import TestJobs
 from codex_state.testing.conformance.lease_rules import TestLeaseRules
 from codex_state.testing.conformance.listing import TestListing
-from codex_state.testing.conformance.locks import TestConsolidationLocks
+from codex_state.testing.conformance.locks import TestConsolidationLocks, TestNamedLocks
 from codex_state.testing.conformance.logs import TestLogs
 from codex_state.testing.conformance.memories import TestThreadMemories
 from codex_state.testing.conformance.modes import TestTransactionModes
@@ -53,6 +53,7 @@ __all__ = [
     "TestListing",
     "TestLogs",
     "TestMemoryScopes",
+    "TestNamedLocks",
     "TestThreadMemories",
     "TestThreads",
     "TestTransactionModes",

@@ -214,6 +214,9 @@ class TestClaims:
         lease = _claim(state, key)
         clock.advance(_HOUR - _SECOND)
         assert state.phase1_jobs.renew(lease)
+        job = state.phase1_jobs.get(key)
+        assert job is not None
+        assert job.started_at == clock.now
         clock.advance(_HOUR - _SECOND)
         assert _try_claim(state, key) == Skipped(SkipReason.RUNNING)
         assert state.phase1_jobs.renew(lease)

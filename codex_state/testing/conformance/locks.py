@@ -1,14 +1,24 @@
-"""Consolidation locks: one holder at a time, fenced when it was taken over."""
+"""Locks: one holder at a time, fenced when it was taken over."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from codex_state.models import Claimed, ConsolidationLock, HolderWrite, LockLease, Skipped, SkipReason
+from codex_state.models import (
+    Claimed,
+    ConsolidationLock,
+    HolderWrite,
+    LockLease,
+    NamedLease,
+    NamedLock,
+    Skipped,
+    SkipReason,
+)
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.processes import owner_columns
@@ -76,6 +86,9 @@ class TestConsolidationLocks:
         lease = _acquire(state)
         clock.advance(_LEASE - _SECOND)
         assert state.consolidation_locks.renew(lease) is HolderWrite.APPLIED
+        lock = state.consolidation_locks.get(_ROOT)
+        assert lock is not None
+        assert lock.updated_at == clock.now
         clock.advance(_LEASE - _SECOND)
         assert state.consolidation_locks.try_claim(_ROOT, owner=_OTHERS, lease=_LEASE) == _RUNNING
 
@@ -110,3 +123,70 @@ class TestConsolidationLocks:
         assert state.consolidation_locks.list() == [_row(lease) for lease in reversed(leases)]
         assert state.consolidation_locks.release(leases[0]) is HolderWrite.APPLIED
         assert len(state.consolidation_locks.list()) == 2
+
+
+_NAME = "report"
+
+
+def _claim_name(state: State, owner: str = "one", lease: timedelta = _LEASE, name: str = _NAME) -> NamedLease:
+    outcome = state.named_locks.try_claim(name, owner=owner, lease=lease)
+    assert isinstance(outcome, Claimed)
+    return outcome.lease
+
+
+def _named_row(lease: NamedLease, renewed_at: datetime) -> NamedLock:
+    return NamedLock(
+        name=lease.key,
+        owner=str(lease.owner),
+        renewed_at=renewed_at,
+        ownership_token=lease.token,
+        **owner_columns(lease.duration, str(lease.owner)),
+    )
+
+
+class TestNamedLocks:
+    """``NamedLockRepository``."""
+
+    def test_a_name_is_claimed_by_the_databases_clock(self, state: State) -> None:
+        assert state.named_locks.get(_NAME) is None
+        lease = _claim_name(state)
+        assert lease == NamedLease(key=_NAME, owner="one", token=lease.token, granted_at=NOON, duration=_LEASE)
+        assert state.named_locks.get(_NAME) == _named_row(lease, NOON)
+
+    @pytest.mark.parametrize("rival", ["one", "two"])
+    def test_a_held_name_is_refused_until_its_lease_is_over_also_to_its_owner(
+        self, state: State, clock: ManualClock, rival: str
+    ) -> None:
+        first = _claim_name(state)
+        clock.advance(_LEASE - _SECOND)
+        assert state.named_locks.try_claim(_NAME, owner=rival, lease=_SECOND) == _RUNNING
+        clock.advance(_SECOND)
+        second = _claim_name(state, rival)
+        assert second.token != first.token
+        assert state.named_locks.get(_NAME) == _named_row(second, clock.now)
+        assert state.named_locks.renew(first) is HolderWrite.LEASE_LOST
+        assert state.named_locks.release(first) is HolderWrite.LEASE_LOST
+        assert state.named_locks.get(_NAME) == _named_row(second, clock.now)
+
+    @pytest.mark.parametrize("lease", [timedelta(0), -_LEASE, timedelta(milliseconds=999)])
+    def test_a_lease_below_one_second_takes_over_at_once(self, state: State, lease: timedelta) -> None:
+        _claim_name(state)
+        taken = _claim_name(state, "two", lease)
+        assert state.named_locks.get(_NAME) == _named_row(taken, NOON)
+
+    def test_a_renewal_counts_from_now_and_a_release_frees(self, state: State, clock: ManualClock) -> None:
+        lease, other = _claim_name(state), _claim_name(state, name="another")
+        clock.advance(_LEASE - _SECOND)
+        assert state.named_locks.renew(lease) is HolderWrite.APPLIED
+        assert state.named_locks.get(_NAME) == _named_row(lease, clock.now)
+        assert state.named_locks.release(lease) is HolderWrite.APPLIED
+        assert state.named_locks.release(lease) is HolderWrite.LEASE_LOST
+        assert state.named_locks.list() == [_named_row(other, NOON)]
+
+    def test_the_token_of_one_name_opens_no_other(self, state: State) -> None:
+        """L2."""
+        one, two = _claim_name(state), _claim_name(state, name="another")
+        crossed = replace(one, key=two.key)
+        assert state.named_locks.renew(crossed) is HolderWrite.LEASE_LOST
+        assert state.named_locks.release(crossed) is HolderWrite.LEASE_LOST
+        assert len(state.named_locks.list()) == 2
