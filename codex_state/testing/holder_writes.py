@@ -8,7 +8,7 @@ a test by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from codex_state.models import BackfillLease, HolderWrite, LockLease, MemoryScop
 from codex_state.repositories.backfills import BackfillRepository
 from codex_state.repositories.base import Repository
 from codex_state.repositories.jobs import Phase1JobRepository
+from codex_state.repositories.leases import LeaseRepository
 from codex_state.repositories.locks import ConsolidationLockRepository, NamedLockRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.thread_memories import ThreadMemoryRepository
@@ -202,5 +203,35 @@ _BACKFILL = (
     ),
 )
 
-HOLDER_WRITES: tuple[RegisteredWrite[Any], ...] = (*_PHASE1, *_LOCKS, *_NAMED, *_BACKFILL)
+
+def _shared(repository: type[LeaseRepository[Any, Any]], lease: type[Any]) -> Iterator[RegisteredWrite[Any]]:
+    """The verbs that all kinds of leases have under the same names."""
+    if repository is not Phase1JobRepository:  # which has a statement of its own
+        yield RegisteredWrite(
+            repository,
+            "begin",
+            lease,
+            lambda session, held: repository(session).begin(held),
+            refused=HolderWrite.LEASE_LOST,
+        )
+    yield RegisteredWrite(
+        repository,
+        "give_back",
+        lease,
+        lambda session, held: repository(session).give_back(held, "interrupted"),
+        refused=HolderWrite.LEASE_LOST,
+        finishes=True,
+    )
+
+
+HOLDER_WRITES: tuple[RegisteredWrite[Any], ...] = (
+    *_PHASE1,
+    *_LOCKS,
+    *_NAMED,
+    *_BACKFILL,
+    *_shared(Phase1JobRepository, Phase1Lease),
+    *_shared(ConsolidationLockRepository, LockLease),
+    *_shared(NamedLockRepository, NamedLease),
+    *_shared(BackfillRepository, BackfillLease),
+)
 """Every holder write there is."""

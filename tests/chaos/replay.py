@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from codex_state.models import SkipReason
 from codex_state.processes import Owner
 from codex_state.testing import lease_model as model
 from tests.chaos.audit import BACKFILLS, JOBS, LOCKS, MEMORIES, SCOPES, THREADS, Record
@@ -105,17 +106,26 @@ class Replay:
             if (new["status"], new["attempt"], new["failures"]) != (model.RUNNING, 1, 0):
                 return "a job began otherwise than by a claim"
             return self._grant(record, "job", stolen=False)
+        if new["ownership_token"] is None and old["ownership_token"] is not None:
+            return self._left_behind(record, old, new)
         if new["ownership_token"] != old["ownership_token"]:
             return self._job_grant(record, old, new)
         if old["status"] != model.RUNNING:
             return "a finished job was changed by its holder"
         if new["status"] == model.RUNNING:
             self._done(record, "job renewed")
-            return _only(old, new, "started_at")
+            return _only(old, new, "started_at", "begun_at")
         self._done(record, f"job {new['status']}", ends=True)
         return _only(old, new, "status", "failures", *_RESULTS)
 
-    def _job_grant(self, record: Record, old: Row, new: Row) -> str | None:
+    def _left_behind(self, record: Record, old: Row, new: Row) -> str | None:
+        """Work that crashed too often is given up, and an operator may take out what was left behind."""
+        if new["status"] != model.FAILED or self._refusal(record, old, new["source_updated_at"], 3600) is not None:
+            return "a job was taken from its holder before its lease was over"
+        self._done(record, "job left behind", ends=True)
+        return _only(old, new, "status", "failures", "crashes", "ownership_token", *_RESULTS)
+
+    def _refusal(self, record: Record, old: Row, source: int, lease: int) -> SkipReason | None:
         earlier = model.Job(
             old["status"],
             old["owner_session_id"],
@@ -124,10 +134,17 @@ class Replay:
             old["source_updated_at"],
             retry_at=old["retry_at"],
             by=_owner_of(old),
+            lease_seconds=old["lease_seconds"],
         )
-        refusal = model.refusal_of(
-            earlier, new["source_updated_at"], new["lease_seconds"], record.now, self._dead(old, record.number)
+        return model.refusal_of(earlier, source, lease, record.now, self._dead(old, record.number))
+
+    def _job_grant(self, record: Record, old: Row, new: Row) -> str | None:
+        refusal = self._refusal(record, old, new["source_updated_at"], new["lease_seconds"] or 0)
+        is_another = old["source_updated_at"] == new["source_updated_at"] and old.get("source_ns") != new.get(
+            "source_ns"
         )
+        if refusal is SkipReason.UP_TO_DATE and is_another:
+            refusal = None
         if refusal is not None:
             return f"double grant: it had to be refused as {refusal}"
         if new["status"] != model.RUNNING or new["attempt"] != old["attempt"] + 1:
@@ -148,12 +165,14 @@ class Replay:
         if new["ownership_token"] == old["ownership_token"]:
             self._done(record, "lock renewed")
             return _only(old, new, "updated_at")
-        lock = model.Lock(old["working_thread_id"], old["ownership_token"], old["updated_at"], _owner_of(old))
+        lock = model.Lock(
+            old["working_thread_id"], old["ownership_token"], old["updated_at"], _owner_of(old), old["lease_seconds"]
+        )
         _, outcome = model.acquire_lock(
             lock,
             owner=new["working_thread_id"],
             token="",
-            lease=new["lease_seconds"],
+            lease=new["lease_seconds"] or 0,
             now=record.now,
             dead=self._dead(old, record.number),
         )
@@ -213,7 +232,8 @@ class Replay:
 
     def _backfill_grant(self, record: Record, old: Row, new: Row) -> str | None:
         running = old["status"] == model.RUNNING
-        is_over = old["updated_at"] <= record.now - new["lease_seconds"]
+        lease = new["lease_seconds"] or 0
+        is_over = old["updated_at"] <= record.now - (lease and (old["lease_seconds"] or lease))
         if running and not is_over and old["owner_process"] not in self._dead(old, record.number):
             return "double grant: the backfill was held"
         return self._grant(record, "backfill", stolen=running)

@@ -127,8 +127,10 @@ def test_a_target_that_is_no_url_is_wrong_usage_and_never_repeated(cli: Cli, url
 
 
 def test_a_password_is_not_shown_when_the_server_does_not_answer(cli: Cli) -> None:
-    done = cli.refused("db", "copy", "--to", "postgresql://ada:hidden@127.0.0.1:1/db")
+    patience = {"CODEX_STATE_RETRY_FOR": "PT0.2S"}
+    done = cli("db", "copy", "--to", "postgresql://ada:hidden@127.0.0.1:1/db", **patience)
     assert done.status == 1
+    assert "waiting for the server" in done.stderr
     assert "hidden" not in done.stderr
 
 
