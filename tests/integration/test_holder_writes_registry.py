@@ -74,7 +74,7 @@ FOR_SERVICES = {"NamedLockRepository.renew", "NamedLockRepository.release"}
 """Registered writes for work that isn't ours."""
 
 RENEWALS = {name for name in REGISTERED if name.endswith((".renew", ".begin", ".give_back"))}
-"""The keeper renews leases of every kind, by what they say of themselves, and leased work begins and is given back so."""
+"""The keeper renews leases of every kind by what they say of themselves; leased work begins and is given back so."""
 
 FOR_BATCH_WORKERS = {"Phase1JobRepository.succeed_many"}
 """Registered writes that our own pipeline, which finishes each job as its extraction ends, has no use for."""
