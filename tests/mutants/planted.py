@@ -12,7 +12,6 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from codex_state import sqlite_engine
 from codex_state.clock import server_now
 from codex_state.models import (
     BackfillLease,
@@ -36,6 +35,7 @@ from codex_state.repositories import (
 )
 from codex_state.rollout import backfilling
 from codex_state.runtime import State
+from codex_state.sqlite_connection import StateConnection
 from codex_state.testing.holder_writes import HOLDER_WRITES
 from tests.mutants.statements import SqlMutant, sql_mutants
 
@@ -317,11 +317,11 @@ def _plant_ignored_refusal(held: ExitStack, met: Callable[[], None]) -> None:
 
 
 def _plant_deferred_writers(held: ExitStack, met: Callable[[], None]) -> None:
-    def deferred(connection: Connection) -> None:
+    def deferred(self: StateConnection) -> None:
         met()
-        sqlite_engine._run_in_begin(connection, "BEGIN DEFERRED")
+        self.cursor().execute("BEGIN DEFERRED")
 
-    held.enter_context(patch.object(sqlite_engine, "_begin_immediate", deferred))
+    held.enter_context(patch.object(StateConnection, "_begin_immediate", deferred))
 
 
 def planted_mutants() -> tuple[PlantedMutant, ...]:
