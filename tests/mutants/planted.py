@@ -276,33 +276,33 @@ def _same_token(module: str) -> PlantedMutant:
 # Transactions
 
 
-def _plant_checkpoint_after(held: ExitStack, met: Callable[[], None]) -> None:
-    store, checkpoint = backfilling._Run._store, BackfillRepository.checkpoint
+def _plant_checkpoint_in_two(*, before: bool) -> Callable[[ExitStack, Callable[[], None]], None]:
+    """Commit a batch and its checkpoint one after the other."""
+    under_lease = backfilling._Run.under_lease
 
-    def without(self: Any, state: State, *rest: Any) -> Any:
-        with patch.object(BackfillRepository, "checkpoint", lambda *_: HolderWrite.APPLIED):
-            answer = store(self, state, *rest)
-        state.session.commit()
-        met()
-        if not checkpoint(state.backfill, self._lease, rest[1]):
-            raise backfilling._LeaseLostError
-        return answer
+    def plant(held: ExitStack, met: Callable[[], None]) -> None:
+        def in_two(self: Any, work: Callable[[State], object], *, watermark: str | None = None) -> None:
+            if watermark is None:
+                under_lease(self, work)
+                return
 
-    held.enter_context(patch.object(backfilling._Run, "_store", without))
+            def checkpoint(state: State) -> None:
+                if not state.backfill.checkpoint(self._lease, watermark):
+                    raise backfilling._LeaseLostError
 
+            first, second = (checkpoint, work) if before else (work, checkpoint)
 
-def _plant_checkpoint_before(held: ExitStack, met: Callable[[], None]) -> None:
-    store, checkpoint = backfilling._Run._store, BackfillRepository.checkpoint
+            def unit(state: State) -> None:
+                first(state)
+                state.session.commit()
+                met()
+                second(state)
 
-    def without(self: Any, state: State, *rest: Any) -> Any:
-        if not checkpoint(state.backfill, self._lease, rest[1]):
-            raise backfilling._LeaseLostError
-        state.session.commit()
-        met()
-        with patch.object(BackfillRepository, "checkpoint", lambda *_: HolderWrite.APPLIED):
-            return store(self, state, *rest)
+            backfilling._run_fenced(self._runtime, unit)
 
-    held.enter_context(patch.object(backfilling._Run, "_store", without))
+        held.enter_context(patch.object(backfilling._Run, "under_lease", in_two))
+
+    return plant
 
 
 def _plant_ignored_refusal(held: ExitStack, met: Callable[[], None]) -> None:
@@ -330,7 +330,7 @@ def planted_mutants() -> tuple[PlantedMutant, ...]:
         *(mutant for mode in _MODES for mutant in _read_then_write(mode)),
         *(_same_token(module) for module in ("jobs", "locks", "backfills")),
         PlantedMutant("a writer's transaction starts as a reader's", _plant_deferred_writers),
-        PlantedMutant("the checkpoint is committed after its batch", _plant_checkpoint_after),
-        PlantedMutant("the checkpoint is committed before its batch", _plant_checkpoint_before),
+        PlantedMutant("the checkpoint is committed after its batch", _plant_checkpoint_in_two(before=False)),
+        PlantedMutant("the checkpoint is committed before its batch", _plant_checkpoint_in_two(before=True)),
         PlantedMutant("a refused checkpoint doesn't stop its batch", _plant_ignored_refusal),
     )
