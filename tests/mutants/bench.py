@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlmodel import Session
-
 from codex_state import StateRuntime, StateSettings
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
@@ -42,8 +40,12 @@ class Bench:
     def session(self) -> Iterator[tuple[State, ManualClock]]:
         """All repositories in one transaction on empty tables, at noon; nothing of it is kept."""
         self._clock.set(NOON)
-        with Session(self.memory.engine, expire_on_commit=False) as session:
-            yield State(session), self._clock
+        # A writer's from the beginning, so that no planted bug begins and commits a transaction of its own.
+        with self.memory.begin() as session:
+            try:
+                yield State(session), self._clock
+            finally:
+                session.rollback()
 
     @contextmanager
     def world(self) -> Iterator[World]:

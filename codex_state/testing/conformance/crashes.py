@@ -209,6 +209,34 @@ class TestCrashes:
         stored = _stored(state, key)
         assert (lease.crashes, stored.crashes, stored.begun_at, stored.attempt) == (2, 2, None, 8)
 
+    @pytest.mark.parametrize("renewed", [False, True])
+    def test_what_a_dead_process_left_behind_is_requeued_at_once(
+        self, state: State, clock: ManualClock, processes: ManualProcesses, renewed: bool
+    ) -> None:
+        """L1: unless another has it by then."""
+        processes.become(1)
+        key = _a_key(state)
+        lease = _claim(state, key)
+        processes.become(2)
+        assert state.phase1_jobs.requeue(key) is Requeue.RUNNING
+        processes.kill(a_process(1))
+        clock.advance(_SECOND)
+
+        def go_on() -> None:
+            processes.become(3)
+            assert state.phase1_jobs.renew(lease)
+            processes.become(2)
+
+        if renewed:
+            processes.meanwhile = go_on
+        assert state.phase1_jobs.requeue(key) is (Requeue.RUNNING if renewed else Requeue.REQUEUED)
+        stored = _stored(state, key)
+        if renewed:
+            assert (stored.status, stored.ownership_token) == (Phase1Status.RUNNING, lease.token)
+        else:
+            assert (stored.status, stored.ownership_token) == (Phase1Status.FAILED, None)
+            assert (stored.retry_at, stored.finished_at) == (clock.now, clock.now)
+
     def test_whoever_begins_prolongs_the_lease_and_is_named(
         self, state: State, clock: ManualClock, processes: ManualProcesses
     ) -> None:

@@ -234,6 +234,7 @@ class TestJobs:
         stored = _stored(state, lease.key)
         assert (stored.status, stored.retry_at, stored.crashes) == (Phase1Status.FAILED, clock.now, 0)
         assert "left it behind" in (stored.failure_reason or "")
+        assert stored.ownership_token is None
         assert state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None) is HolderWrite.LEASE_LOST
 
     def test_jobs_are_listed_by_their_start_and_counted_by_status(self, state: State, clock: ManualClock) -> None:

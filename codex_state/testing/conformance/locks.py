@@ -21,7 +21,7 @@ from codex_state.models import (
 )
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
-from codex_state.testing.processes import owner_columns
+from codex_state.testing.processes import ManualProcesses, a_process, owner_columns
 from codex_state.testing.samples import NOON
 
 _ROOT = Path("/home/memories/user/memory")
@@ -182,6 +182,34 @@ class TestNamedLocks:
         assert state.named_locks.release(lease) is HolderWrite.APPLIED
         assert state.named_locks.release(lease) is HolderWrite.LEASE_LOST
         assert state.named_locks.list() == [_named_row(other, NOON)]
+
+    @pytest.mark.parametrize("renewed", [False, True])
+    def test_what_a_dead_process_held_is_claimed_at_once(
+        self, state: State, clock: ManualClock, processes: ManualProcesses, renewed: bool
+    ) -> None:
+        """L1: unless another has it by then."""
+        processes.become(1)
+        first = _claim_name(state)
+        processes.become(2)
+        processes.kill(a_process(1))
+        clock.advance(_SECOND)
+
+        def go_on() -> None:
+            processes.become(3)
+            assert state.named_locks.renew(first)
+            processes.become(2)
+
+        if renewed:
+            processes.meanwhile = go_on
+        outcome = state.named_locks.try_claim(_NAME, owner="two", lease=_LEASE)
+        lock = state.named_locks.get(_NAME)
+        assert lock is not None
+        if renewed:
+            assert (outcome, lock.ownership_token) == (_RUNNING, first.token)
+        else:
+            assert isinstance(outcome, Claimed)
+            assert (lock.ownership_token, lock.renewed_at) == (outcome.lease.token, clock.now)
+            assert outcome.lease.token != first.token
 
     def test_the_token_of_one_name_opens_no_other(self, state: State) -> None:
         """L2."""

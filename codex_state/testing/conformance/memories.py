@@ -115,6 +115,26 @@ class TestThreadMemories:
                 state.thread_memories.upsert_for_scope(thread_id, _USER, "raw", "summary")
         assert [MemoryScope(mark.scope_kind, mark.scope_key) for mark in state.memory_scopes.list_dirty()] == [scope]
 
+    @pytest.mark.parametrize("way", ["deleted", "disabled by its rollout"])
+    def test_marks_of_what_is_to_be_forgotten_follow_the_clock_and_strictly_increase(
+        self, state: State, clock: ManualClock, way: str
+    ) -> None:
+        """L3, L4."""
+        threads = [_a_stored_thread(state) for _ in range(2)]
+        for each in threads:
+            state.thread_memories.upsert_for_scope(each, _USER, "raw", "summary")
+        clock.advance(timedelta(minutes=1))
+        marks = []
+        for each in threads:
+            if way == "deleted":
+                state.threads.delete(each)
+            else:
+                state.threads.upsert_from_rollouts([a_thread(id=each, memory_mode="disabled")])
+            mark = state.memory_scopes.get(_USER)
+            assert mark is not None
+            marks.append(mark.updated_at)
+        assert marks == [clock.now, clock.now + _SECOND]
+
     @pytest.mark.parametrize(
         "way", ["the thread is deleted", "its memory mode is disabled", "its rollout says so", "it is invalidated"]
     )
