@@ -169,6 +169,6 @@ def _reason_of(error: BaseException) -> str:
 def _give_back(runtime: StateRuntime, lease: LeaseT, reason: str) -> None:
     try:
         # What is finished, or lost, stays as it is: the token says so.
-        runtime.run(lambda state: state.leases_like(lease).give_back(lease, reason))
+        runtime.run(lambda state: state.leases_like(lease).release(lease, reason))
     except DatabaseError as error:
         _log.warning("unfinished work could not be given back; its lease ends by itself: %s", error)

@@ -152,13 +152,9 @@ class BackfillRepository(LeaseRepository[str, BackfillLease]):
         """Note that every rollout is handled. Without a ``watermark`` the stored one stays."""
         return self._write(_COMPLETE_IT, lease, new_watermark=watermark)
 
-    def release(self, lease: BackfillLease) -> HolderWrite:
+    def release(self, lease: BackfillLease, reason: str = "released") -> HolderWrite:  # noqa: ARG002 - there is no place for it
         """Give the work back unfinished: anybody may go on at once, from the stored watermark."""
         return self._write(_RELEASE, lease)
-
-    def give_back(self, lease: BackfillLease, reason: str) -> HolderWrite:  # noqa: ARG002 - there is no place for it
-        """``release``, under the name that all kinds of leases share."""
-        return self.release(lease)
 
     @staticmethod
     def _of(key: str) -> dict[str, Any]:

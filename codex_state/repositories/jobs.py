@@ -263,7 +263,8 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
 
     def _give_up(self, parameters: Mapping[str, Any], *, key_only: bool = False) -> bool:
         """Make failed for good what another claim would have crash too often. Tells whether there was such a job."""
-        reason = f"its worker ended while it worked on it, {parameters['crashes_allowed']} times"
+        allowed = parameters["crashes_allowed"]
+        reason = f"its worker ended while it worked on it ({allowed} of {allowed} crashes allowed)"
         statements = (_GIVE_UP, _GIVE_UP_FROM_THE_DEAD) if key_only else (_GIVE_UP_ALL, _GIVE_UP_ALL_FROM_THE_DEAD)
         given_up = self._all(statements[0], {**parameters, "crash_reason": reason})
         if not given_up and "dead_processes" in parameters:
@@ -420,7 +421,7 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
         retry_seconds = None if retry_after is None else whole_seconds(retry_after)
         return self._write(_FAIL, lease, new_failure_reason=reason, retry_seconds=retry_seconds)
 
-    def release(self, lease: Phase1Lease, reason: str) -> HolderWrite:
+    def release(self, lease: Phase1Lease, reason: str = "released") -> HolderWrite:
         """Give the job back unfinished. It can be claimed again at once, and no failure is counted.
 
         Args:
@@ -428,10 +429,6 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
             reason: why it isn't finished, for people.
         """
         return self._write(_RELEASE, lease, new_failure_reason=reason)
-
-    def give_back(self, lease: Phase1Lease, reason: str) -> HolderWrite:
-        """``release``, under the name that all kinds of leases share."""
-        return self.release(lease, reason)
 
     def requeue(self, key: Phase1Key, *, lease: timedelta = timedelta(hours=1)) -> Requeue:
         """Let a job be claimed again, now, and forget its failures and crashes: an operator's decision.

@@ -160,12 +160,12 @@ class LeaseRepository(Repository, Generic[KeyT, LeaseT]):
         """Note that the work begins, where that makes a difference, and prolong the lease."""
         return self.renew(lease)
 
-    def give_back(self, lease: LeaseT, reason: str) -> HolderWrite:
-        """Let another claim the work at once, unfinished. Work that is finished stays so.
+    def release(self, lease: LeaseT, reason: str = "released") -> HolderWrite:
+        """Give the work back unfinished: another can claim it at once. Work that is finished stays so.
 
         Args:
             lease: the holder's lease.
-            reason: why it isn't finished, for people, where there is a place for it.
+            reason: why it isn't finished, for people. Only jobs have a place for it.
         """
         raise NotImplementedError
 

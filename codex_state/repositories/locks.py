@@ -74,13 +74,9 @@ class _LockRepository(LeaseRepository[KeyT, LeaseT]):
             )
         )
 
-    def release(self, lease: LeaseT) -> HolderWrite:
+    def release(self, lease: LeaseT, reason: str = "released") -> HolderWrite:  # noqa: ARG002 - there is no place for it
         """Give the lock back. A lease that was taken over changes nothing."""
         return self._write(self._releasing, lease)
-
-    def give_back(self, lease: LeaseT, reason: str) -> HolderWrite:  # noqa: ARG002 - there is no place for it
-        """``release``, under the name that all kinds of leases share."""
-        return self.release(lease)
 
 
 class ConsolidationLockRepository(_LockRepository[Path, LockLease]):

@@ -58,65 +58,31 @@ class RegisteredWrite(Generic[LeaseT]):
         return f"{self.repository.__name__}.{self.verb}"
 
 
-_PHASE1 = (
-    RegisteredWrite(
-        Phase1JobRepository,
-        "renew",
-        Phase1Lease,
-        lambda session, lease: Phase1JobRepository(session).renew(lease),
-        refused=HolderWrite.LEASE_LOST,
-    ),
-    RegisteredWrite(
-        Phase1JobRepository,
-        "begin",
-        Phase1Lease,
-        lambda session, lease: Phase1JobRepository(session).begin(lease),
-        refused=HolderWrite.LEASE_LOST,
-    ),
-    RegisteredWrite(
-        Phase1JobRepository,
-        "succeed",
-        Phase1Lease,
-        lambda session, lease: Phase1JobRepository(session).succeed(
-            lease, raw_memory_path=Path("/raw.md"), summary_hash="hash"
-        ),
-        refused=HolderWrite.LEASE_LOST,
-        finishes=True,
-    ),
-    RegisteredWrite(
-        Phase1JobRepository,
-        "succeed_many",
-        Phase1Lease,
-        lambda session, lease: Phase1JobRepository(session).succeed_many({lease: Product(Path("/raw.md"), "hash")})[
-            lease
-        ],
-        refused=HolderWrite.LEASE_LOST,
-        finishes=True,
-    ),
-    RegisteredWrite(
-        Phase1JobRepository,
-        "fail",
-        Phase1Lease,
-        lambda session, lease: Phase1JobRepository(session).fail(lease, "failed", retry_after=timedelta(0)),
-        refused=HolderWrite.LEASE_LOST,
-        finishes=True,
-    ),
-    RegisteredWrite(
-        Phase1JobRepository,
-        "release",
-        Phase1Lease,
-        lambda session, lease: Phase1JobRepository(session).release(lease, "interrupted"),
-        refused=HolderWrite.LEASE_LOST,
-        finishes=True,
-    ),
-    RegisteredWrite(
-        ThreadMemoryRepository,
-        "upsert_if_owner",
-        Phase1Lease,
-        lambda session, lease: ThreadMemoryRepository(session).upsert_if_owner(lease, "raw memory", "summary"),
-        refused=HolderWrite.LEASE_LOST,
-    ),
-)
+def _on(
+    repository: type[Repository],
+    lease: type[LeaseT],
+    verb: str,
+    *arguments: object,
+    finishes: bool = False,
+    **options: object,
+) -> RegisteredWrite[LeaseT]:
+    """A verb that is called with the lease and these arguments, and answers a ``HolderWrite``."""
+
+    def call(session: Session, held: LeaseT) -> object:
+        return getattr(repository(session), verb)(held, *arguments, **options)
+
+    return RegisteredWrite(repository, verb, lease, call, refused=HolderWrite.LEASE_LOST, finishes=finishes)
+
+
+def _on_any(repository: type[LeaseRepository[Any, Any]], lease: type[LeaseT]) -> Iterator[RegisteredWrite[LeaseT]]:
+    """The verbs that all kinds of leases have."""
+    yield _on(repository, lease, "renew")
+    yield _on(repository, lease, "begin")
+    yield _on(repository, lease, "release", "interrupted", finishes=True)
+
+
+def _succeed_one(session: Session, lease: Phase1Lease) -> HolderWrite:
+    return Phase1JobRepository(session).succeed_many({lease: Product(Path("/raw.md"), "hash")})[lease]
 
 
 def _mark_clean(session: Session, lease: LockLease) -> bool:
@@ -126,22 +92,27 @@ def _mark_clean(session: Session, lease: LockLease) -> bool:
     return scopes.mark_clean(_SCOPE, seen=mark.updated_at, lock=lease)
 
 
-_LOCKS = (
-    RegisteredWrite(
-        ConsolidationLockRepository,
-        "renew",
-        LockLease,
-        lambda session, lease: ConsolidationLockRepository(session).renew(lease),
-        refused=HolderWrite.LEASE_LOST,
+HOLDER_WRITES: tuple[RegisteredWrite[Any], ...] = (
+    *_on_any(Phase1JobRepository, Phase1Lease),
+    _on(
+        Phase1JobRepository,
+        Phase1Lease,
+        "succeed",
+        raw_memory_path=Path("/raw.md"),
+        summary_hash="hash",
+        finishes=True,
     ),
     RegisteredWrite(
-        ConsolidationLockRepository,
-        "release",
-        LockLease,
-        lambda session, lease: ConsolidationLockRepository(session).release(lease),
+        Phase1JobRepository,
+        "succeed_many",
+        Phase1Lease,
+        _succeed_one,
         refused=HolderWrite.LEASE_LOST,
         finishes=True,
     ),
+    _on(Phase1JobRepository, Phase1Lease, "fail", "failed", retry_after=timedelta(0), finishes=True),
+    _on(ThreadMemoryRepository, Phase1Lease, "upsert_if_owner", "raw memory", "summary"),
+    *_on_any(ConsolidationLockRepository, LockLease),
     RegisteredWrite(
         MemoryScopeRepository,
         "mark_clean",
@@ -150,88 +121,9 @@ _LOCKS = (
         refused=False,
         arrange=lambda session: MemoryScopeRepository(session).mark_dirty(_SCOPE),
     ),
-)
-
-_NAMED = (
-    RegisteredWrite(
-        NamedLockRepository,
-        "renew",
-        NamedLease,
-        lambda session, lease: NamedLockRepository(session).renew(lease),
-        refused=HolderWrite.LEASE_LOST,
-    ),
-    RegisteredWrite(
-        NamedLockRepository,
-        "release",
-        NamedLease,
-        lambda session, lease: NamedLockRepository(session).release(lease),
-        refused=HolderWrite.LEASE_LOST,
-        finishes=True,
-    ),
-)
-
-_BACKFILL = (
-    RegisteredWrite(
-        BackfillRepository,
-        "renew",
-        BackfillLease,
-        lambda session, lease: BackfillRepository(session).renew(lease),
-        refused=HolderWrite.LEASE_LOST,
-    ),
-    RegisteredWrite(
-        BackfillRepository,
-        "checkpoint",
-        BackfillLease,
-        lambda session, lease: BackfillRepository(session).checkpoint(lease, _WATERMARK),
-        refused=HolderWrite.LEASE_LOST,
-    ),
-    RegisteredWrite(
-        BackfillRepository,
-        "complete",
-        BackfillLease,
-        lambda session, lease: BackfillRepository(session).complete(lease, _WATERMARK),
-        refused=HolderWrite.LEASE_LOST,
-        finishes=True,
-    ),
-    RegisteredWrite(
-        BackfillRepository,
-        "release",
-        BackfillLease,
-        lambda session, lease: BackfillRepository(session).release(lease),
-        refused=HolderWrite.LEASE_LOST,
-        finishes=True,
-    ),
-)
-
-
-def _shared(repository: type[LeaseRepository[Any, Any]], lease: type[Any]) -> Iterator[RegisteredWrite[Any]]:
-    """The verbs that all kinds of leases have under the same names."""
-    if repository is not Phase1JobRepository:  # which has a statement of its own
-        yield RegisteredWrite(
-            repository,
-            "begin",
-            lease,
-            lambda session, held: repository(session).begin(held),
-            refused=HolderWrite.LEASE_LOST,
-        )
-    yield RegisteredWrite(
-        repository,
-        "give_back",
-        lease,
-        lambda session, held: repository(session).give_back(held, "interrupted"),
-        refused=HolderWrite.LEASE_LOST,
-        finishes=True,
-    )
-
-
-HOLDER_WRITES: tuple[RegisteredWrite[Any], ...] = (
-    *_PHASE1,
-    *_LOCKS,
-    *_NAMED,
-    *_BACKFILL,
-    *_shared(Phase1JobRepository, Phase1Lease),
-    *_shared(ConsolidationLockRepository, LockLease),
-    *_shared(NamedLockRepository, NamedLease),
-    *_shared(BackfillRepository, BackfillLease),
+    *_on_any(NamedLockRepository, NamedLease),
+    *_on_any(BackfillRepository, BackfillLease),
+    _on(BackfillRepository, BackfillLease, "checkpoint", _WATERMARK),
+    _on(BackfillRepository, BackfillLease, "complete", _WATERMARK, finishes=True),
 )
 """Every holder write there is."""

@@ -100,7 +100,7 @@ def claim_job(
     if job.status == RUNNING and job.begun_at is not None and lease > 0:
         crashes += 1
         if crashes >= crashes_allowed:
-            reason = f"its worker ended while it worked on it, {crashes_allowed} times"
+            reason = f"its worker ended while it worked on it ({crashes_allowed} of {crashes_allowed} crashes allowed)"
             given_up = replace(
                 job,
                 status=FAILED,

@@ -196,7 +196,7 @@ def _unguarded(name: str) -> Iterator[SqlMutant]:
             yield mutant
 
 
-_SHARED_VERBS = (("begin", "renew"), ("give_back", "release"))
+_SHARED_VERBS = (("begin", "renew"), ("renew", "renew"), ("release", "release"))
 _STATEMENT_OF = {
     "Phase1JobRepository": "jobs",
     "ThreadMemoryRepository": "thread_memories",
@@ -207,13 +207,10 @@ _STATEMENT_OF = {
 }
 _NAME_OF = {
     "BackfillRepository.begin": "renew",
-    **{f"{repository}.give_back": "release" for repository in ("Phase1JobRepository", "BackfillRepository")},
     **{f"ConsolidationLockRepository.{verb}": f"{as_}_consolidation" for verb, as_ in _SHARED_VERBS},
     **{f"NamedLockRepository.{verb}": f"{as_}_name" for verb, as_ in _SHARED_VERBS},
     "MemoryScopeRepository.mark_clean": "mark_clean_if_locked",
     "BackfillRepository.complete": "complete_it",
-    **{f"ConsolidationLockRepository.{verb}": f"{verb}_consolidation" for verb in ("renew", "release")},
-    **{f"NamedLockRepository.{verb}": f"{verb}_name" for verb in ("renew", "release")},
 }
 
 

@@ -92,7 +92,7 @@ def _given_up(job: Phase1Job) -> Phase1Job:
         | {
             "status": Phase1Status.FAILED,
             "finished_at": NOON,
-            "failure_reason": "its worker ended while it worked on it, 3 times",
+            "failure_reason": "its worker ended while it worked on it (3 of 3 crashes allowed)",
             "ownership_token": None,
             "retry_at": None,
             "crashes": 3,
@@ -279,7 +279,9 @@ class TestCrashes:
             clock.advance(timedelta(hours=1))
         stored = _stored(state, key)
         assert (crashed, stored.crashes, stored.status) == (allowed, allowed, Phase1Status.FAILED)
-        assert stored.failure_reason == f"its worker ended while it worked on it, {allowed} times"
+        assert (
+            stored.failure_reason == f"its worker ended while it worked on it ({allowed} of {allowed} crashes allowed)"
+        )
         assert stored.ownership_token is None
         assert state.phase1_jobs.requeue(key) is Requeue.REQUEUED
         assert [lease.crashes for lease in _claims(state, way, key, allowed)] == [0]
