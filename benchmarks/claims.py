@@ -41,7 +41,7 @@ def _store(runtime: StateRuntime, count: int, newest: datetime) -> None:
 
 def _claim(runtime: StateRuntime) -> int:
     with runtime.autocommit() as state:
-        return len(state.phase1_jobs.claim_candidates(owner=uuid4(), lease=timedelta(hours=1), limit=_BATCH))
+        return len(state.phase1_jobs.claim_candidates(owner=uuid4(), lease=timedelta(hours=1), max_threads=_BATCH))
 
 
 def _median_of_a_claim(url: str | URL | None, finished: int) -> tuple[float, float]:

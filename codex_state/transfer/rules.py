@@ -40,7 +40,6 @@ _later_memory = _later("updated_at", "used_count", "last_used_at", "invalidated_
 # One attempt moves on from running to finished.
 _later_job = _later("attempt", "finished_at", "started_at")
 _later_row = _later("updated_at")
-_later_named_lock = _later("renewed_at")
 
 
 _GIVEN = {"name_at": "name", "memory_mode_chosen_at": "memory_mode"}
@@ -70,14 +69,14 @@ def _scope(source: Values, target: Values) -> Values | None:
     return source | {"dirty": max(_number(source["dirty"]), _number(target["dirty"]))}
 
 
-def _lock(source: Values, target: Values) -> Values | None:
+def _lock(renewed_at: str) -> Rule:
     """A lock that somebody else took in the target since is theirs."""
-    return _later_row(source, target) if source["ownership_token"] == target["ownership_token"] else target
+    later = _later(renewed_at)
 
+    def rule(source: Values, target: Values) -> Values | None:
+        return later(source, target) if source["ownership_token"] == target["ownership_token"] else target
 
-def _named_lock(source: Values, target: Values) -> Values | None:
-    """The same."""
-    return _later_named_lock(source, target) if source["ownership_token"] == target["ownership_token"] else target
+    return rule
 
 
 def _backfill(source: Values, target: Values) -> Values | None:
@@ -102,8 +101,8 @@ _RULES: dict[str, Rule] = {
     "thread_memory": _later_memory,
     "memory_phase1_jobs": _later_job,
     "memory_scope_dirty": _scope,
-    "memory_consolidation_locks": _lock,
-    "codex_state_locks": _named_lock,
+    "memory_consolidation_locks": _lock("updated_at"),
+    "codex_state_locks": _lock("renewed_at"),
     "backfill_state": _backfill,
     "rollout_files": _file,
 }
