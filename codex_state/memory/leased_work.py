@@ -20,6 +20,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Generic
 
 from codex_state.async_runtime import AsyncStateRuntime
@@ -84,7 +85,7 @@ def hold(
         DatabaseError: the claim failed.
         Exception: what the block raised, after the work was given back.
     """
-    lease = _granted(runtime.run(claim))
+    lease = _claimed(runtime, claim)
     if lease is None:
         yield None
         return
@@ -110,12 +111,21 @@ async def ahold(
     Raises:
         WorkStoppedError: in place of that cancellation.
     """
-    lease = _granted(await runtime.run(claim))
-    if lease is None:
-        yield None
-        return
+    # Kept here, not in an answer that a cancelled caller wouldn't get.
+    granted: list[LeaseT] = []
+
+    def keep(sync: StateRuntime) -> None:
+        lease = _claimed(sync, claim)
+        if lease is not None:
+            granted.append(lease)
+
     reason = _UNFINISHED
     try:
+        await runtime.call(keep)
+        if not granted:
+            yield None
+            return
+        (lease,) = granted
         await runtime.run(_begin, lease)
         async with AsyncLeaseKeeper(runtime) as keeper, keeper.working(lease, timeout=timeout) as kept:
             yield HeldWork(kept)
@@ -123,7 +133,8 @@ async def ahold(
         reason = _reason_of(error)
         raise
     finally:
-        await finishing(lambda: _give_back(runtime.sync, lease, reason))
+        for lease in granted:
+            await finishing(partial(_give_back, runtime.sync, lease, reason))
 
 
 @contextmanager
@@ -144,6 +155,12 @@ def exit_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _claimed(runtime: StateRuntime, claim: Claim[LeaseT]) -> LeaseT | None:
+    # In the claim's transaction: one that granted too much is taken back.
+    lease: LeaseT | None = runtime.run(lambda state: _granted(claim(state)))
+    return lease
 
 
 def _granted(answer: Any) -> Any:

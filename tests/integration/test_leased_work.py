@@ -143,6 +143,7 @@ def test_several_pieces_at_a_time_are_refused(runtime: StateRuntime) -> None:
         hold(runtime, lambda state: state.phase1_jobs.claim_candidates(owner=OWNER, lease=LEASE)),
     ):
         pass
+    assert runtime.run(claim_job), "none of them stays claimed"
 
 
 def test_work_that_takes_too_long_is_told(runtime: StateRuntime) -> None:
@@ -193,6 +194,33 @@ def test_a_cancelled_task_gives_its_work_back(settings: StateSettings, loop: Loo
                 while not working.is_set():
                     await loop.sleep(0.001)
                 cancel()
+            assert held_by(runtime.sync) is None
+
+    loop.run(main)
+
+
+@EVERY_LOOP
+def test_a_task_cancelled_while_it_claims_keeps_nothing(settings: StateSettings, loop: Loop) -> None:
+    claiming, cancelled = threading.Event(), threading.Event()
+
+    def claim_slowly(state: State) -> Claimed[NamedLease] | Skipped:
+        claiming.set()
+        assert cancelled.wait(60)
+        return claim_name(state)
+
+    async def main() -> None:
+        async with AsyncStateRuntime.open(settings) as runtime:
+
+            async def work() -> None:
+                async with ahold(runtime, claim_slowly):
+                    await loop.sleep(60)
+
+            async with loop.started(work) as cancel:
+                while not claiming.is_set():
+                    await loop.sleep(0.001)
+                cancel()
+                await loop.sleep(0.01)
+                cancelled.set()
             assert held_by(runtime.sync) is None
 
     loop.run(main)
