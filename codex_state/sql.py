@@ -117,6 +117,8 @@ def normal_spelling(path: str) -> str:
     ``/a//b/./`` is ``/a/b``; ``\\?\c:\x\`` is ``C:\x``. Nothing is looked up: a directory that doesn't exist has a
     normal spelling as well. ``normal_path`` is the same in SQL.
     """
+    if path.startswith("/") and "//" not in (closed := f"{path}/") and "/./" not in closed:
+        return path
     drive = path[4:] if path[:4] == "\\\\?\\" else path
     if drive[1:3] == ":\\":
         return drive[:1].upper() + drive[1:].rstrip("\\")
@@ -132,15 +134,25 @@ _ROUNDS = 4
 """How often needless parts are taken out: each round halves a row of slashes."""
 
 
-@compiles(normal_path)
-def _normal_path(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
-    path = compiler.process(element.clauses, **kw)
+@compiles(normal_path, "sqlite")
+def _normal_path_sqlite(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
+    return _normal_path(compiler.process(element.clauses, **kw), position="instr")
+
+
+@compiles(normal_path, "postgresql")
+def _normal_path_postgresql(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
+    return _normal_path(compiler.process(element.clauses, **kw), position="strpos")
+
+
+def _normal_path(path: str, *, position: str) -> str:
     drive = f"CASE WHEN substr({path}, 1, 4) = '\\\\?\\' THEN substr({path}, 5) ELSE {path} END"
     spelled = f"{path} || '/'"
     for _ in range(_ROUNDS):
         spelled = f"replace(replace({spelled}, '/./', '/'), '//', '/')"
+    # Nearly every path is spelled so already, and a claim asks several times for each thread.
+    is_normal = f"substr({path}, 1, 1) = '/' AND {position}({path} || '/', '//') + {position}({path} || '/', '/./') = 0"
     return (
-        f"CASE WHEN substr({drive}, 2, 2) = ':\\' "
+        f"CASE WHEN {is_normal} THEN {path} WHEN substr({drive}, 2, 2) = ':\\' "
         f"THEN upper(substr({drive}, 1, 1)) || rtrim(substr({drive}, 2), '\\') "
         f"WHEN {path} = '' THEN '' ELSE coalesce(nullif(rtrim({spelled}, '/'), ''), '/') END"
     )
