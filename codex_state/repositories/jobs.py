@@ -64,7 +64,7 @@ from codex_state.repositories.job_claims import (
     search_of,
 )
 from codex_state.repositories.leases import LeaseRepository
-from codex_state.repositories.prepared import atomically, by_index, planned_anew
+from codex_state.repositories.prepared import atomically, by_index
 from codex_state.sql import contains, is_any_of, json_item, json_rows, unindexed
 
 _jobs = JOBS.table
@@ -358,7 +358,7 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
             return claimed
 
         # In one transaction: SQLite's other writers would empty this one's cache between the statements.
-        with planned_anew(connection), atomically(connection), by_index(connection):
+        with atomically(connection), by_index(connection):
             claimed = claim(max_threads, limit, {})
             threads = max_threads - len({lease.key.thread_id for lease in claimed})
             missing = None if limit is None else limit - len(claimed)

@@ -49,11 +49,21 @@ _RAW = (sqlite3.Error, StatementError, UnicodeEncodeError, OverflowError, Memory
 """What isn't a ``StateError`` yet: a refused value, a driver's error, or one from an engine that doesn't translate."""
 
 _SEQSCAN: ColumnElement[str] = literal_column("'enable_seqscan'")
-_SEQSCAN_SETTING = select(func.current_setting(_SEQSCAN).label("value"))
+_SEQSCAN_AND_SIZE = select(
+    func.current_setting(_SEQSCAN).label("seqscan"),
+    func.coalesce(
+        func.pg_relation_size(func.to_regclass(literal_column("'threads'")))
+        + func.pg_relation_size(func.to_regclass(literal_column("'memory_phase1_jobs'"))),
+        literal_column("0"),
+    ).label("size"),
+)
 _SET_SEQSCAN = select(
     func.set_config(_SEQSCAN, bindparam("value", type_=String()), literal_column("true")).label("set")
 )
 _FORGET_PLANS = text("DISCARD PLANS")
+_PLANNED_AT_SIZE = "codex_state_planned_at_size"
+_SMALL_BYTES = 128 * 1024
+"""Tables up to here are read in no time, by whatever plan."""
 
 _Convert = Callable[[Any], Any] | None
 _Make = Callable[[Sequence[Any]], Any]
@@ -303,18 +313,27 @@ def by_index(connection: Connection) -> Iterator[None]:
 
     That includes what it reads by itself to check foreign keys, a row of another table for each row that is written.
     The plan for that is kept as long as a session lasts, or until the table is analysed: one that was made when the
-    table was known to have a page or two goes on reading all of it, however large it has become. So plans are
-    forgotten first. They are made again once, and sessions of a service's own are left as they were otherwise.
+    table was known to have a page or two goes on reading all of it, however large it has become. The same holds for
+    statements that the driver prepares. So a connection's plans are forgotten whenever the tables have doubled since it
+    last forgot them: they are made again once, and sessions of a service's own are left as they were otherwise.
     """
     if connection.dialect.name != "postgresql":
         yield
         return
-    before = execute(connection, _SEQSCAN_SETTING, {})[0].value
+    before = execute(connection, _SEQSCAN_AND_SIZE, {})[0]
     execute(connection, _SET_SEQSCAN, {"value": "off"})
-    execute(connection, _FORGET_PLANS, {})
+    if not _keeps_plans(connection) or before.size > connection.info.get(_PLANNED_AT_SIZE, -1):
+        execute(connection, _FORGET_PLANS, {})
+        connection.info[_PLANNED_AT_SIZE] = max(2 * before.size, _SMALL_BYTES)
     yield
     # After an error the transaction's end does this.
-    execute(connection, _SET_SEQSCAN, {"value": before})
+    execute(connection, _SET_SEQSCAN, {"value": before.seqscan})
+
+
+def _keeps_plans(connection: Connection) -> bool:
+    """Whether what was planned on this connection is known: behind a pooler each transaction may be another session."""
+    driver: Any = connection.connection.driver_connection
+    return connection.dialect.driver == "psycopg" and driver.prepare_threshold is not None
 
 
 @contextmanager
