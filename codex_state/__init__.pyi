@@ -145,6 +145,11 @@ from .rollout.threads import (
     ThreadMetadataBuilder as ThreadMetadataBuilder,
     extract_metadata as extract_metadata,
 )
+from .rollout.transcript import (
+    TranscriptItem as TranscriptItem,
+    TranscriptKind as TranscriptKind,
+    read_transcript as read_transcript,
+)
 from .runtime import (
     State as State,
     StateRuntime as StateRuntime,

@@ -63,3 +63,8 @@ from .threads import (
     prefer_existing_git_info as prefer_existing_git_info,
     rollout_item_affects_thread_metadata as rollout_item_affects_thread_metadata,
 )
+from .transcript import (
+    TranscriptItem as TranscriptItem,
+    TranscriptKind as TranscriptKind,
+    read_transcript as read_transcript,
+)

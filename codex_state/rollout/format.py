@@ -436,25 +436,42 @@ def decode_tolerantly(line: bytes) -> Salvaged:
         text = line.decode(errors="surrogateescape")
         broken = True
     lines: list[Line] = []
-    unknown = attempts = 0
+    unknown = 0
+    for value in records_of(text):
+        salvaged = _NOTHING if value is None else _record(value)
+        lines += salvaged.lines
+        unknown += salvaged.unknown
+        broken = broken or salvaged.broken
+    return Salvaged(lines, broken, unknown)
+
+
+def records_of(text: str) -> Iterator[dict[str, Any] | None]:
+    """The records on a line that isn't a whole one; ``None`` in place of what is none, or can't be read."""
+    attempts = 0
     position, end = _skip_padding(text, 0), len(text.rstrip(_PADDING))
-    while position < end and attempts < _MAX_ATTEMPTS:
+    while position < end:
         try:
             value, after = _scan(text, position)
         except (ValueError, RecursionError):
             value, after = None, position
-        salvaged = _record(value)
-        lines += salvaged.lines
-        unknown += salvaged.unknown
-        broken = broken or salvaged.broken
-        if salvaged is _NOTHING:
-            attempts += 1
-            # A text may just be what lies between the quote of a cut record and the first one of a whole record.
-            following = _RECORD.search(text, after if isinstance(value, dict) else position + 1)
-            position = end if following is None else following.start()
-        else:
+        if _is_record(value):
+            yield value
             position = _skip_padding(text, after)
-    return Salvaged(lines, broken or position < end, unknown)
+            continue
+        yield None
+        attempts += 1
+        if attempts == _MAX_ATTEMPTS:
+            return
+        # A text may just be what lies between the quote of a cut record and the first one of a whole record.
+        following = _RECORD.search(text, after if isinstance(value, dict) else position + 1)
+        position = end if following is None else following.start()
+
+
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str) or "payload" not in value:
+        return False
+    payload = value["payload"]
+    return value["type"] != "event_msg" or (isinstance(payload, dict) and isinstance(payload.get("type"), str))
 
 
 def _skip_padding(text: str, position: int) -> int:
@@ -465,30 +482,24 @@ def _skip_padding(text: str, position: int) -> int:
 _NOTHING = Salvaged([], broken=True, unknown=0)
 
 
-def _record(value: Any) -> Salvaged:
-    if not isinstance(value, dict):
-        return _NOTHING
-    kind, payload, timestamp = (value.get(name) for name in ("type", "payload", "timestamp"))
-    if not isinstance(kind, str) or "payload" not in value:
-        return _NOTHING
+def _record(value: dict[str, Any]) -> Salvaged:
+    kind, payload, timestamp = value["type"], value["payload"], value.get("timestamp")
     known = _PAYLOADS.get(kind)
     if known is None and kind == "event_msg":
-        if not isinstance(payload, dict) or not isinstance(payload.get("type"), str):
-            return _NOTHING
         known = _EVENT_TYPES.get(payload["type"])
     if known is None:
         return Salvaged([], broken=False, unknown=1)
-    tolerant = _Tolerant()
+    tolerant = TolerantReader()
     item = tolerant.read(known, payload)
     if item is UNSET:
         return _NOTHING
-    if isinstance(item, SessionMeta) and item.source is None and value["payload"].get("source") is not None:
+    if isinstance(item, SessionMeta) and item.source is None and payload.get("source") is not None:
         item.source = UNKNOWN_SOURCE
     broken = bool(tolerant.left_out) or not isinstance(timestamp, str)
     return Salvaged([Line(timestamp if isinstance(timestamp, str) else "", item)], broken, 0)
 
 
-class _Tolerant:
+class TolerantReader:
     """Makes a JSON value into a type, leaving out what doesn't fit."""
 
     def __init__(self) -> None:
