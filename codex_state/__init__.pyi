@@ -1,6 +1,5 @@
 """Everything public, and where it lives: ``__init__.py`` reads it from here, as type checkers do."""
 
-from .async_runtime import AsyncStateRuntime as AsyncStateRuntime
 from .errors import (
     BackfillError as BackfillError,
     BackfillTimeoutError as BackfillTimeoutError,
@@ -146,6 +145,7 @@ from .rollout.threads import (
     extract_metadata as extract_metadata,
 )
 from .runtime import (
+    AsyncStateRuntime as AsyncStateRuntime,
     State as State,
     StateRuntime as StateRuntime,
 )

@@ -14,15 +14,16 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from codex_state import migrations
-from codex_state.clock import server_now
+from codex_state.database.sql import server_now
+from codex_state.database.state_files import read_only_uri
 from codex_state.doctor.findings import Finding, Severity
 from codex_state.errors import DatabaseError, StateError, classify
 from codex_state.migrations.exclusive import SIDE_FILE_SUFFIX
 from codex_state.models import Phase1Status, Thread
-from codex_state.repositories.base import seconds_of, table_of
+from codex_state.models.base import table_of
+from codex_state.repositories.base import seconds_of
 from codex_state.rollout.inventory import Comparison
 from codex_state.runtime import StateRuntime
-from codex_state.state_files import read_only_uri
 
 _FINDINGS = 20
 _LITTLE_SPACE = 200 * 1024 * 1024

@@ -4,7 +4,7 @@ Phase 1 extracts what is to be remembered of each thread; phase 2 consolidates w
 the caller's function, keep its leases alive while it works, and stop it in time when that fails.
 """
 
-from codex_state.clock import trust_clock
+from codex_state.database.sql import trust_clock
 from codex_state.memory.cancellation import StopReason, StopSignal, current_work
 from codex_state.memory.consolidation import aconsolidate_memories, consolidate_memories
 from codex_state.memory.extracted import ExtractedMemory

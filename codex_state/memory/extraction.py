@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.errors import (
     DatabaseError,
     InvalidInputError,
@@ -39,7 +38,7 @@ from codex_state.memory.reports import Phase1Outcome, Phase1Progress, Phase1Repo
 from codex_state.memory.worker_pool import WorkerPool
 from codex_state.models import LOCAL_HOME, Claimed, Phase1Key, Phase1Lease, Phase1Status, Skipped, Thread
 from codex_state.rollout.lookup import with_its_rollout
-from codex_state.runtime import State, StateRuntime
+from codex_state.runtime import AsyncStateRuntime, State, StateRuntime
 
 _log = logging.getLogger("codex_state")
 

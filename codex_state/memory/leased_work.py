@@ -23,13 +23,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Generic
 
-from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.errors import DatabaseError, InvalidInputError, LeaseLost
 from codex_state.memory.async_bridge import finishing
 from codex_state.memory.cancellation import StopSignal
 from codex_state.memory.leases import AsyncLeaseKeeper, KeptLease, LeaseKeeper, LeaseT, fence
 from codex_state.models import Claimed, Skipped
-from codex_state.runtime import State, StateRuntime
+from codex_state.runtime import AsyncStateRuntime, State, StateRuntime
 
 _log = logging.getLogger("codex_state")
 

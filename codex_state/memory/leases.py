@@ -22,13 +22,12 @@ from typing import Any, Generic, Self, TypeVar
 
 from sqlalchemy.pool import QueuePool
 
-from codex_state.async_runtime import AsyncStateRuntime
-from codex_state.clock import trust_clock
+from codex_state.database.sql import trust_clock
 from codex_state.errors import InvalidInputError, LeaseLost, StateError
 from codex_state.memory.async_bridge import finishing, underneath
 from codex_state.memory.cancellation import StopReason, StopSignal, working_under
 from codex_state.models import HolderWrite, Lease
-from codex_state.runtime import State, StateRuntime
+from codex_state.runtime import AsyncStateRuntime, State, StateRuntime
 
 _log = logging.getLogger("codex_state")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, DefaultClause
 
+from codex_state.database.state_files import VERSION_TABLE
 from codex_state.migrations.stored import HEAD, current_revision, our_tables
 from codex_state.models import metadata
-from codex_state.state_files import VERSION_TABLE
 
 
 def context_options() -> dict[str, Any]:

@@ -10,13 +10,13 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from codex_state.database import Database, prepare_sqlite_file, url_of
+from codex_state.database.state_files import make_directory
 from codex_state.errors import StateError
 from codex_state.migrations.drift import context_options
 from codex_state.migrations.exclusive import exclusive_transaction, refuse_enforced_foreign_keys
 from codex_state.migrations.sqlite_indexes import compared_by_definition
 from codex_state.migrations.stored import verified_revision
 from codex_state.settings import StateSettings
-from codex_state.state_files import make_directory
 
 
 def run(context: EnvironmentContext) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import TypeDecorator
 
+from codex_state.database.state_files import VERSION_TABLE
 from codex_state.migrations.stored import our_tables
 from codex_state.models import columns
-from codex_state.state_files import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext

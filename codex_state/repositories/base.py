@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
-    Column,
     ColumnElement,
     Connection,
     Executable,
     Select,
-    Table,
     case,
     select,
     type_coerce,
@@ -23,9 +20,10 @@ from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import scoped_session
 from sqlmodel import Session
 
-from codex_state.errors import InvalidInputError, UsageError
+from codex_state.database.execute import execute, execute_many
+from codex_state.errors import UsageError
 from codex_state.models import StateModel
-from codex_state.repositories.prepared import execute, execute_many
+from codex_state.models.base import columns_of
 
 NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 
@@ -100,17 +98,6 @@ def require_session(session: object) -> None:
     raise UsageError(f"a repository can't work on {'an' if kind[0] in 'AEIOU' else 'a'} {kind}: {advice}")
 
 
-def table_of(model: type[StateModel]) -> Table:
-    """The table of an entity."""
-    table: Table = model.__table__  # type: ignore[attr-defined]
-    return table
-
-
-def columns_of(model: type[StateModel]) -> list[Column[Any]]:
-    """All columns of an entity, in the order of a snapshot."""
-    return [table_of(model).c[name] for name in model.column_names()]
-
-
 def select_entity(model: type[StateModel]) -> Select[Any]:
     """A query of all columns of an entity, in the order of a snapshot."""
     return select(*columns_of(model))
@@ -124,14 +111,3 @@ def seconds_of(column: ColumnElement[Any]) -> ColumnElement[int]:
 def later_than(stored: ColumnElement[Any], proposed: ColumnElement[Any]) -> ColumnElement[int]:
     """``proposed``, or one second after ``stored`` if that isn't later: a time that strictly increases (law L4)."""
     return case((seconds_of(proposed) <= seconds_of(stored), seconds_of(stored) + 1), else_=seconds_of(proposed))
-
-
-def whole_seconds(duration: timedelta) -> int:
-    """A duration in whole seconds, never negative: leases are compared in the seconds that rows store.
-
-    Raises:
-        InvalidInputError: it is a number, whose unit nobody knows, or something else.
-    """
-    if not isinstance(duration, timedelta):
-        raise InvalidInputError(f"not a duration: {duration!r}; give a timedelta, such as timedelta(seconds=60)")
-    return max(duration // timedelta(seconds=1), 0)

@@ -8,10 +8,11 @@ from uuid import UUID
 from sqlalchemy import bindparam
 from sqlalchemy.dialects.postgresql import insert
 
+from codex_state.database.execute import atomically, by_index
 from codex_state.models import DynamicTool
+from codex_state.models.base import table_of
 from codex_state.models.columns import UuidText
-from codex_state.repositories.base import Repository, select_entity, table_of
-from codex_state.repositories.prepared import atomically, by_index
+from codex_state.repositories.base import Repository, select_entity
 
 _tools = table_of(DynamicTool)
 

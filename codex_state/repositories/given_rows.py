@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import CTE, bindparam, cast, literal_column, select
 from sqlalchemy.types import TypeEngine
 
+from codex_state.database.sql import json_item, json_rows
 from codex_state.models.columns import text
-from codex_state.sql import json_item, json_rows
 
 _PARAMETER = "given"
 

@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import and_, bindparam, exists, select, update
 
 from codex_state.models import LOCAL_HOME, BackfillState, Thread
+from codex_state.models.base import table_of
 from codex_state.models.columns import text
-from codex_state.repositories.base import Repository, table_of
+from codex_state.repositories.base import Repository
 
 _threads, _backfills = table_of(Thread), table_of(BackfillState)
 

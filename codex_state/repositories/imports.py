@@ -28,15 +28,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
+from codex_state.database.execute import atomically
+from codex_state.database.sql import normal_path
 from codex_state.models import SCOPE_CWD, MemoryScope, Phase1Job, Thread, ThreadMemory
+from codex_state.models.base import table_of
 from codex_state.models.columns import UuidText, text
-from codex_state.repositories.base import Repository, seconds_of, table_of
+from codex_state.repositories.base import Repository, seconds_of
 from codex_state.repositories.given_rows import given_rows, parameters_of, storable
 from codex_state.repositories.job_claims import FAILED, SUCCEEDED, has_scope, key_of
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
-from codex_state.repositories.prepared import atomically
 from codex_state.repositories.threads import ThreadRepository
-from codex_state.sql import normal_path
 
 
 class ImportOutcome(StrEnum):

@@ -11,8 +11,9 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, and_, case, or_, update
 
 from codex_state.models import Thread
+from codex_state.models.base import table_of
 from codex_state.models.columns import UuidText, text
-from codex_state.repositories.base import seconds_of, table_of
+from codex_state.repositories.base import seconds_of
 from codex_state.repositories.given_rows import given_rows
 
 _threads = table_of(Thread)

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Text, and_, column, select, table
 from sqlalchemy import text as sql
 
+from codex_state.database.execute import execute
 from codex_state.models import DynamicTool, Thread
-from codex_state.repositories.base import table_of
-from codex_state.repositories.prepared import execute
+from codex_state.models.base import table_of
 
 _threads = table_of(Thread)
 

@@ -24,7 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from codex_state.clock import server_now
+from codex_state.database.execute import atomically
+from codex_state.database.sql import server_now
 from codex_state.errors import InvalidInputError, InvalidRowError
 from codex_state.models import (
     Anchor,
@@ -35,12 +36,12 @@ from codex_state.models import (
     UnshownThreads,
     nanoseconds_of,
 )
+from codex_state.models.base import columns_of, table_of
 from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, text
 from codex_state.repositories import thread_listing, thread_names, thread_references
-from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
+from codex_state.repositories.base import Repository, later_than, select_entity
 from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
-from codex_state.repositories.prepared import atomically
 from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS, UPSERT_FROM_ROLLOUTS, still_settled
 from codex_state.repositories.thread_listing import Reads, statement_of
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, CursorResult
 
-from codex_state.repositories.prepared import planned_anew
+from codex_state.database.execute import planned_anew
 
 Row = tuple[Any, ...]
 Key = tuple[Any, ...]

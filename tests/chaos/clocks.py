@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-from codex_state.clock import trust_clock
+from codex_state.database.sql import trust_clock
 from codex_state.rollout import archive
 from tests.chaos.channel import Channel
 
