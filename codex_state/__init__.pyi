@@ -121,7 +121,6 @@ from .repositories import (
     ThreadMemoryRepository as ThreadMemoryRepository,
     ThreadRepository as ThreadRepository,
 )
-from .repositories.imports import ImportOutcome as ImportOutcome
 from .rollout.archive import (
     archive_thread as archive_thread,
     unarchive_thread as unarchive_thread,
@@ -154,6 +153,7 @@ from .transfer.copying import copy_state as copy_state
 from .transfer.importing import (
     ImportedDatabase as ImportedDatabase,
     ImportKind as ImportKind,
+    ImportOutcome as ImportOutcome,
     ImportReport as ImportReport,
     import_original as import_original,
 )

@@ -1,29 +1,37 @@
-"""What all repositories share: a session, and statements that were built once."""
+"""What all repositories share: a session, statements that were built once, and many rows of values in one parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Connection,
     Executable,
     Select,
+    bindparam,
     case,
+    cast,
+    literal_column,
     select,
     type_coerce,
 )
 from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import scoped_session
+from sqlalchemy.types import TypeEngine
 from sqlmodel import Session
 
 from codex_state.database.execute import execute, execute_many
+from codex_state.database.sql import json_item, json_rows
 from codex_state.errors import UsageError
 from codex_state.models import StateModel
 from codex_state.models.base import columns_of
+from codex_state.models.columns import text
 
 NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 
@@ -111,3 +119,32 @@ def seconds_of(column: ColumnElement[Any]) -> ColumnElement[int]:
 def later_than(stored: ColumnElement[Any], proposed: ColumnElement[Any]) -> ColumnElement[int]:
     """``proposed``, or one second after ``stored`` if that isn't later: a time that strictly increases (law L4)."""
     return case((seconds_of(proposed) <= seconds_of(stored), seconds_of(stored) + 1), else_=seconds_of(proposed))
+
+
+_PARAMETER = "given"
+
+
+def given_rows(**columns: TypeEngine[Any]) -> CTE:
+    """The rows of a statement's one parameter as a table, which ``parameters_of`` fills.
+
+    Args:
+        columns: the name and type of each value of a row, in order.
+    """
+    row = json_rows(bindparam(_PARAMETER, type_=text)).table_valued("value", name="given_row").c.value
+    return select(
+        *(
+            cast(json_item(row, literal_column(str(index))), type_).label(name)
+            for index, (name, type_) in enumerate(columns.items())
+        )
+    ).cte("given_rows")
+
+
+def parameters_of(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+    """The parameter of a statement over ``given_rows``; UUIDs as they are stored."""
+    spelled = json.dumps([list(row) for row in rows], ensure_ascii=False, separators=(",", ":"), default=str)
+    return {_PARAMETER: spelled}
+
+
+def storable(words: str) -> str:
+    """A text as both databases can store it: without NULs and halves of characters."""
+    return words.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

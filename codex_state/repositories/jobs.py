@@ -48,8 +48,8 @@ from codex_state.models import (
 )
 from codex_state.models.base import table_of
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text, whole_seconds
-from codex_state.repositories import given_rows, job_claims, job_hints, leases
-from codex_state.repositories.base import select_entity
+from codex_state.repositories import job_claims, job_hints, leases
+from codex_state.repositories.base import given_rows, parameters_of, select_entity
 from codex_state.repositories.job_claims import (
     FAILED,
     IS_WORN_OUT,
@@ -181,7 +181,7 @@ _REQUEUE_OVER = update(_jobs).where(JOBS.is_key, left_behind()).values(_left_beh
 _REQUEUE_FROM_THE_DEAD = (
     update(_jobs).where(JOBS.is_key, JOBS.is_of_the_dead).values(_left_behind).returning(_jobs.c.attempt)
 )
-_found = given_rows.given_rows(thread_id=UuidText())
+_found = given_rows(thread_id=UuidText())
 _MISSED_THEIR_FILE = (
     update(_jobs)
     .where(
@@ -467,7 +467,7 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
         Returns:
             How many jobs were reopened.
         """
-        given = given_rows.parameters_of((thread_id,) for thread_id in thread_ids)
+        given = parameters_of((thread_id,) for thread_id in thread_ids)
         return len(self._all(_MISSED_THEIR_FILE, given)) if thread_ids else 0
 
     def get(self, key: Phase1Key) -> Phase1Job | None:

@@ -32,8 +32,7 @@ from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileState, Thread
 from codex_state.models.base import table_of
 from codex_state.models.columns import UuidText, big_integer, stored_type, text
-from codex_state.repositories.base import Repository, seconds_of
-from codex_state.repositories.given_rows import given_rows, parameters_of
+from codex_state.repositories.base import Repository, given_rows, parameters_of, seconds_of
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 
 _threads = table_of(Thread)
