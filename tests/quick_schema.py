@@ -14,9 +14,9 @@ from unittest.mock import patch
 
 from sqlalchemy import Connection
 
-from codex_state.migrations import running
+from codex_state.migrations import runner
 
-_migrate = running._run
+_migrate = runner._run
 _statements: dict[str, list[str]] = {}
 """What makes each revision from nothing."""
 

@@ -153,7 +153,7 @@ def history(context: typer.Context, *, codex_home: CodexHome = None, as_json: Js
     from alembic.script import ScriptDirectory
 
     from codex_state import migrations
-    from codex_state.migrations.location import configuration
+    from codex_state.migrations.environment import configuration
 
     settings = settings_for(context, codex_home, needs_home=False)
     at = None

@@ -101,7 +101,7 @@ def _foreign(connection: Connection, tables: frozenset[str], ours: frozenset[str
 
 
 def _is_known(revision: str) -> bool:
-    from codex_state.migrations.location import known_revisions
+    from codex_state.migrations.environment import known_revisions
 
     return revision in known_revisions()
 
