@@ -112,7 +112,7 @@ def test_a_migration_may_take_longer_than_the_busy_timeout_of_those_who_wait(dat
 def test_who_waits_too_long_for_anothers_migration_is_told(
     database: Database, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exclusive, "WAIT", timedelta(seconds=0.2))
+    monkeypatch.setattr(locking, "WAIT", timedelta(seconds=0.2))
     with (
         database.engine.connect() as connection,
         locking.exclusive_transaction(connection),
@@ -124,7 +124,7 @@ def test_who_waits_too_long_for_anothers_migration_is_told(
 
 
 def test_a_thread_that_waits_too_long_for_another_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exclusive, "WAIT", timedelta(seconds=0.2))
+    monkeypatch.setattr(locking, "WAIT", timedelta(seconds=0.2))
     with locking.one_per_process(), pytest.raises(DatabaseBusyError, match="another thread"):
         migrations.ensure_current(database.engine)
     assert migrations.ensure_current(database.engine).changed
