@@ -1,6 +1,6 @@
 """One repository per family of tables; every write is a guarded statement that was built once."""
 
-from codex_state.repositories.backfills import BackfillRepository, HomeRepository
+from codex_state.repositories.backfills import BackfillRepository
 from codex_state.repositories.base import Repository
 from codex_state.repositories.jobs import Phase1JobRepository
 from codex_state.repositories.leases import LeaseRepository
@@ -9,7 +9,7 @@ from codex_state.repositories.logs import LogRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.rollout_files import RolloutFileRepository
 from codex_state.repositories.thread_memories import ThreadMemoryRepository
-from codex_state.repositories.threads import DynamicToolRepository, ThreadRepository
+from codex_state.repositories.threads import DynamicToolRepository, HomeRepository, ThreadRepository
 
 __all__ = [
     "BackfillRepository",

@@ -1,26 +1,12 @@
-"""How far each home's index has been built, who builds it, and whose the rows are where several homes share a file."""
+"""How far each home's index has been built, and who builds it."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import (
-    ColumnElement,
-    Executable,
-    and_,
-    bindparam,
-    case,
-    exists,
-    func,
-    literal_column,
-    null,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Executable, and_, bindparam, case, func, literal_column, null, or_, select
 
 from codex_state.database.sql import server_now, trust_clock
 from codex_state.models import (
@@ -32,11 +18,9 @@ from codex_state.models import (
     HolderWrite,
     Skipped,
     SkipReason,
-    Thread,
 )
-from codex_state.models.base import table_of
 from codex_state.models.columns import text
-from codex_state.repositories.base import Repository, select_entity
+from codex_state.repositories.base import select_entity
 from codex_state.repositories.leases import LeaseRepository, LeaseTable
 
 _LEASES = LeaseTable(BackfillState, renewed_at="updated_at", running=BackfillStatus.RUNNING.value)
@@ -176,34 +160,3 @@ class BackfillRepository(LeaseRepository[str, BackfillLease]):
     def _of(key: str) -> dict[str, Any]:
         # The table has one row for each home.
         return {"of_id": 1, "of_home": key}
-
-
-_threads, _backfills = table_of(Thread), table_of(BackfillState)
-
-_UNNAMED = and_(
-    _threads.c.home == LOCAL_HOME,
-    # Not LIKE, in which a path's characters could mean something.
-    _threads.c.rollout_path >= bindparam("first_path", type_=text),
-    _threads.c.rollout_path < bindparam("after_paths", type_=text),
-    # Looked for until the home is indexed: then it has what is its own.
-    ~exists().where(_backfills.c.home == bindparam("of_home", type_=text)),
-)
-_HAS_UNNAMED = select(_threads.c.id).where(_UNNAMED).limit(1)
-_NAME = update(_threads).where(_UNNAMED).values(home=bindparam("of_home", type_=text)).returning(_threads.c.id)
-
-
-class HomeRepository(Repository):
-    """Gives threads that were stored under no home's name to the home that their rollouts lie in."""
-
-    def has_unnamed(self, home: str, directory: Path) -> bool:
-        """Whether there are such threads with rollouts below ``directory``, and the home was never indexed."""
-        return self._one(_HAS_UNNAMED, _below(home, directory)) is not None
-
-    def name(self, home: str, directory: Path) -> int:
-        """Give those threads to the home, and say how many they were."""
-        return len(self._all(_NAME, _below(home, directory)))
-
-
-def _below(home: str, directory: Path) -> dict[str, Any]:
-    # "0" is the character after "/".
-    return {"of_home": home, "first_path": f"{directory}/", "after_paths": f"{directory}0"}

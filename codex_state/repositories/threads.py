@@ -1,4 +1,4 @@
-"""Threads: the index of rollouts, with the tools that they were started with and the rows that refer to them.
+"""Threads: the index of rollouts, with their tools, the home that each belongs to, and the rows that refer to them.
 
 Of two names of a thread the one that was given later stays. A line of ``session_index.jsonl`` says when a name was
 given. The original's database doesn't: all that is known is the time of the thread's last change, which moves on while
@@ -26,6 +26,7 @@ from sqlalchemy import (
     case,
     column,
     delete,
+    exists,
     func,
     literal_column,
     null,
@@ -41,7 +42,9 @@ from codex_state.database.execute import atomically, by_index, execute
 from codex_state.database.sql import server_now
 from codex_state.errors import InvalidInputError, InvalidRowError
 from codex_state.models import (
+    LOCAL_HOME,
     Anchor,
+    BackfillState,
     DynamicTool,
     Thread,
     ThreadQuery,
@@ -525,6 +528,37 @@ class DynamicToolRepository(Repository):
             connection = self._connection
             with atomically(connection), by_index(connection):
                 self._many(_PERSIST_TOOLS, rows)
+
+
+_backfills = table_of(BackfillState)
+
+_UNNAMED = and_(
+    _threads.c.home == LOCAL_HOME,
+    # Not LIKE, in which a path's characters could mean something.
+    _threads.c.rollout_path >= bindparam("first_path", type_=text),
+    _threads.c.rollout_path < bindparam("after_paths", type_=text),
+    # Looked for until the home is indexed: then it has what is its own.
+    ~exists().where(_backfills.c.home == bindparam("of_home", type_=text)),
+)
+_HAS_UNNAMED = select(_threads.c.id).where(_UNNAMED).limit(1)
+_GIVE_HOME = update(_threads).where(_UNNAMED).values(home=bindparam("of_home", type_=text)).returning(_threads.c.id)
+
+
+class HomeRepository(Repository):
+    """Gives threads that were stored under no home's name to the home that their rollouts lie in."""
+
+    def has_unnamed(self, home: str, directory: Path) -> bool:
+        """Whether there are such threads with rollouts below ``directory``, and the home was never indexed."""
+        return self._one(_HAS_UNNAMED, _below(home, directory)) is not None
+
+    def name(self, home: str, directory: Path) -> int:
+        """Give those threads to the home, and say how many they were."""
+        return len(self._all(_GIVE_HOME, _below(home, directory)))
+
+
+def _below(home: str, directory: Path) -> dict[str, Any]:
+    # "0" is the character after "/".
+    return {"of_home": home, "first_path": f"{directory}/", "after_paths": f"{directory}0"}
 
 
 _PARTS_OF_A_THREAD = {table_of(DynamicTool).name}
