@@ -1,6 +1,5 @@
 """Everything public, and where it lives: ``__init__.py`` reads it from here, as type checkers do."""
 
-from .async_runtime import AsyncStateRuntime as AsyncStateRuntime
 from .errors import (
     BackfillError as BackfillError,
     BackfillTimeoutError as BackfillTimeoutError,
@@ -99,8 +98,8 @@ from .models import (
     Requeue as Requeue,
     RolloutFile as RolloutFile,
     RolloutFileState as RolloutFileState,
-    Skipped as Skipped,
     SkipReason as SkipReason,
+    Skipped as Skipped,
     SortKey as SortKey,
     Thread as Thread,
     ThreadMemory as ThreadMemory,
@@ -122,24 +121,21 @@ from .repositories import (
     ThreadMemoryRepository as ThreadMemoryRepository,
     ThreadRepository as ThreadRepository,
 )
-from .repositories.imports import ImportOutcome as ImportOutcome
-from .rollout.archive import (
-    archive_thread as archive_thread,
-    unarchive_thread as unarchive_thread,
-)
-from .rollout.backfilling import backfill as backfill
-from .rollout.index import index_rollout as index_rollout
-from .rollout.lookup import (
-    find_thread_path as find_thread_path,
-    list_threads as list_threads,
-)
-from .rollout.progress import (
+from .rollout.backfilling import (
     BackfillFailure as BackfillFailure,
     BackfillOutcome as BackfillOutcome,
     BackfillProgress as BackfillProgress,
     BackfillReport as BackfillReport,
+    backfill as backfill,
+    open_state as open_state,
 )
-from .rollout.startup import open_state as open_state
+from .rollout.index import index_rollout as index_rollout
+from .rollout.lookup import (
+    archive_thread as archive_thread,
+    find_thread_path as find_thread_path,
+    list_threads as list_threads,
+    unarchive_thread as unarchive_thread,
+)
 from .rollout.threads import (
     ExtractionOutcome as ExtractionOutcome,
     ThreadMetadataBuilder as ThreadMetadataBuilder,
@@ -151,15 +147,17 @@ from .rollout.transcript import (
     read_transcript as read_transcript,
 )
 from .runtime import (
+    AsyncStateRuntime as AsyncStateRuntime,
     State as State,
     StateRuntime as StateRuntime,
 )
 from .settings import StateSettings as StateSettings
 from .transfer.copying import copy_state as copy_state
 from .transfer.importing import (
-    ImportedDatabase as ImportedDatabase,
     ImportKind as ImportKind,
+    ImportOutcome as ImportOutcome,
     ImportReport as ImportReport,
+    ImportedDatabase as ImportedDatabase,
     import_original as import_original,
 )
 from .transfer.reports import (

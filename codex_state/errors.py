@@ -4,7 +4,7 @@ Two rules hold (law L8). What a caller can do about a problem decides its class,
 useful and ``except StateError`` is enough. And refusals that belong to the protocol (a lease that somebody else
 holds, a job that is up to date) are return values, never exceptions.
 
-The database's errors derive from SQLAlchemy's as well and live in ``database_errors``. They can be imported from here,
+The database's errors derive from SQLAlchemy's as well and live in ``database.errors``. They can be imported from here,
 and SQLAlchemy is imported only when one of them is: the commands that need no database, and the processes that only
 read rollouts, start without it.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from codex_state.database_errors import *  # noqa: F403 - see __getattr__
+    from codex_state.database.errors import *  # noqa: F403 - see __getattr__
 
 
 class StateError(Exception):
@@ -114,4 +114,4 @@ class CopyMismatchError(StateError):
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(name)
-    return getattr(import_module("codex_state.database_errors"), name)
+    return getattr(import_module("codex_state.database.errors"), name)

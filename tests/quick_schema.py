@@ -14,9 +14,9 @@ from unittest.mock import patch
 
 from sqlalchemy import Connection
 
-from codex_state.migrations import running
+from codex_state.migrations import runner
 
-_migrate = running._run
+_migrate = runner._run
 _statements: dict[str, list[str]] = {}
 """What makes each revision from nothing."""
 
@@ -24,14 +24,14 @@ _statements: dict[str, list[str]] = {}
 @contextmanager
 def written_at_once() -> Iterator[None]:
     """Within the block, new SQLite files get the schema as it was made for the first of them."""
-    with patch.object(running, "_run", _write):
+    with patch.object(runner, "_run", _write):
         yield
 
 
 @contextmanager
 def made_by_alembic() -> Iterator[None]:
     """Within the block, Alembic makes the schema, whatever is around it."""
-    with patch.object(running, "_run", _migrate):
+    with patch.object(runner, "_run", _migrate):
         yield
 
 

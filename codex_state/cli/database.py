@@ -153,7 +153,7 @@ def history(context: typer.Context, *, codex_home: CodexHome = None, as_json: Js
     from alembic.script import ScriptDirectory
 
     from codex_state import migrations
-    from codex_state.migrations.location import configuration
+    from codex_state.migrations.environment import configuration
 
     settings = settings_for(context, codex_home, needs_home=False)
     at = None
@@ -179,8 +179,8 @@ def history(context: typer.Context, *, codex_home: CodexHome = None, as_json: Js
 def _database(settings: StateSettings) -> Iterator[Database]:
     """The database, opened to change it."""
     from codex_state.database import Database, prepare_sqlite_file
+    from codex_state.database.state_files import make_directory
     from codex_state.migrations import verified_revision
-    from codex_state.state_files import make_directory
 
     if settings.database_url is None:
         make_directory(settings.database_path.parent)
@@ -199,8 +199,7 @@ def _database(settings: StateSettings) -> Iterator[Database]:
 @contextmanager
 def _looked_at(settings: StateSettings) -> Iterator[Connection]:
     """A connection to the database that changes nothing, not even what is beside an SQLite file."""
-    from codex_state.database import Database
-    from codex_state.sqlite_engine import Access
+    from codex_state.database import Access, Database
 
     database = Database.of(settings, Access.READ_ONLY)
     try:

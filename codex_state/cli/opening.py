@@ -35,8 +35,8 @@ def settings_for(context: typer.Context, codex_home: str | None, *, needs_home: 
     Raises:
         ConfigurationError: the home isn't there. The command line makes none: it may be mistyped.
     """
+    from codex_state.database.state_files import require_home
     from codex_state.settings import StateSettings
-    from codex_state.state_files import require_home
 
     home = home_of(context, codex_home)
     settings = StateSettings() if home is None else StateSettings(codex_home=home)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task
     from rich.table import Table
 
-    from codex_state.rollout.progress import BackfillProgress, OnProgress
+    from codex_state.rollout.backfilling import BackfillProgress, OnProgress
     from codex_state.transfer.reports import CopyProgress, OnCopyProgress
 
 ProgressT = TypeVar("ProgressT")

@@ -104,7 +104,7 @@ def database_time(state: State) -> datetime:
     """What time it is by the database's clock, which leases are measured with."""
     from sqlalchemy import select
 
-    from codex_state.clock import server_now
+    from codex_state.database.sql import server_now
     from codex_state.models.columns import from_epoch_seconds
 
     return from_epoch_seconds(state.session.connection().execute(select(server_now())).scalar_one())

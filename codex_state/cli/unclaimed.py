@@ -18,7 +18,7 @@ def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
     """The reasons as one line. A reading of its own, after the pass: nothing is decided by it."""
     from sqlalchemy import case, func, literal, or_, select, text
 
-    from codex_state.clock import server_now
+    from codex_state.database.sql import normal_path, server_now
     from codex_state.models import (
         EXTRACTABLE_THREADS,
         LOCAL_HOME,
@@ -28,9 +28,9 @@ def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
         Phase1Status,
         Thread,
     )
-    from codex_state.repositories.base import seconds_of, table_of
+    from codex_state.models.base import table_of
+    from codex_state.repositories.base import seconds_of
     from codex_state.repositories.job_claims import is_job_of, key_of
-    from codex_state.sql import normal_path
 
     jobs, threads = table_of(Phase1Job), table_of(Thread)
     interesting = (

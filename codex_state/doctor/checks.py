@@ -9,20 +9,49 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from sqlalchemy import func, select
 
 from codex_state import migrations
-from codex_state.clock import server_now
-from codex_state.doctor.findings import Finding, Severity
+from codex_state.database.sql import server_now
+from codex_state.database.state_files import read_only_uri
 from codex_state.errors import DatabaseError, StateError, classify
-from codex_state.migrations.exclusive import SIDE_FILE_SUFFIX
+from codex_state.migrations.locking import SIDE_FILE_SUFFIX
 from codex_state.models import Phase1Status, Thread
-from codex_state.repositories.base import seconds_of, table_of
+from codex_state.models.base import table_of
+from codex_state.repositories.base import seconds_of
 from codex_state.rollout.inventory import Comparison
 from codex_state.runtime import StateRuntime
-from codex_state.state_files import read_only_uri
+
+
+class Severity(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    NOTE = "note"
+    """Worth knowing; nothing is wrong."""
+    WARNING = "warning"
+    """Something may go wrong, or costs more than it should."""
+    PROBLEM = "problem"
+    """Something is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    """The check's name, which stays the same between versions."""
+    severity: Severity
+    text: str
+    advice: str = ""
+    """What to do, if anything."""
+    is_repairable: bool = False
+    """Whether ``doctor --repair`` mends it."""
+
 
 _FINDINGS = 20
 _LITTLE_SPACE = 200 * 1024 * 1024

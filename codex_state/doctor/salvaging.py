@@ -13,9 +13,9 @@ from typing import Any
 
 from codex_state import migrations
 from codex_state.database import Database, prepare_sqlite_file
+from codex_state.database.state_files import VERSION_TABLE, make_private_file, read_only_uri
 from codex_state.errors import ConfigurationError, DatabaseBusyError, StateError, classify
-from codex_state.migrations.location import known_revisions
-from codex_state.state_files import VERSION_TABLE, make_private_file, read_only_uri
+from codex_state.migrations.environment import known_revisions
 
 _AT_ONCE = 1024
 """So many rows are read by one statement; where it fails, halves of their range are tried, down to one row."""

@@ -4,19 +4,28 @@ Phase 1 extracts what is to be remembered of each thread; phase 2 consolidates w
 the caller's function, keep its leases alive while it works, and stop it in time when that fails.
 """
 
-from codex_state.clock import trust_clock
+from codex_state.database.sql import trust_clock
 from codex_state.memory.cancellation import StopReason, StopSignal, current_work
 from codex_state.memory.consolidation import aconsolidate_memories, consolidate_memories
-from codex_state.memory.extracted import ExtractedMemory
 from codex_state.memory.extraction import arun_phase1, run_phase1
 from codex_state.memory.files import memory_root, raw_memory_path
-from codex_state.memory.leased_work import HeldWork, ahold, exit_on_sigterm, hold
-from codex_state.memory.leases import AsyncLeaseKeeper, KeptLease, LeaseKeeper, fence, trust_window
+from codex_state.memory.leases import (
+    AsyncLeaseKeeper,
+    HeldWork,
+    KeptLease,
+    LeaseKeeper,
+    ahold,
+    exit_on_sigterm,
+    fence,
+    hold,
+    trust_window,
+)
 from codex_state.memory.options import ConsolidationOptions, Phase1Options, RetryPolicy
 from codex_state.memory.reports import (
     ConsolidationOutcome,
     ConsolidationReport,
     ConsolidationResult,
+    ExtractedMemory,
     Phase1Outcome,
     Phase1Progress,
     Phase1Report,

@@ -15,10 +15,9 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Generic, Protocol, TypeVar
 
-from codex_state.async_runtime import AsyncStateRuntime, in_executor
 from codex_state.errors import InvalidInputError, WorkStoppedError
 from codex_state.memory.cancellation import StopReason, StopSignal, working_under
-from codex_state.runtime import StateRuntime
+from codex_state.runtime import AsyncStateRuntime, StateRuntime, in_executor
 
 ResultT = TypeVar("ResultT")
 

@@ -14,18 +14,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from uuid import UUID
 
-from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.errors import DatabaseError, MemoryFilesError
 from codex_state.memory import files
 from codex_state.memory.async_bridge import Callee, in_thread, running_loop, underneath
 from codex_state.memory.cancellation import StopReason, StopSignal
-from codex_state.memory.extracted import described
 from codex_state.memory.leases import KeptLease, LeaseKeeper, holding
 from codex_state.memory.options import ConsolidationOptions
-from codex_state.memory.reports import ConsolidationOutcome, ConsolidationReport, ConsolidationResult
+from codex_state.memory.reports import ConsolidationOutcome, ConsolidationReport, ConsolidationResult, described
 from codex_state.memory.worker_pool import WorkerPool
 from codex_state.models import LockLease, MemoryScope, MemoryScopeDirty, Skipped, ThreadMemory
-from codex_state.runtime import State, StateRuntime
+from codex_state.runtime import AsyncStateRuntime, State, StateRuntime
 
 _log = logging.getLogger("codex_state")
 

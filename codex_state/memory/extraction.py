@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.errors import (
     DatabaseError,
     InvalidInputError,
@@ -32,14 +31,21 @@ from codex_state.errors import (
 from codex_state.memory import files
 from codex_state.memory.async_bridge import Callee, in_thread, running_loop, underneath
 from codex_state.memory.cancellation import StopReason, StopSignal
-from codex_state.memory.extracted import ExtractedMemory, described
 from codex_state.memory.leases import KeptLease, LeaseKeeper, holding
 from codex_state.memory.options import Phase1Options
-from codex_state.memory.reports import Phase1Outcome, Phase1Progress, Phase1Report, Phase1Result, Phase1Skipped
+from codex_state.memory.reports import (
+    ExtractedMemory,
+    Phase1Outcome,
+    Phase1Progress,
+    Phase1Report,
+    Phase1Result,
+    Phase1Skipped,
+    described,
+)
 from codex_state.memory.worker_pool import WorkerPool
 from codex_state.models import LOCAL_HOME, Claimed, Phase1Key, Phase1Lease, Phase1Status, Skipped, Thread
 from codex_state.rollout.lookup import with_its_rollout
-from codex_state.runtime import State, StateRuntime
+from codex_state.runtime import AsyncStateRuntime, State, StateRuntime
 
 _log = logging.getLogger("codex_state")
 

@@ -26,10 +26,10 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from codex_state.database.state_files import make_private_directory, open_side_file
 from codex_state.errors import DatabaseError, MemoryFilesError
 from codex_state.models import SCOPE_CWD, SCOPE_USER, MemoryScope, ThreadMemory
 from codex_state.runtime import StateRuntime
-from codex_state.state_files import make_private_directory, open_side_file
 
 try:
     import fcntl

@@ -8,10 +8,10 @@ A service with tables and an Alembic history of its own can share the database: 
 and ``except_codex_state`` keeps the service's autogeneration from our tables.
 """
 
-from codex_state.migrations.drift import check
-from codex_state.migrations.running import Migrated, downgrade, ensure_current, upgrade
-from codex_state.migrations.sharing import except_codex_state, is_codex_state_table, render_item
-from codex_state.migrations.stored import HEAD, current_revision, verified_revision
+from codex_state.migrations.coexistence import except_codex_state, is_codex_state_table, render_item
+from codex_state.migrations.compare import check
+from codex_state.migrations.revision import HEAD, current_revision, verified_revision
+from codex_state.migrations.runner import Migrated, downgrade, ensure_current, upgrade
 
 __all__ = [
     "HEAD",

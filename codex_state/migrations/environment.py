@@ -1,22 +1,35 @@
-"""What ``env.py`` does: run Alembic's command on the connection that it was given, or on the configured database."""
+"""What ``env.py`` does: run Alembic's command on the connection that it was given, or on the configured database.
+
+Alembic compares indexes by SQLAlchemy's reflection, which doesn't see the directions of an SQLite index, and so takes
+an index over ``updated_at DESC`` for another one than it is. SQLite keeps the text of each definition, which tells all:
+a plugin compares those.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
+from alembic.autogenerate.api import AutogenContext
+from alembic.config import Config
+from alembic.operations.ops import CreateIndexOp, DropIndexOp, ModifyTableOps
 from alembic.runtime.environment import EnvironmentContext
-from alembic.util import CommandError
-from sqlalchemy import Connection
+from alembic.runtime.plugins import Plugin
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError, DispatchPriority, PriorityDispatchResult
+from sqlalchemy import Connection, Table, text
+from sqlalchemy.schema import CreateIndex
 
 from codex_state.database import Database, prepare_sqlite_file, url_of
-from codex_state.errors import StateError
-from codex_state.migrations.drift import context_options
-from codex_state.migrations.exclusive import exclusive_transaction, refuse_enforced_foreign_keys
-from codex_state.migrations.sqlite_indexes import compared_by_definition
-from codex_state.migrations.stored import verified_revision
+from codex_state.database.state_files import make_directory
+from codex_state.errors import SchemaError, StateError
+from codex_state.migrations.compare import context_options
+from codex_state.migrations.locking import exclusive_transaction, refuse_enforced_foreign_keys
+from codex_state.migrations.revision import verified_revision
 from codex_state.settings import StateSettings
-from codex_state.state_files import make_directory
 
 
 def run(context: EnvironmentContext) -> None:
@@ -84,3 +97,81 @@ def _errors_for_the_command_line() -> Iterator[None]:
         yield
     except StateError as error:
         raise CommandError(str(error)) from error
+
+
+_PACKAGE = Path(__file__).parent
+
+
+def scripts_directory() -> Path:
+    """The directory of ``env.py`` and ``versions``.
+
+    Raises:
+        SchemaError: the installation is incomplete.
+    """
+    candidates = (_PACKAGE / "scripts", _PACKAGE.parent.parent / "alembic")
+    for candidate in candidates:
+        if (candidate / "env.py").is_file():
+            return candidate
+    raise SchemaError(f"no migration scripts in {candidates[0]} or {candidates[1]}; reinstall codex-state")
+
+
+def configuration(connection: Connection | None = None) -> Config:
+    """What Alembic's commands need to know, to run on ``connection``."""
+    config = Config()
+    # Alembic interpolates its options, so a path's percent signs are doubled.
+    config.set_main_option("script_location", str(scripts_directory()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+@cache
+def known_revisions() -> frozenset[str]:
+    """Every revision that this version can migrate from."""
+    return frozenset(script.revision for script in ScriptDirectory.from_config(configuration()).walk_revisions())
+
+
+INDEXES_PLUGIN = "codex_state.sqlite_indexes"
+
+
+def _compare(
+    context: AutogenContext,
+    changes: ModifyTableOps,
+    _schema: str | None,
+    table: str,
+    _found: Table | None,
+    expected: Table | None,
+) -> PriorityDispatchResult:
+    if expected is not None and context.connection is not None:
+        definitions = _definitions(context.connection, table)
+        wanted = {str(index.name): index for index in expected.indexes}
+        for name in sorted(definitions.keys() | wanted.keys()):
+            index = wanted.get(name)
+            definition = None if index is None else str(CreateIndex(index).compile(dialect=context.dialect))
+            if definitions.get(name) == definition:
+                continue
+            if name in definitions:
+                changes.ops.append(DropIndexOp(name, table))
+            if index is not None:
+                changes.ops.append(CreateIndexOp.from_index(index))
+    return PriorityDispatchResult.STOP  # Alembic's own comparison isn't made
+
+
+@contextmanager
+def compared_by_definition() -> Iterator[None]:
+    """For the block, have SQLAlchemy not warn of indexes that it can't reflect: they are compared without it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Skipped unsupported reflection of expression-based index idx_threads_")
+        yield
+
+
+def _definitions(connection: Connection, table: str) -> dict[str, str]:
+    rows = connection.execute(
+        text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = :table AND sql IS NOT NULL"),
+        {"table": table},
+    )
+    return {row.name: " ".join(row.sql.split()) for row in rows}
+
+
+Plugin(INDEXES_PLUGIN).add_autogenerate_comparator(
+    _compare, "table", "indexes", qualifier="sqlite", priority=DispatchPriority.FIRST
+)

@@ -1,6 +1,6 @@
 """The entities and the values they speak."""
 
-from codex_state.models.backfill import BackfillState, BackfillStatus
+from codex_state.models.backfill import BackfillState, BackfillStatus, FileRow, RolloutFile, RolloutFileState
 from codex_state.models.base import StateModel, entities, metadata
 from codex_state.models.leases import (
     CRASHES_ALLOWED,
@@ -38,7 +38,6 @@ from codex_state.models.queries import (
     UnreadableRow,
     UnshownThreads,
 )
-from codex_state.models.rollout_file import FileRow, RolloutFile, RolloutFileState
 from codex_state.models.thread import (
     EXTRACTABLE_THREADS,
     IS_SHOWN,

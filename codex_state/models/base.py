@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
-from sqlalchemy import MetaData
+from sqlalchemy import Column, MetaData, Table
 from sqlalchemy.orm import registry
 from sqlmodel import SQLModel
 
@@ -97,3 +97,14 @@ class StateModel(SQLModel, registry=entities):
     @cache
     def _column_set(cls) -> frozenset[str]:
         return frozenset(cls.column_names())
+
+
+def table_of(model: type[StateModel]) -> Table:
+    """The table of an entity."""
+    table: Table = model.__table__  # type: ignore[attr-defined]
+    return table
+
+
+def columns_of(model: type[StateModel]) -> list[Column[Any]]:
+    """All columns of an entity, in the order of a snapshot."""
+    return [table_of(model).c[name] for name in model.column_names()]

@@ -29,6 +29,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 """Text whose order is that of its UTF-8 bytes on both databases."""
 
+SPELLING_ROUNDS = 4
+"""How often needless parts are taken out: each round halves a row of slashes, as does ``normal_path`` in SQL."""
+
 
 def to_epoch_seconds(moment: datetime) -> int:
     """Whole epoch seconds of an aware time, rounded down (also before 1970)."""
@@ -76,6 +79,36 @@ def path_to_text(path: Path) -> str:
     """How a path is stored. The empty path, which Python writes as ``.``, means "unknown" and is stored as ``''``."""
     spelled = str(path)
     return "" if spelled == "." else spelled
+
+
+def normal_spelling(path: str) -> str:
+    r"""One spelling of a path, whatever needless slashes and dots it has, and however Windows spells its drive.
+
+    ``/a//b/./`` is ``/a/b``; ``\\?\c:\x\`` is ``C:\x``. Nothing is looked up: a directory that doesn't exist has a
+    normal spelling as well. ``normal_path`` is the same in SQL.
+    """
+    if path.startswith("/") and "//" not in (closed := f"{path}/") and "/./" not in closed:
+        return path
+    drive = path[4:] if path[:4] == "\\\\?\\" else path
+    if drive[1:3] == ":\\":
+        return drive[:1].upper() + drive[1:].rstrip("\\")
+    if not path:
+        return path
+    spelled = f"{path}/"
+    for _ in range(SPELLING_ROUNDS):
+        spelled = spelled.replace("/./", "/").replace("//", "/")
+    return spelled.rstrip("/") or "/"
+
+
+def whole_seconds(duration: timedelta) -> int:
+    """A duration in whole seconds, never negative: leases are compared in the seconds that rows store.
+
+    Raises:
+        InvalidInputError: it is a number, whose unit nobody knows, or something else.
+    """
+    if not isinstance(duration, timedelta):
+        raise InvalidInputError(f"not a duration: {duration!r}; give a timedelta, such as timedelta(seconds=60)")
+    return max(duration // timedelta(seconds=1), 0)
 
 
 def _uuid_of(spelling: object) -> UUID:

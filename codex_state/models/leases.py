@@ -15,8 +15,7 @@ from typing import ClassVar, Generic, Self, TypeVar
 from uuid import UUID
 
 from codex_state.errors import LeaseLost
-from codex_state.models.columns import path_to_text
-from codex_state.sql import normal_spelling
+from codex_state.models.columns import normal_spelling, path_to_text
 
 SCOPE_CWD = "cwd"
 SCOPE_USER = "user"

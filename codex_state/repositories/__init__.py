@@ -2,8 +2,6 @@
 
 from codex_state.repositories.backfills import BackfillRepository
 from codex_state.repositories.base import Repository
-from codex_state.repositories.dynamic_tools import DynamicToolRepository
-from codex_state.repositories.homes import HomeRepository
 from codex_state.repositories.jobs import Phase1JobRepository
 from codex_state.repositories.leases import LeaseRepository
 from codex_state.repositories.locks import ConsolidationLockRepository, NamedLockRepository
@@ -11,7 +9,7 @@ from codex_state.repositories.logs import LogRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.rollout_files import RolloutFileRepository
 from codex_state.repositories.thread_memories import ThreadMemoryRepository
-from codex_state.repositories.threads import ThreadRepository
+from codex_state.repositories.threads import DynamicToolRepository, HomeRepository, ThreadRepository
 
 __all__ = [
     "BackfillRepository",

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from sqlalchemy import ColumnElement, Executable, and_, bindparam, case, func, literal_column, null, or_, select
 
-from codex_state.clock import server_now, trust_clock
+from codex_state.database.sql import server_now, trust_clock
 from codex_state.models import (
     LOCAL_HOME,
     BackfillLease,

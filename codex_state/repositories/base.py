@@ -1,31 +1,37 @@
-"""What all repositories share: a session, and statements that were built once."""
+"""What all repositories share: a session, statements that were built once, and many rows of values in one parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
-    Column,
     ColumnElement,
     Connection,
     Executable,
     Select,
-    Table,
+    bindparam,
     case,
+    cast,
+    literal_column,
     select,
     type_coerce,
 )
 from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import scoped_session
+from sqlalchemy.types import TypeEngine
 from sqlmodel import Session
 
-from codex_state.errors import InvalidInputError, UsageError
+from codex_state.database.execute import execute, execute_many
+from codex_state.database.sql import json_item, json_rows
+from codex_state.errors import UsageError
 from codex_state.models import StateModel
-from codex_state.repositories.prepared import execute, execute_many
+from codex_state.models.base import columns_of
+from codex_state.models.columns import text
 
 NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 
@@ -100,17 +106,6 @@ def require_session(session: object) -> None:
     raise UsageError(f"a repository can't work on {'an' if kind[0] in 'AEIOU' else 'a'} {kind}: {advice}")
 
 
-def table_of(model: type[StateModel]) -> Table:
-    """The table of an entity."""
-    table: Table = model.__table__  # type: ignore[attr-defined]
-    return table
-
-
-def columns_of(model: type[StateModel]) -> list[Column[Any]]:
-    """All columns of an entity, in the order of a snapshot."""
-    return [table_of(model).c[name] for name in model.column_names()]
-
-
 def select_entity(model: type[StateModel]) -> Select[Any]:
     """A query of all columns of an entity, in the order of a snapshot."""
     return select(*columns_of(model))
@@ -126,12 +121,30 @@ def later_than(stored: ColumnElement[Any], proposed: ColumnElement[Any]) -> Colu
     return case((seconds_of(proposed) <= seconds_of(stored), seconds_of(stored) + 1), else_=seconds_of(proposed))
 
 
-def whole_seconds(duration: timedelta) -> int:
-    """A duration in whole seconds, never negative: leases are compared in the seconds that rows store.
+_PARAMETER = "given"
 
-    Raises:
-        InvalidInputError: it is a number, whose unit nobody knows, or something else.
+
+def given_rows(**columns: TypeEngine[Any]) -> CTE:
+    """The rows of a statement's one parameter as a table, which ``parameters_of`` fills.
+
+    Args:
+        columns: the name and type of each value of a row, in order.
     """
-    if not isinstance(duration, timedelta):
-        raise InvalidInputError(f"not a duration: {duration!r}; give a timedelta, such as timedelta(seconds=60)")
-    return max(duration // timedelta(seconds=1), 0)
+    row = json_rows(bindparam(_PARAMETER, type_=text)).table_valued("value", name="given_row").c.value
+    return select(
+        *(
+            cast(json_item(row, literal_column(str(index))), type_).label(name)
+            for index, (name, type_) in enumerate(columns.items())
+        )
+    ).cte("given_rows")
+
+
+def parameters_of(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+    """The parameter of a statement over ``given_rows``; UUIDs as they are stored."""
+    spelled = json.dumps([list(row) for row in rows], ensure_ascii=False, separators=(",", ":"), default=str)
+    return {_PARAMETER: spelled}
+
+
+def storable(words: str) -> str:
+    """A text as both databases can store it: without NULs and halves of characters."""
+    return words.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

@@ -52,14 +52,14 @@ from sqlalchemy import (
 from sqlalchemy import text as sql_text
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
-from codex_state.clock import server_now
+from codex_state.database.sql import byte_length, fresh_token, normal_path, server_now
 from codex_state.errors import InvalidInputError
 from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job, Phase1Status, Thread, open_threads
+from codex_state.models.base import table_of
 from codex_state.models.columns import UuidText, text
 from codex_state.repositories import leases
-from codex_state.repositories.base import seconds_of, table_of
+from codex_state.repositories.base import seconds_of
 from codex_state.repositories.leases import CLAIMED_FOR, LeaseTable
-from codex_state.sql import byte_length, fresh_token, normal_path
 
 JOBS = LeaseTable(Phase1Job, renewed_at="started_at", running=Phase1Status.RUNNING.value)
 _jobs = JOBS.table

@@ -34,10 +34,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from codex_state.clock import server_now
+from codex_state.database.sql import json_item, json_rows, normal_path, server_now
 from codex_state.models import SCOPE_CWD, SCOPE_USER, Thread
+from codex_state.models.base import table_of
 from codex_state.models.columns import UuidText, text
-from codex_state.repositories.base import seconds_of, table_of
+from codex_state.repositories.base import seconds_of
 from codex_state.repositories.job_claims import (
     FAILED,
     JOBS,
@@ -51,7 +52,6 @@ from codex_state.repositories.job_claims import (
     key_of,
 )
 from codex_state.repositories.leases import are_the_dead
-from codex_state.sql import json_item, json_rows, normal_path
 
 _jobs = JOBS.table
 _threads = table_of(Thread)

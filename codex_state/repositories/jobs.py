@@ -28,7 +28,8 @@ from sqlalchemy import (
     update,
 )
 
-from codex_state.clock import server_now, trust_clock
+from codex_state.database.execute import atomically, by_index
+from codex_state.database.sql import contains, is_any_of, json_item, json_rows, server_now, trust_clock, unindexed
 from codex_state.errors import InvalidInputError, ThreadNotFoundError
 from codex_state.models import (
     CRASHES_ALLOWED,
@@ -45,9 +46,10 @@ from codex_state.models import (
     SkipReason,
     Thread,
 )
-from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text
-from codex_state.repositories import given_rows, job_claims, job_hints, leases
-from codex_state.repositories.base import select_entity, table_of, whole_seconds
+from codex_state.models.base import table_of
+from codex_state.models.columns import EpochSeconds, PathText, UuidText, path_to_text, text, whole_seconds
+from codex_state.repositories import job_claims, job_hints, leases
+from codex_state.repositories.base import given_rows, parameters_of, select_entity
 from codex_state.repositories.job_claims import (
     FAILED,
     IS_WORN_OUT,
@@ -64,8 +66,6 @@ from codex_state.repositories.job_claims import (
     search_of,
 )
 from codex_state.repositories.leases import LeaseRepository
-from codex_state.repositories.prepared import atomically, by_index
-from codex_state.sql import contains, is_any_of, json_item, json_rows, unindexed
 
 _jobs = JOBS.table
 _threads = table_of(Thread)
@@ -181,7 +181,7 @@ _REQUEUE_OVER = update(_jobs).where(JOBS.is_key, left_behind()).values(_left_beh
 _REQUEUE_FROM_THE_DEAD = (
     update(_jobs).where(JOBS.is_key, JOBS.is_of_the_dead).values(_left_behind).returning(_jobs.c.attempt)
 )
-_found = given_rows.given_rows(thread_id=UuidText())
+_found = given_rows(thread_id=UuidText())
 _MISSED_THEIR_FILE = (
     update(_jobs)
     .where(
@@ -467,7 +467,7 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
         Returns:
             How many jobs were reopened.
         """
-        given = given_rows.parameters_of((thread_id,) for thread_id in thread_ids)
+        given = parameters_of((thread_id,) for thread_id in thread_ids)
         return len(self._all(_MISSED_THEIR_FILE, given)) if thread_ids else 0
 
     def get(self, key: Phase1Key) -> Phase1Job | None:

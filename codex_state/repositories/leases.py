@@ -38,12 +38,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
-from codex_state.clock import server_now
+from codex_state.database.sql import json_item, json_rows, server_now, unindexed
 from codex_state.models import HolderWrite, Lease, StateModel
-from codex_state.models.columns import text
+from codex_state.models.base import table_of
+from codex_state.models.columns import text, whole_seconds
 from codex_state.processes import processes_of
-from codex_state.repositories.base import Repository, seconds_of, table_of, whole_seconds
-from codex_state.sql import json_item, json_rows, unindexed
+from codex_state.repositories.base import Repository, seconds_of
 
 _ZERO: ColumnElement[int] = literal_column("0")
 

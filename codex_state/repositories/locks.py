@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import ColumnElement, Executable, bindparam, delete, or_
 
-from codex_state.clock import trust_clock
+from codex_state.database.sql import trust_clock
 from codex_state.models import (
     Claimed,
     ConsolidationLock,

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
+from codex_state.database.execute import commits_by_itself, execute_many
+from codex_state.database.log_bounds import TURN_SECONDS, UNFINISHED, Sweep, finish, is_over, sizes, upkeep_of
+from codex_state.database.sql import contains, matches
 from codex_state.models import LogEntry, LogQuery
+from codex_state.models.base import table_of
 from codex_state.models.columns import text
-from codex_state.repositories.base import Repository, select_entity, table_of
-from codex_state.repositories.log_retention import TURN_SECONDS, Sweep, finish, is_over, sizes, upkeep_of
-from codex_state.repositories.prepared import commits_by_itself, execute_many
-from codex_state.sql import contains, matches
+from codex_state.repositories.base import Repository, select_entity
 
 _logs = table_of(LogEntry)
 
@@ -26,9 +27,6 @@ _values = itemgetter(*_FIELDS)
 _INSERT = insert(_logs).values({field: bindparam(field, type_=_logs.c[field].type) for field in _FIELDS})
 
 _SPAN = select(func.min(_logs.c.ts).label("oldest"), func.max(_logs.c.ts).label("newest"))
-
-UNFINISHED = "codex_state_unfinished_sweeps"
-"""Where a session of the runtime's keeps what is to be deleted after its commit."""
 
 _LINE_BYTES = 128
 

@@ -11,11 +11,11 @@ from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, liter
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
-from codex_state.clock import server_now
+from codex_state.database.sql import server_now
 from codex_state.models import ConsolidationLock, LockLease, MemoryScope, MemoryScopeDirty, Thread, ThreadMemory
+from codex_state.models.base import table_of
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
-from codex_state.repositories.base import Repository, later_than, select_entity, table_of
-from codex_state.repositories.given_rows import given_rows, parameters_of
+from codex_state.repositories.base import Repository, given_rows, later_than, parameters_of, select_entity
 
 _scopes = table_of(MemoryScopeDirty)
 _locks = table_of(ConsolidationLock)

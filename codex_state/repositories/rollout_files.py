@@ -26,14 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.types import TypeEngine
 
+from codex_state.database.execute import atomically, by_index, execute
+from codex_state.database.sql import is_any_of
 from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileState, Thread
+from codex_state.models.base import table_of
 from codex_state.models.columns import UuidText, big_integer, stored_type, text
-from codex_state.repositories.base import Repository, seconds_of, table_of
-from codex_state.repositories.given_rows import given_rows, parameters_of
+from codex_state.repositories.base import Repository, given_rows, parameters_of, seconds_of
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
-from codex_state.repositories.prepared import atomically, by_index, execute
-from codex_state.sql import is_any_of
 
 _threads = table_of(Thread)
 _files = table_of(RolloutFile)

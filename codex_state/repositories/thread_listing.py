@@ -34,11 +34,11 @@ from sqlalchemy import (
 from sqlalchemy.sql import Executable
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
+from codex_state.database.sql import stored_text, unindexed
 from codex_state.errors import InvalidRowError
 from codex_state.models import IS_SHOWN, SortKey, Thread, ThreadQuery
+from codex_state.models.base import columns_of, table_of
 from codex_state.models.columns import EpochSeconds, UuidText, text
-from codex_state.repositories.base import columns_of, table_of
-from codex_state.sql import stored_text, unindexed
 
 _threads = table_of(Thread)
 

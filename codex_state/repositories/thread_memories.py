@@ -22,7 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
-from codex_state.clock import server_now
+from codex_state.database.execute import atomically
+from codex_state.database.sql import normal_path, server_now
 from codex_state.errors import ThreadNotFoundError
 from codex_state.models import (
     SCOPE_CWD,
@@ -34,12 +35,11 @@ from codex_state.models import (
     Thread,
     ThreadMemory,
 )
+from codex_state.models.base import table_of
 from codex_state.models.columns import UuidText, text
-from codex_state.repositories.base import Repository, later_than, select_entity, table_of
+from codex_state.repositories.base import Repository, later_than, select_entity
 from codex_state.repositories.job_claims import JOBS, key_of
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
-from codex_state.repositories.prepared import atomically
-from codex_state.sql import normal_path
 
 _memories = table_of(ThreadMemory)
 _threads = table_of(Thread)

@@ -1,33 +1,51 @@
-"""Threads: the index of rollouts."""
+"""Threads: the index of rollouts, with their tools, the home that each belongs to, and the rows that refer to them.
+
+Of two names of a thread the one that was given later stays. A line of ``session_index.jsonl`` says when a name was
+given. The original's database doesn't: all that is known is the time of the thread's last change, which moves on while
+the name stays. Taken as the name's, it would make an old name win over one that was given here, as soon as the thread
+goes on in the original. So the row notes what that database said last, and only another name there is news.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
+    Connection,
+    Text,
     and_,
     bindparam,
     case,
+    column,
     delete,
+    exists,
     func,
     literal_column,
     null,
     or_,
     select,
+    table,
     update,
 )
+from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from codex_state.clock import server_now
+from codex_state.database.execute import atomically, by_index, execute
+from codex_state.database.sql import server_now
 from codex_state.errors import InvalidInputError, InvalidRowError
 from codex_state.models import (
+    LOCAL_HOME,
     Anchor,
+    BackfillState,
+    DynamicTool,
     Thread,
     ThreadQuery,
     ThreadsPage,
@@ -35,12 +53,19 @@ from codex_state.models import (
     UnshownThreads,
     nanoseconds_of,
 )
+from codex_state.models.base import columns_of, table_of
 from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, text
-from codex_state.repositories import thread_listing, thread_names, thread_references
-from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
-from codex_state.repositories.given_rows import parameters_of, storable
+from codex_state.repositories import thread_listing
+from codex_state.repositories.base import (
+    Repository,
+    given_rows,
+    later_than,
+    parameters_of,
+    seconds_of,
+    select_entity,
+    storable,
+)
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
-from codex_state.repositories.prepared import atomically
 from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS, UPSERT_FROM_ROLLOUTS, still_settled
 from codex_state.repositories.thread_listing import Reads, statement_of
 
@@ -144,6 +169,36 @@ _SET_ARCHIVED_OF_HOME = _SET_ARCHIVED.where(_OF_HOME)
 _LOCK_ALL = select(_threads.c.id).where(_IN_IDS).order_by(_threads.c.id).with_for_update()
 _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
+
+_given_names = given_rows(thread_id=UuidText(), name=text, name_at=BigInteger())
+
+_IS_OLDER = or_(_threads.c.name_at.is_(None), seconds_of(_threads.c.name_at) < _given_names.c.name_at)
+_IS_NEWS = and_(
+    _threads.c.id == _given_names.c.thread_id, _threads.c.original_name.is_distinct_from(_given_names.c.name)
+)
+_IS_NAMED = _threads.c.id == _given_names.c.thread_id
+
+_TAKE_NAMES = (
+    update(_threads)
+    .where(_IS_NAMED, _IS_OLDER)
+    .values(name=_given_names.c.name, name_at=_given_names.c.name_at)
+    .returning(_threads.c.id)
+)
+_TAKE_NAMES_OF_THE_ORIGINAL = (
+    update(_threads)
+    # A name that came from there is replaced whatever the times say: renaming doesn't have to move the thread's.
+    .where(_IS_NEWS, or_(_IS_OLDER, _threads.c.name == _threads.c.original_name))
+    .where(_threads.c.name.is_distinct_from(_given_names.c.name))
+    .values(
+        name=_given_names.c.name,
+        name_at=case((_IS_OLDER, _given_names.c.name_at), else_=_threads.c.name_at),
+        original_name=_given_names.c.name,
+    )
+    .returning(_threads.c.id)
+)
+_NOTE_NAMES_OF_THE_ORIGINAL = (
+    update(_threads).where(_IS_NEWS).values(original_name=_given_names.c.name).returning(_threads.c.id)
+)
 
 _EVERYTHING = ThreadQuery()
 
@@ -366,7 +421,7 @@ class ThreadRepository(Repository):
         Returns:
             How many rows were changed.
         """
-        return len(self._all(thread_names.TAKE_NAMES, _names_given(names)))
+        return len(self._all(_TAKE_NAMES, _names_given(names)))
 
     def take_original_names(self, names: Iterable[tuple[UUID, str, int]]) -> set[UUID]:
         """Take what the original's database calls threads, each name with its thread and the thread's last change.
@@ -379,8 +434,8 @@ class ThreadRepository(Repository):
         """
         given = _names_given(names)
         with atomically(self._connection):
-            taken = {row.id for row in self._all(thread_names.TAKE_NAMES_OF_THE_ORIGINAL, given)}
-            self._all(thread_names.NOTE_NAMES_OF_THE_ORIGINAL, given)
+            taken = {row.id for row in self._all(_TAKE_NAMES_OF_THE_ORIGINAL, given)}
+            self._all(_NOTE_NAMES_OF_THE_ORIGINAL, given)
         return taken
 
     def delete(self, thread_id: UUID) -> bool:
@@ -416,7 +471,7 @@ class ThreadRepository(Repository):
                 # A statement that waits for a row judges other tables as they were before it waited. So the wait comes
                 # first: from then on nobody can insert a row that refers to the thread, and what is there is seen.
                 self._all(_LOCK_ALL, parameters)
-            statement = _DELETE_GONE.where(*thread_references.unreferenced(connection))
+            statement = _DELETE_GONE.where(*_unreferenced(connection))
             return [row.id for row in self._all(statement, parameters)]
 
 
@@ -436,3 +491,111 @@ def _names_given(names: Iterable[tuple[UUID, str, int]]) -> dict[str, str]:
         if thread_id not in latest or latest[thread_id][2] <= at:
             latest[thread_id] = (thread_id, storable(name), at)
     return parameters_of(latest.values())
+
+
+_tools = table_of(DynamicTool)
+
+_GET_TOOLS = (
+    select_entity(DynamicTool)
+    .where(_tools.c.thread_id == bindparam("of_thread", type_=UuidText()))
+    .order_by(_tools.c.position)
+)
+_PERSIST_TOOLS = (
+    insert(_tools)
+    .values({column.key: bindparam(column.key, type_=column.type) for column in _tools.columns})
+    .on_conflict_do_nothing(index_elements=["thread_id", "position"])
+)
+
+
+class DynamicToolRepository(Repository):
+    """Reads and writes of the ``thread_dynamic_tools`` table."""
+
+    def get(self, thread_id: UUID) -> list[DynamicTool] | None:
+        """The thread's tools in their order, or ``None`` when it has none."""
+        return self._entities(DynamicTool, _GET_TOOLS, {"of_thread": thread_id}) or None
+
+    def persist(self, tools: Iterable[DynamicTool]) -> None:
+        """Store tools, of one thread or of many. A position that is stored already stays as it is.
+
+        Tools are defined when a thread starts, so what was stored first is right. Call it in a transaction when there
+        is more than one tool: it isn't one statement.
+
+        Raises:
+            IntegrityViolationError: a tool's thread has no row.
+        """
+        rows = [tool.column_values() for tool in tools]
+        if rows:
+            connection = self._connection
+            with atomically(connection), by_index(connection):
+                self._many(_PERSIST_TOOLS, rows)
+
+
+_backfills = table_of(BackfillState)
+
+_UNNAMED = and_(
+    _threads.c.home == LOCAL_HOME,
+    # Not LIKE, in which a path's characters could mean something.
+    _threads.c.rollout_path >= bindparam("first_path", type_=text),
+    _threads.c.rollout_path < bindparam("after_paths", type_=text),
+    # Looked for until the home is indexed: then it has what is its own.
+    ~exists().where(_backfills.c.home == bindparam("of_home", type_=text)),
+)
+_HAS_UNNAMED = select(_threads.c.id).where(_UNNAMED).limit(1)
+_GIVE_HOME = update(_threads).where(_UNNAMED).values(home=bindparam("of_home", type_=text)).returning(_threads.c.id)
+
+
+class HomeRepository(Repository):
+    """Gives threads that were stored under no home's name to the home that their rollouts lie in."""
+
+    def has_unnamed(self, home: str, directory: Path) -> bool:
+        """Whether there are such threads with rollouts below ``directory``, and the home was never indexed."""
+        return self._one(_HAS_UNNAMED, _below(home, directory)) is not None
+
+    def name(self, home: str, directory: Path) -> int:
+        """Give those threads to the home, and say how many they were."""
+        return len(self._all(_GIVE_HOME, _below(home, directory)))
+
+
+def _below(home: str, directory: Path) -> dict[str, Any]:
+    # "0" is the character after "/".
+    return {"of_home": home, "first_path": f"{directory}/", "after_paths": f"{directory}0"}
+
+
+_PARTS_OF_A_THREAD = {table_of(DynamicTool).name}
+"""Tables whose rows are written with their thread's, from the same rollout."""
+
+_COLUMNS = [column(name, Text()) for name in ("name", "schema", "referring", "theirs", "ours")]
+"""A row for each pair of columns of a foreign key: the key, the table that refers, its column, and ours."""
+
+_FOREIGN_KEYS = {
+    "sqlite": sql(
+        "SELECT referring.name || '/' || key.id AS name, NULL AS schema, referring.name AS referring, "
+        'key."from" AS theirs, coalesce(key."to", \'id\') AS ours '
+        "FROM sqlite_master AS referring, pragma_foreign_key_list(referring.name) AS key "
+        "WHERE referring.type = 'table' AND lower(key.\"table\") = :threads ORDER BY name"
+    ).columns(*_COLUMNS),
+    "postgresql": sql(
+        "SELECT CAST(key.oid AS text) AS name, schemas.nspname AS schema, referring.relname AS referring, "
+        "theirs.attname AS theirs, ours.attname AS ours "
+        "FROM pg_constraint AS key "
+        "JOIN pg_class AS referring ON referring.oid = key.conrelid "
+        "JOIN pg_namespace AS schemas ON schemas.oid = referring.relnamespace "
+        "CROSS JOIN LATERAL unnest(key.conkey, key.confkey) AS pair (theirs, ours) "
+        "JOIN pg_attribute AS theirs ON theirs.attrelid = key.conrelid AND theirs.attnum = pair.theirs "
+        "JOIN pg_attribute AS ours ON ours.attrelid = key.confrelid AND ours.attnum = pair.ours "
+        "WHERE key.contype = 'f' AND key.confrelid = CAST(:threads AS regclass) ORDER BY name"
+    ).columns(*_COLUMNS),
+}
+
+
+def _unreferenced(connection: Connection) -> list[ColumnElement[bool]]:
+    """For a statement on ``threads``: conditions that no row of another table refers to the thread."""
+    found = execute(connection, _FOREIGN_KEYS[connection.dialect.name], {"threads": _threads.name})
+    keys = [list(pairs) for _, pairs in groupby(found, key=lambda row: row.name)]
+    return [_no_row_refers_by(pairs) for pairs in keys if pairs[0].referring not in _PARTS_OF_A_THREAD]
+
+
+def _no_row_refers_by(pairs: list[Any]) -> ColumnElement[bool]:
+    referring = table(pairs[0].referring, *(column(pair.theirs) for pair in pairs), schema=pairs[0].schema).alias()
+    refers = and_(*(referring.c[pair.theirs] == _threads.c[pair.ours] for pair in pairs))
+    return ~select(referring.c[pairs[0].theirs]).where(refers).exists()

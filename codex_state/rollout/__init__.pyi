@@ -1,17 +1,20 @@
 """What is public of the JSONL side, and where it lives: ``__init__.py`` reads it from here, as type checkers do."""
 
-from .archive import (
-    archive_thread as archive_thread,
-    unarchive_thread as unarchive_thread,
+from .backfilling import (
+    BackfillFailure as BackfillFailure,
+    BackfillOutcome as BackfillOutcome,
+    BackfillProgress as BackfillProgress,
+    BackfillReport as BackfillReport,
+    backfill as backfill,
+    freshen as freshen,
+    open_state as open_state,
 )
-from .backfilling import backfill as backfill
 from .files import (
     FoundFile as FoundFile,
     find_rollouts as find_rollouts,
     parse_rollout_name as parse_rollout_name,
     walk_rollouts as walk_rollouts,
 )
-from .head import read_session_meta as read_session_meta
 from .format import (
     Compacted as Compacted,
     GitInfo as GitInfo,
@@ -37,25 +40,18 @@ from .index import (
     index_rollout as index_rollout,
     normalize_cwd as normalize_cwd,
 )
-from .live import apply_rollout_items as apply_rollout_items
 from .lookup import (
+    archive_thread as archive_thread,
     find_thread_path as find_thread_path,
     list_threads as list_threads,
+    unarchive_thread as unarchive_thread,
 )
-from .progress import (
-    BackfillFailure as BackfillFailure,
-    BackfillOutcome as BackfillOutcome,
-    BackfillProgress as BackfillProgress,
-    BackfillReport as BackfillReport,
-)
-from .startup import (
-    freshen as freshen,
-    open_state as open_state,
-)
+from .reading import read_session_meta as read_session_meta
 from .threads import (
     ExtractionOutcome as ExtractionOutcome,
     ThreadMetadataBuilder as ThreadMetadataBuilder,
     apply_rollout_item as apply_rollout_item,
+    apply_rollout_items as apply_rollout_items,
     builder_from_items as builder_from_items,
     builder_from_session_meta as builder_from_session_meta,
     diff_fields as diff_fields,

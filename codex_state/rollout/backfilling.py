@@ -13,21 +13,110 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import StrEnum
 from itertools import islice
 from typing import TypeVar
 
 from codex_state import telemetry
-from codex_state.errors import IntegrityViolationError, InvalidInputError, StateError, UnknownCommitOutcomeError
-from codex_state.models import BackfillLease, BackfillStatus, Claimed, RolloutFileState, SkipReason
+from codex_state.errors import (
+    BackfillTimeoutError,
+    IntegrityViolationError,
+    InvalidInputError,
+    StateError,
+    UnknownCommitOutcomeError,
+)
+from codex_state.models import BackfillLease, BackfillState, BackfillStatus, Claimed, RolloutFileState, SkipReason
 from codex_state.rollout.extractors import in_process, in_workers, worker_count
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.index import Settled, Settling, store, store_singly
 from codex_state.rollout.inventory import Change, Comparison, old_root_of
 from codex_state.rollout.names import NameSources
-from codex_state.rollout.progress import BackfillOutcome, BackfillProgress, BackfillReport, OnProgress
 from codex_state.rollout.worker import Result
 from codex_state.runtime import State, StateRuntime
+from codex_state.settings import StateSettings
+
+MAX_NAMED_FAILURES = 1000
+"""How many failures a report names; all are counted (law L10)."""
+
+
+class BackfillOutcome(StrEnum):
+    """How a backfill ended."""
+
+    COMPLETE = "complete"
+    """Every rollout was handled, now or before; some may have failed."""
+    RUNNING = "running"
+    """Somebody else works on it, so nothing was done."""
+    LEASE_LOST = "lease_lost"
+    """Somebody took over on the way. What this worker had committed stays; its last batch was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillProgress:
+    """Where a backfill stands after a batch."""
+
+    files_done: int
+    files_total: int
+    bytes_done: int
+    bytes_total: int
+    failed: int
+    seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        """The average speed so far."""
+        return self.bytes_done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at that speed; ``None`` before there is one."""
+        speed = self.bytes_per_second
+        return (self.bytes_total - self.bytes_done) / speed if speed > 0 else None
+
+
+OnProgress = Callable[[BackfillProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillFailure:
+    """A rollout (or a directory) that could not be indexed, and why."""
+
+    path: str
+    error: str
+
+
+@dataclass(slots=True)
+class BackfillReport:
+    """What a backfill did."""
+
+    status: BackfillOutcome
+    scanned: int = 0
+    upserted: int = 0
+    failed: int = 0
+    gone: int = 0
+    """Files that aren't there any more."""
+    parse_errors: int = 0
+    """Lines of which something could not be read, in rollouts that could."""
+    unknown_lines: int = 0
+    """Lines of a kind that isn't known, or isn't read, which is no fault of theirs."""
+    watermark: str | None = None
+    seconds: float = 0.0
+    failures: list[BackfillFailure] = field(default_factory=list)
+    skipped: list[BackfillFailure] = field(default_factory=list)
+    """Symbolic links that were passed over."""
+
+    def add_failure(self, path: str, error: str) -> None:
+        """Count a failure, and name it while there is room."""
+        self.failed += 1
+        if len(self.failures) < MAX_NAMED_FAILURES:
+            self.failures.append(BackfillFailure(path, error))
+
+    def add_skipped(self, path: str, why: str) -> None:
+        """Name something that was passed over, while there is room."""
+        if len(self.skipped) < MAX_NAMED_FAILURES:
+            self.skipped.append(BackfillFailure(path, why))
+
 
 _log = logging.getLogger("codex_state")
 
@@ -279,3 +368,69 @@ class _Run:
             failed=self.report.failed,
             seconds=time.monotonic() - self._started,
         )
+
+
+_POLL_SECONDS = 0.25
+
+
+def open_state(settings: StateSettings | None = None, *, on_progress: OnProgress | None = None) -> StateRuntime:
+    """Open the state, bring its index up to date with the home's files, and return it.
+
+    The first process to come builds the index. The others wait for it as long as ``settings.backfill_wait`` says, take
+    over when its lease runs out, and give up with an error that names it. Once an index is there nobody waits: while
+    another process freshens it, it is used as it is. ``StateRuntime.open`` never looks at the files.
+
+    Args:
+        settings: where and how; read from the environment when not given.
+        on_progress: called as the work goes, when this process does it.
+
+    Raises:
+        BackfillTimeoutError: another worker's first backfill didn't finish in time. It goes on.
+        StateError: see ``StateRuntime.open``.
+    """
+    runtime = StateRuntime.open(settings)
+    try:
+        _complete_backfill(runtime, on_progress)
+    except BaseException:
+        runtime.close()
+        raise
+    return runtime
+
+
+def freshen(runtime: StateRuntime, *, on_progress: OnProgress | None = None) -> BackfillReport | None:
+    """Take in what is new, changed or gone in the home.
+
+    Costs a look at every file's size and time when nothing is; then nothing is claimed or written.
+
+    Returns:
+        What was done; ``None`` when there was nothing to do. ``RUNNING`` when another process does it now.
+    """
+    return None if is_fresh(runtime) else backfill(runtime, refresh=True, on_progress=on_progress)
+
+
+def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) -> None:
+    deadline = time.monotonic() + runtime.settings.backfill_wait.total_seconds()
+    while True:
+        report = freshen(runtime, on_progress=on_progress)
+        if report is None or report.status is BackfillOutcome.COMPLETE:
+            if report is not None and report.failed:
+                _log.warning("%d rollouts could not be indexed; `codex-state backfill` names them", report.failed)
+            return
+        with runtime.read() as state:
+            holder = state.backfill.get(runtime.home)
+        if holder is not None and holder.last_success_at is not None:
+            return
+        if time.monotonic() >= deadline:
+            raise BackfillTimeoutError(_who_holds_it(holder, runtime.settings.backfill_wait))
+        time.sleep(_POLL_SECONDS)
+
+
+def _who_holds_it(holder: BackfillState | None, waited: timedelta) -> str:
+    waited_for = f"timed out waiting {waited.total_seconds():g} s for the backfill of the state database"
+    if holder is None or holder.owner_name is None:
+        return f"{waited_for}; run `codex-state backfill` to finish it"
+    since = "" if holder.claimed_at is None else f" since {holder.claimed_at:%Y-%m-%d %H:%M:%S} UTC"
+    return (
+        f"{waited_for}: {holder.owner_name} works on it{since}, last seen {holder.updated_at:%H:%M:%S} UTC; "
+        "wait for it, or run `codex-state backfill` to see it through"
+    )

@@ -26,8 +26,8 @@ from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
 from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
-from codex_state.rollout.head import git_of
 from codex_state.rollout.inventory import Change, file_row, paths_of
+from codex_state.rollout.reading import git_of
 from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
 from codex_state.runtime import State, StateRuntime
 

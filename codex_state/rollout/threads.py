@@ -1,8 +1,9 @@
-"""Threads from rollouts: the entities and values in front of the fold."""
+"""Threads from rollouts: the entities and values in front of the fold, and a row kept in step while a rollout grows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -12,13 +13,16 @@ from uuid import UUID
 
 from msgspec.structs import asdict
 from sqlalchemy.dialects import sqlite
+from sqlmodel import select, type_coerce
 
+from codex_state import telemetry
 from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX, DEFAULT_SOURCE, ThreadDraft
-from codex_state.models import LOCAL_HOME, DynamicTool, Thread
-from codex_state.models.columns import from_epoch_seconds, path_to_text, to_epoch_seconds
+from codex_state.errors import StateError
+from codex_state.models import LOCAL_HOME, DynamicTool, Thread, nanoseconds_of
+from codex_state.models.columns import from_epoch_seconds, path_to_text, text, to_epoch_seconds
 from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS
-from codex_state.rollout.files import parse_rollout_name
-from codex_state.rollout.fold import Fold, extract
+from codex_state.rollout.files import is_archived, modified_seconds, parse_rollout_name, relative_to
+from codex_state.rollout.fold import Fold, extract, tool_drafts
 from codex_state.rollout.format import (
     GoalUpdated,
     ItemCompleted,
@@ -34,8 +38,9 @@ from codex_state.rollout.format import (
     source_text,
     spawned_agent_path,
 )
-from codex_state.rollout.index import tools_of
+from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
 from codex_state.rollout.times import parse_timestamp
+from codex_state.runtime import State, StateRuntime
 
 COMPARED_FIELDS = tuple(name for name in ROLLOUT_COLUMNS if name not in ("archived", "memory_mode", "name", "name_at"))
 """What ``diff_fields`` compares, in its order: what a rollout tells of its thread."""
@@ -239,3 +244,104 @@ def _other_defaults() -> dict[str, Any]:
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+def apply_rollout_items(
+    runtime: StateRuntime,
+    builder: ThreadMetadataBuilder,
+    items: Sequence[RolloutItem],
+    *,
+    updated_at: datetime | None = None,
+    memory_mode: str | None = None,
+) -> Thread | None:
+    """Apply items that were just appended to a thread's rollout to its row, with its tools, in one transaction.
+
+    What the row knows stays: its git fields, its name, when it was archived. A thread without a row gets one. A row of
+    another home becomes this home's, unless the rollout there was written later: then it stays as it is. As one process
+    at a time writes a rollout, so one at a time applies its items.
+
+    Args:
+        runtime: the open state.
+        builder: who the thread is and where its rollout lies, for example from ``builder_from_items``.
+        items: what was appended, in order. Without items nothing is done.
+        updated_at: when that was; ``None`` for the file's modification time, if it can be read.
+        memory_mode: what may be remembered of a thread that has no row yet, if the items don't say.
+
+    Returns:
+        The thread as it is now; ``None`` when there were no items.
+    """
+    if not items:
+        return None
+    moment = updated_at or _modified_at(builder.rollout_path)
+    metas = [item for item in items if isinstance(item, SessionMeta)]
+
+    def work(state: State) -> Thread:
+        with _counted("apply_rollout_items"):
+            thread, draft_id = _apply(runtime, state, builder, items, updated_at=moment, memory_mode=memory_mode)
+        if metas and metas[0].dynamic_tools and metas[0].id == draft_id:
+            with _counted("persist_dynamic_tools"):
+                state.dynamic_tools.persist(tools_of(thread.id, tool_drafts(metas[0])))
+        return thread
+
+    return runtime.run(work)
+
+
+@contextmanager
+def _counted(stage: str) -> Iterator[None]:
+    """Counts an error of the database in its block, by the stage that it happened in."""
+    try:
+        yield
+    except StateError:
+        telemetry.count(telemetry.DB_ERROR, 1, stage=stage)
+        raise
+
+
+def _apply(
+    runtime: StateRuntime,
+    state: State,
+    builder: ThreadMetadataBuilder,
+    items: Sequence[RolloutItem],
+    *,
+    updated_at: datetime | None,
+    memory_mode: str | None,
+) -> tuple[Thread, str]:
+    existing, cwd = _locked(state, builder.id)
+    moved_here = existing is not None and existing.home != runtime.home
+    if existing is not None and moved_here and (updated_at is None or updated_at < existing.updated_at):
+        return existing, ""
+    draft = draft_of(existing) if existing is not None else builder.draft(runtime.default_provider)
+    draft.cwd = draft.cwd if cwd is None else cwd
+    if moved_here and not is_archived(relative_to(runtime.codex_home, builder.rollout_path) or ""):
+        draft.archived, draft.archived_at = 0, None  # it was archived where it is gone from
+    if existing is None and memory_mode:
+        draft.memory_mode = memory_mode
+    fold = Fold(draft, runtime.default_provider)
+    for item in items:
+        fold.add(item)
+    draft = fold.finish()
+    draft.rollout_path = str(builder.rollout_path)
+    draft.cwd = normalized_cwd_text(draft.cwd)
+    if updated_at is not None:
+        draft.updated_at, draft.updated_ns = to_epoch_seconds(updated_at), nanoseconds_of(updated_at)
+    said_at = draft.updated_at if fold.memory_mode is not None else None
+    state.rollout_files.upsert_threads([thread_row(draft, runtime.home, said_at)])
+    stored = state.threads.get(builder.id)
+    assert stored is not None
+    return stored, draft.id
+
+
+def _locked(state: State, thread_id: UUID) -> tuple[Thread | None, str | None]:
+    """The row, and its directory as it is spelled there, which a path may not be.
+
+    On PostgreSQL nobody else can change it before this transaction ends; on SQLite nobody can anyway.
+    """
+    cwd = select(type_coerce(Thread.cwd, text)).where(Thread.id == thread_id).with_for_update()
+    spelled = state.session.connection().execute(cwd).scalar_one_or_none()
+    return state.threads.get(thread_id), spelled
+
+
+def _modified_at(path: Path) -> datetime | None:
+    try:
+        return from_epoch_seconds(modified_seconds(path.stat()))
+    except OSError:
+        return None

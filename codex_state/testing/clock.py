@@ -16,9 +16,9 @@ from typing import Any, Self
 
 from sqlalchemy import event, text
 
-from codex_state.clock import use_manual_clock
 from codex_state.database import Database
-from codex_state.repositories.prepared import forget_prepared
+from codex_state.database.execute import forget_prepared
+from codex_state.database.sql import use_manual_clock
 
 _SECONDS = struct.Struct("<q")
 _FUNCTION = "codex_state_manual_now"

@@ -12,8 +12,8 @@ from datetime import timedelta
 from typing import Any
 
 from codex_state.database import Database
+from codex_state.models.columns import whole_seconds
 from codex_state.processes import THIS_HOST, Owner, use_processes
-from codex_state.repositories.base import whole_seconds
 
 HERE = "here:1"
 """A host."""

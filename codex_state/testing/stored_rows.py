@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import Select
 from sqlmodel import Session
 
+from codex_state.database.execute import execute
 from codex_state.models import (
     BackfillState,
     BackfillStatus,
@@ -27,7 +28,6 @@ from codex_state.models import (
 from codex_state.models.columns import path_to_text, to_epoch_seconds
 from codex_state.processes import Owner
 from codex_state.repositories.base import EntityT, select_entity
-from codex_state.repositories.prepared import execute
 from codex_state.testing.lease_model import Backfill, Job, Lock, Mark, Memory
 
 _SELECT: dict[type[StateModel], Select[Any]] = {

@@ -1,10 +1,10 @@
 """Moving a state from one database to another, and taking over what the original's databases know."""
 
-from codex_state.repositories.imports import ImportOutcome
 from codex_state.transfer.copying import copy_state
 from codex_state.transfer.importing import (
     ImportedDatabase,
     ImportKind,
+    ImportOutcome,
     ImportReport,
     import_original,
 )

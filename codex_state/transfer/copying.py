@@ -1,20 +1,25 @@
-"""Copying a whole state: from one snapshot of the source, in batches, so that it can be run again at any time."""
+"""Copying a whole state: from one snapshot of the source, in batches, so that it can be run again at any time.
+
+Where both databases have a row for the same key, the later version wins where a row carries one. Where nothing tells,
+the target's row stays and is named. Afterwards both sides are read again and compared.
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from itertools import compress
 from typing import Any, NamedTuple
 
+from msgspec.msgpack import encode
 from sqlalchemy import Connection, func, select, text
 
-from codex_state.errors import IntegrityViolationError, InvalidInputError
-from codex_state.models import LOCAL_HOME
+from codex_state.errors import CopyMismatchError, IntegrityViolationError, InvalidInputError
+from codex_state.models import LOCAL_HOME, BackfillStatus
 from codex_state.runtime import State, StateRuntime
-from codex_state.transfer.checking import check_table
 from codex_state.transfer.reports import (
     MAX_NAMED,
     CopyProgress,
@@ -24,10 +29,9 @@ from codex_state.transfer.reports import (
     OnCopyProgress,
     RowOutcome,
     TableCopy,
+    spelled,
 )
-from codex_state.transfer.rules import SAME_MEMORIES, Values, rule_of
-from codex_state.transfer.statements import Key, Row
-from codex_state.transfer.tables import StoredTable, stored_tables
+from codex_state.transfer.tables import Key, Row, StoredTable, stored_tables
 
 _PUT_IDS_AFTER = text(
     "SELECT setval(ids, :last)"
@@ -299,3 +303,140 @@ def _refuse_same(source: StateRuntime, connection: Connection, target: StateRunt
             )
     if same:
         raise InvalidInputError("the source and the target are the same database; name another target")
+
+
+Values = dict[str, Any]
+
+SAME_MEMORIES = "same_memories"
+"""What is told of a scope of the source beside its columns: whether the target has its memories, and no others."""
+
+Rule = Callable[[Values, Values], Values | None]
+"""Given the source's and the target's row, the one that shall stand; ``None`` when nothing tells."""
+
+
+def _later(*version: str) -> Rule:
+    def rule(source: Values, target: Values) -> Values | None:
+        ours, theirs = (tuple(_number(row[name]) for name in version) for row in (source, target))
+        if ours == theirs:
+            return None
+        return source if ours > theirs else target
+
+    return rule
+
+
+def _number(value: Any) -> int:
+    # SQLite's columns can hold anything, but only numbers have an order that means something here.
+    return value if isinstance(value, int) else -1
+
+
+_later_thread = _later("updated_at")
+# What a use of a memory counts, and that it was invalidated, doesn't move its time.
+_later_memory = _later("updated_at", "used_count", "last_used_at", "invalidated_at")
+# One attempt moves on from running to finished.
+_later_job = _later("attempt", "finished_at", "started_at")
+_later_row = _later("updated_at")
+
+
+_GIVEN = {"name_at": "name", "memory_mode_chosen_at": "memory_mode"}
+"""What somebody gave a thread, by the column that says when: it isn't in the rollouts and moves no other time."""
+
+
+def _thread(source: Values, target: Values) -> Values | None:
+    """The later rollout's row, with the name and the memory mode that were given last."""
+    given: Values = {}
+    for given_at, value in _GIVEN.items():
+        ours, theirs = _number(source[given_at]), _number(target[given_at])
+        if ours != theirs:
+            later = source if ours > theirs else target
+            given |= {given_at: later[given_at], value: later[value]}
+        elif source[given_at] is not None and source[value] != target[value]:
+            return None
+    source, target = source | given, target | given
+    return target if source == target else _later_thread(source, target)
+
+
+def _scope(source: Values, target: Values) -> Values | None:
+    """The target may have memories that the source doesn't know, so the source can't declare its scope clean."""
+    if _number(source["updated_at"]) < _number(target["updated_at"]):
+        return target
+    if source["updated_at"] != target["updated_at"] and source[SAME_MEMORIES]:
+        return source
+    return source | {"dirty": max(_number(source["dirty"]), _number(target["dirty"]))}
+
+
+def _lock(renewed_at: str) -> Rule:
+    """A lock that somebody else took in the target since is theirs."""
+    later = _later(renewed_at)
+
+    def rule(source: Values, target: Values) -> Values | None:
+        return later(source, target) if source["ownership_token"] == target["ownership_token"] else target
+
+    return rule
+
+
+def _backfill(source: Values, target: Values) -> Values | None:
+    """Migrations insert a row that nobody has claimed yet, with the time of the migration."""
+    placeholders = [row["status"] == BackfillStatus.PENDING and row["claimed_at"] is None for row in (source, target)]
+    if placeholders[0] != placeholders[1]:
+        return target if placeholders[0] else source
+    return target if placeholders[0] else _later_row(source, target)
+
+
+def _file(_source: Values, target: Values) -> Values | None:
+    """What is known of a file can be read again from it."""
+    return target | {"mtime_ns": None}
+
+
+def _nothing_tells(_source: Values, _target: Values) -> Values | None:
+    return None
+
+
+_RULES: dict[str, Rule] = {
+    "threads": _thread,
+    "thread_memory": _later_memory,
+    "memory_phase1_jobs": _later_job,
+    "memory_scope_dirty": _scope,
+    "memory_consolidation_locks": _lock("updated_at"),
+    "codex_state_locks": _lock("renewed_at"),
+    "backfill_state": _backfill,
+    "rollout_files": _file,
+}
+
+
+def rule_of(table: str) -> Rule:
+    """The rule of a table. Tools and log lines are written once, so nothing tells which of two is newer."""
+    return _RULES.get(table, _nothing_tells)
+
+
+_DIGEST_BYTES = 16
+
+
+def check_table(table: StoredTable, expected: Iterable[list[Row]], target: Connection) -> tuple[int, str]:
+    """Compare what the target must hold with what it holds, page by page.
+
+    Returns:
+        How many rows were compared, and the checksum of the target's.
+
+    Raises:
+        CopyMismatchError: a row is missing or differs. The first one is named.
+    """
+    checked = 0
+    checksum = blake2b(digest_size=_DIGEST_BYTES)
+    for rows in expected:
+        found = table.at(target, list(map(table.key_of, rows)))
+        there = [found.get(table.key_of(row)) for row in rows]
+        # Stored values are whole numbers, texts and the like, which are equal only when they are the same.
+        if rows != there:
+            raise CopyMismatchError(_difference(table, rows, there))
+        checksum.update(encode(there))
+        checked += len(there)
+    return checked, checksum.hexdigest()
+
+
+def _difference(table: StoredTable, expected: Sequence[Row], there: Sequence[Row | None]) -> str:
+    row, found = next(pair for pair in zip(expected, there, strict=True) if pair[0] != pair[1])
+    what = "is missing" if found is None else "differs"
+    return (
+        f"after the copy, {table.name} {spelled(table.key_of(row))} {what} in the target; "
+        "if somebody writes there, stop them and copy again"
+    )

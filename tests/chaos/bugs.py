@@ -29,9 +29,9 @@ def planted(bug: str | None) -> Iterator[None]:
     bugs: dict[str, Callable[[], AbstractContextManager[object]]] = {
         mutant.name: mutant.planted for mutant in sql_mutants()
     }
-    bugs[IMPATIENCE] = lambda: patch("codex_state.engine_views.classify_connecting", classify)
-    bugs[HASTE] = lambda: patch.dict("codex_state.postgresql_engine._SERVER_PATIENCE", synchronous_commit="off")
-    bugs[SESSIONS] = lambda: patch("codex_state.postgresql_engine.create_engine", _that_prepares)
+    bugs[IMPATIENCE] = lambda: patch("codex_state.database.engine.classify_connecting", classify)
+    bugs[HASTE] = lambda: patch.dict("codex_state.database.postgresql._SERVER_PATIENCE", synchronous_commit="off")
+    bugs[SESSIONS] = lambda: patch("codex_state.database.postgresql.create_engine", _that_prepares)
     with bugs[bug]():
         yield
 

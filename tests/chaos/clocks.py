@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-from codex_state.clock import trust_clock
-from codex_state.rollout import archive
+from codex_state.database.sql import trust_clock
+from codex_state.rollout import lookup
 from tests.chaos.channel import Channel
 
 true_monotonic = time.monotonic
@@ -104,6 +104,6 @@ def tell(channel: Channel, ahead: float, rate: float) -> None:
             "trusted": trusted,
             "elapsed": elapsed,
             "time": time.time(),
-            "datetime": archive.datetime.now(UTC).timestamp(),  # type: ignore[attr-defined]
+            "datetime": lookup.datetime.now(UTC).timestamp(),  # type: ignore[attr-defined]
         }
     )

@@ -11,8 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from codex_state import StateRuntime, StateSettings
-from codex_state.clock import server_now
 from codex_state.database import Database
+from codex_state.database.sql import server_now
 from codex_state.errors import DatabaseError
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.grants import thread_id_of

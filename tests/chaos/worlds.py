@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import Table
 
 from codex_state.database import Database
+from codex_state.database.state_files import QUEUE_SUFFIX
 from codex_state.models import metadata
-from codex_state.state_files import QUEUE_SUFFIX
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.emptying import empty
 from codex_state.testing.samples import NOON

@@ -25,14 +25,13 @@ from codex_state.models import (
     Skipped,
     ThreadMemory,
 )
-from codex_state.models.columns import path_to_text, to_epoch_seconds
+from codex_state.models.columns import path_to_text, to_epoch_seconds, whole_seconds
 from codex_state.repositories import (
     BackfillRepository,
     ConsolidationLockRepository,
     Phase1JobRepository,
     ThreadMemoryRepository,
 )
-from codex_state.repositories.base import whole_seconds
 from codex_state.runtime import State
 from codex_state.testing.lease_model import GRANTED
 from tests.history.calls import APPLIED, READ, Answer, Kind

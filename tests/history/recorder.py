@@ -17,7 +17,7 @@ from typing import Any, Self
 from sqlalchemy import select
 from sqlmodel import Session
 
-from codex_state.clock import server_now
+from codex_state.database.sql import server_now
 from codex_state.models.columns import to_epoch_seconds
 from tests.history.calls import ANY_KEY, APPLIED, READ, Answer, Kind
 

@@ -19,7 +19,7 @@ from rollout_files import body, rollout_path, session_meta, thread_id, user_mess
 from codex_state import StateRuntime, Thread, ThreadNotFoundError, ThreadQuery
 from codex_state.errors import DatabaseBusyError, RolloutError
 from codex_state.models.columns import from_epoch_seconds
-from codex_state.rollout import archive, archive_thread, backfill, find_thread_path, list_threads, unarchive_thread
+from codex_state.rollout import archive_thread, backfill, find_thread_path, list_threads, lookup, unarchive_thread
 from codex_state.rollout.backfilling import is_fresh
 
 MODIFIED = 1_767_400_000
@@ -110,7 +110,7 @@ def test_a_move_that_the_system_refuses_is_a_clear_error(
     def refused(_source: Path, target: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(target))
 
-    monkeypatch.setattr(archive.os, "link", refused)
+    monkeypatch.setattr(lookup.os, "link", refused)
     with pytest.raises(RolloutError, match="Permission denied"):
         archive_thread(indexed, thread_id(1))
     assert not row(indexed).archived
@@ -128,7 +128,7 @@ def _on_two_volumes(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
             raise OSError(errno.EXDEV, "Invalid cross-device link", str(target))
         link(source, target)
 
-    monkeypatch.setattr(archive.os, "link", refusing)
+    monkeypatch.setattr(lookup.os, "link", refusing)
 
 
 def _without_hard_links(monkeypatch: pytest.MonkeyPatch, _home: Path) -> None:
@@ -137,7 +137,7 @@ def _without_hard_links(monkeypatch: pytest.MonkeyPatch, _home: Path) -> None:
     def refused(_source: Path, target: Path) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted", str(target))
 
-    monkeypatch.setattr(archive.os, "link", refused)
+    monkeypatch.setattr(lookup.os, "link", refused)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_file_that_appears_while_another_is_moved_there_is_never_overwritten(
         return give_name(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(archive.os, step, late)
+        patch.setattr(lookup.os, step, late)
         with pytest.raises(RolloutError, match="already there"):
             move(indexed, thread_id(1))
     assert (source.read_bytes(), target.read_bytes()) == (content, b"precious")
@@ -271,12 +271,12 @@ def test_a_move_to_another_volume_that_fails_leaves_the_whole_file(
     with monkeypatch.context() as patch:
         match step:
             case "copy":
-                patch.setattr(archive.shutil, "copy2", half)
+                patch.setattr(lookup.shutil, "copy2", half)
             case "fsync":
-                patch.setattr(archive.os, "fsync", full)
+                patch.setattr(lookup.os, "fsync", full)
             case "link":
-                link = archive.os.link
-                patch.setattr(archive.os, "link", lambda each, to: full() if each.suffix == ".part" else link(each, to))
+                link = lookup.os.link
+                patch.setattr(lookup.os, "link", lambda each, to: full() if each.suffix == ".part" else link(each, to))
             case _:
                 unlink = Path.unlink
                 patch.setattr(Path, "unlink", lambda each, **how: full() if each == source else unlink(each, **how))
@@ -338,7 +338,7 @@ def test_a_crash_between_file_and_row_is_mended(
     if not is_archived:
         archive_thread(indexed, thread_id(1))
     with monkeypatch.context() as patch:
-        patch.setattr(archive, "take_in", crash)
+        patch.setattr(lookup, "take_in", crash)
         with pytest.raises(DatabaseBusyError):
             move(indexed, thread_id(1))
     target = rollout_path(indexed.codex_home, 1, archived=is_archived)

@@ -14,7 +14,7 @@ from cli_process import Cli, InProcess
 from codex_state import database
 from codex_state.errors import ConnectionLostError
 from codex_state.migrations import HEAD
-from codex_state.migrations.location import configuration
+from codex_state.migrations.environment import configuration
 
 
 @pytest.fixture

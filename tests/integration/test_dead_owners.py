@@ -31,8 +31,8 @@ from codex_state.models import (
     Skipped,
     SkipReason,
 )
+from codex_state.models.base import table_of
 from codex_state.processes import THIS_HOST
-from codex_state.repositories.base import table_of
 from codex_state.runtime import State
 from codex_state.testing.grants import GRANTS, add_thread, thread_id_of
 from codex_state.testing.holder_writes import HOLDER_WRITES, RegisteredWrite

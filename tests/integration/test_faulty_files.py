@@ -19,8 +19,8 @@ from sqlalchemy import event
 
 from codex_state import Claimed, State, StateRuntime, StateSettings, migrations
 from codex_state.database import Database
+from codex_state.database.errors import Verdict, examine
 from codex_state.errors import DatabaseCorruptError, DatabaseFullError, StateFileLostError
-from codex_state.sqlite_damage import Verdict, examine
 from codex_state.testing.samples import a_log_line, a_thread
 
 HOUR = timedelta(hours=1)
@@ -82,7 +82,7 @@ class TestAFileThatWasLostWhileItWasOpen:
     def test_grants_and_renews_no_lease(
         self, home: Path, lose: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("codex_state.sqlite_connection._LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("codex_state.database.sqlite._LOOK_SECONDS", 0.0)
         path = filled(home)
         with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.autocommit() as state:
             claimed = state.consolidation_locks.try_claim(home, owner=uuid.uuid4(), lease=HOUR)

@@ -28,9 +28,9 @@ from codex_state import (
     ThreadQuery,
     migrations,
 )
+from codex_state.database.state_files import FORMER_NAME, VERSION_TABLE
 from codex_state.memory.files import render
 from codex_state.settings import state_database_filename
-from codex_state.state_files import FORMER_NAME, VERSION_TABLE
 from codex_state.testing.samples import a_thread
 
 NAME = state_database_filename()

@@ -16,7 +16,7 @@ from sqlalchemy import event
 from sqlmodel import Session
 
 from codex_state import LogEntry, LogQuery, StateRuntime, StateSettings
-from codex_state.repositories import log_retention
+from codex_state.database import log_bounds
 from codex_state.repositories.logs import LogRepository
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON, a_log_line
@@ -208,7 +208,7 @@ def test_deleting_much_takes_many_small_transactions(small: StateRuntime) -> Non
         state.logs.retain(max_rows=1)
     assert count(small) == 1
     assert len(deleted_at_once) > 3
-    assert max(deleted_at_once) <= log_retention._MANY_LINES
+    assert max(deleted_at_once) <= log_bounds._MANY_LINES
 
 
 def test_a_unit_that_fails_deletes_nothing_later(small: StateRuntime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlmodel import Session
 
 from codex_state import ConnectionLostError, State, StateRuntime, StateSettings, ThreadQuery, UnknownCommitOutcomeError
-from codex_state.engine_views import translate_errors
+from codex_state.database import translate_errors
 from codex_state.testing.samples import a_thread
 
 

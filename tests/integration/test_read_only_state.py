@@ -21,9 +21,8 @@ from codex_state import (
     StateSettings,
     migrations,
 )
-from codex_state.database import Database
+from codex_state.database import Access, Database
 from codex_state.rollout import backfill
-from codex_state.sqlite_engine import Access
 from codex_state.testing.samples import a_thread
 
 _LIST = """

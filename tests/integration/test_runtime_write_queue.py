@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from codex_state import write_queue
-from codex_state.database import Database
+from codex_state.database import Database, write_queue
+from codex_state.database.state_files import QUEUE_SUFFIX
 from codex_state.errors import DatabaseBusyError
 from codex_state.repositories import LogRepository, ThreadRepository
-from codex_state.state_files import QUEUE_SUFFIX
 from codex_state.testing.samples import a_log_line, a_thread
 from tests import stores
 

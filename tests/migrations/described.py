@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, inspect
 
-from codex_state.migrations.stored import our_tables
+from codex_state.migrations.revision import our_tables
 
 Schema = dict[str, dict[str, Any]]
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, inspect, text
 
-from codex_state.migrations.stored import our_tables
+from codex_state.migrations.revision import our_tables
 
 Rows = dict[str, list[dict[str, Any]]]
 

@@ -17,8 +17,8 @@ from sqlalchemy import create_engine
 
 from codex_state import migrations
 from codex_state.database import Database
-from codex_state.migrations import exclusive
-from codex_state.migrations.location import known_revisions
+from codex_state.migrations import locking
+from codex_state.migrations.environment import known_revisions
 from tests.migrations.alembic_process import ROOT, Alembic
 
 REVISIONS = sorted(known_revisions())
@@ -91,7 +91,7 @@ def test_a_home_that_is_a_file_is_refused_in_a_sentence(alembic: Alembic, tmp_pa
 
 def test_it_waits_for_a_migration_that_is_under_way(alembic: Alembic, database: Database, url: str) -> None:
     answers = []
-    with database.engine.connect() as connection, exclusive.exclusive_transaction(connection):
+    with database.engine.connect() as connection, locking.exclusive_transaction(connection):
         command = threading.Thread(
             target=lambda: answers.append(alembic("upgrade", "head", CODEX_STATE_DATABASE_URL=url))
         )

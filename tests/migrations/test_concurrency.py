@@ -20,7 +20,7 @@ from migrations.rows import in_common, insert_samples, read_all
 from codex_state import migrations
 from codex_state.database import Database, prepare_sqlite_file
 from codex_state.errors import DatabaseBusyError
-from codex_state.migrations import exclusive
+from codex_state.migrations import locking
 from tests.chaos.processes import WorkerHost
 
 HERE = Path(__file__).parent
@@ -90,7 +90,7 @@ def test_16_threads_migrate_databases_of_their_own(tmp_path: Path) -> None:
 def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'state.sqlite'}"
     at_once(4, lambda _: open_anew(url))
-    assert not list(tmp_path.glob(f"*{exclusive.SIDE_FILE_SUFFIX}"))
+    assert not list(tmp_path.glob(f"*{locking.SIDE_FILE_SUFFIX}"))
 
 
 def test_a_migration_may_take_longer_than_the_busy_timeout_of_those_who_wait(database: Database, url: str) -> None:
@@ -102,7 +102,7 @@ def test_a_migration_may_take_longer_than_the_busy_timeout_of_those_who_wait(dat
             other.close()
 
     with ThreadPoolExecutor(1) as pool:
-        with database.engine.connect() as connection, exclusive.exclusive_transaction(connection):
+        with database.engine.connect() as connection, locking.exclusive_transaction(connection):
             waiting = pool.submit(open_impatiently)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=1.5)
@@ -112,10 +112,10 @@ def test_a_migration_may_take_longer_than_the_busy_timeout_of_those_who_wait(dat
 def test_who_waits_too_long_for_anothers_migration_is_told(
     database: Database, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exclusive, "WAIT", timedelta(seconds=0.2))
+    monkeypatch.setattr(locking, "WAIT", timedelta(seconds=0.2))
     with (
         database.engine.connect() as connection,
-        exclusive.exclusive_transaction(connection),
+        locking.exclusive_transaction(connection),
         stores.opened(url) as other,
         pytest.raises(DatabaseBusyError, match=r"been migrating|lock timeout"),
     ):
@@ -124,8 +124,8 @@ def test_who_waits_too_long_for_anothers_migration_is_told(
 
 
 def test_a_thread_that_waits_too_long_for_another_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exclusive, "WAIT", timedelta(seconds=0.2))
-    with exclusive.one_per_process(), pytest.raises(DatabaseBusyError, match="another thread"):
+    monkeypatch.setattr(locking, "WAIT", timedelta(seconds=0.2))
+    with locking.one_per_process(), pytest.raises(DatabaseBusyError, match="another thread"):
         migrations.ensure_current(database.engine)
     assert migrations.ensure_current(database.engine).changed
 
@@ -133,7 +133,7 @@ def test_a_thread_that_waits_too_long_for_another_is_told(database: Database, mo
 def test_a_directory_without_a_lock_file_is_migrated_under_the_transaction_alone(tmp_path: Path) -> None:
     # Here a directory is in the side file's place; a read-only directory or a file system without locks is the same.
     path = tmp_path / "state.sqlite"
-    path.with_name(path.name + exclusive.SIDE_FILE_SUFFIX).mkdir()
+    path.with_name(path.name + locking.SIDE_FILE_SUFFIX).mkdir()
     assert open_anew(f"sqlite:///{path}").changed
 
 

@@ -27,8 +27,8 @@ from codex_state.errors import (
     SchemaTooNewError,
     StateError,
 )
-from codex_state.migrations import exclusive
-from codex_state.migrations.location import configuration
+from codex_state.migrations import locking
+from codex_state.migrations.environment import configuration
 from codex_state.models import metadata
 
 OPENERS: list[Callable[[Engine], object]] = [
@@ -276,7 +276,7 @@ def test_a_migration_that_loses_parents_is_rolled_back(tmp_path: Path) -> None:
         with (
             database.engine.connect() as connection,
             pytest.raises(StateError, match="without their threads"),
-            exclusive.exclusive_transaction(connection),
+            locking.exclusive_transaction(connection),
         ):
             update(connection, "DELETE FROM threads")
         with database.engine.connect() as connection:
@@ -300,6 +300,6 @@ def test_orphans_that_were_there_before_do_not_stop_a_migration(tmp_path: Path) 
 
 
 def test_what_we_call_ours_are_the_tables_of_the_models_and_the_retired_ones() -> None:
-    from codex_state.migrations.stored import our_tables
+    from codex_state.migrations.revision import our_tables
 
     assert our_tables() == set(metadata.tables) | {"memory_phase2_jobs"}

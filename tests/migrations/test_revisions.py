@@ -27,7 +27,7 @@ from migrations.rows import (
 from codex_state import migrations
 from codex_state.database import Database
 from codex_state.errors import DatabaseError, SchemaError
-from codex_state.migrations.location import configuration
+from codex_state.migrations.environment import configuration
 from codex_state.models import IS_SHOWN, open_threads
 
 SCRIPTS = ScriptDirectory.from_config(configuration())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from codex_state.migrations.location import known_revisions
+from codex_state.migrations.environment import known_revisions
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import codex_state
 from codex_state import migrations
 from codex_state.database import Database
-from codex_state.migrations.location import known_revisions, scripts_directory
+from codex_state.migrations.environment import known_revisions, scripts_directory
 
 environment, url, revisions = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 assert Path(codex_state.__file__).is_relative_to(environment), codex_state.__file__

@@ -11,7 +11,7 @@ from rollout_files import write_rollout
 from codex_state import StateRuntime, backfill
 from codex_state.models import metadata
 from codex_state.repositories import RolloutFileRepository
-from codex_state.rollout.progress import BackfillOutcome
+from codex_state.rollout.backfilling import BackfillOutcome
 from tests.mutants.bench import Bench, Check
 
 LEASE = timedelta(seconds=60)

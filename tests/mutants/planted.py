@@ -12,7 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from codex_state.clock import server_now
+from codex_state.database.sql import server_now
+from codex_state.database.sqlite import StateConnection
 from codex_state.models import (
     BackfillLease,
     Claimed,
@@ -35,7 +36,6 @@ from codex_state.repositories import (
 )
 from codex_state.rollout import backfilling
 from codex_state.runtime import State
-from codex_state.sqlite_connection import StateConnection
 from codex_state.testing.holder_writes import HOLDER_WRITES
 from tests.mutants.statements import SqlMutant, sql_mutants
 

@@ -12,9 +12,10 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, exc, make_url, text
 
-from codex_state import StateSettings, ThreadNotFoundError, database_errors, errors
+from codex_state import StateSettings, ThreadNotFoundError, errors
 from codex_state.database import Database
-from codex_state.database_errors import DatabaseError, classify, classify_connecting, place_of
+from codex_state.database import errors as database_errors
+from codex_state.database.errors import DatabaseError, classify, classify_connecting, place_of
 from codex_state.errors import ConfigurationError, InvalidInputError, StateError
 
 URL = make_url("postgresql://somebody:hunter2@db.example:5433/state")

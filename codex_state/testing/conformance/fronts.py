@@ -10,9 +10,8 @@ from typing import Any, Literal, cast
 
 from sqlmodel import Session
 
-from codex_state.async_runtime import AsyncStateRuntime
 from codex_state.database import Database
-from codex_state.runtime import State, StateRuntime
+from codex_state.runtime import AsyncStateRuntime, State, StateRuntime
 from codex_state.settings import StateSettings
 
 AsyncFront = Literal["asyncio", "trio"]

@@ -18,7 +18,7 @@ from codex_state.errors import (
     SchemaTooNewError,
     StateError,
 )
-from codex_state.rollout.progress import BackfillProgress
+from codex_state.rollout.backfilling import BackfillProgress
 
 COLUMNS: list[Column[str]] = [
     Column("ID", str),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from codex_state.errors import InvalidInputError
 from codex_state.memory import ExtractedMemory
-from codex_state.memory.extracted import RAW_MEMORY_BYTES, RAW_MEMORY_CUT, SUMMARY_BYTES, described, truncated
+from codex_state.memory.reports import RAW_MEMORY_BYTES, RAW_MEMORY_CUT, SUMMARY_BYTES, described, truncated
 
 
 def test_texts_within_the_limits_are_kept_as_they_are() -> None:

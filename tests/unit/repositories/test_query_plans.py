@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
+from codex_state.database.log_bounds import Sweep
 from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, Product, SortKey, ThreadQuery
-from codex_state.repositories.log_retention import Sweep
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.processes import ManualProcesses

@@ -12,9 +12,8 @@ import zstandard
 
 from codex_state.errors import RolloutError
 from codex_state.rollout.fold import extract
-from codex_state.rollout.head import read_session_meta
 from codex_state.rollout.names import session_index_names
-from codex_state.rollout.reading import open_rollout, skip_blank_lines
+from codex_state.rollout.reading import open_rollout, read_session_meta, skip_blank_lines
 
 THREAD = "0198c0de-0000-7000-8000-00000000abcd"
 META: dict[str, Any] = {

@@ -14,9 +14,9 @@ from threading import Lock
 
 from sqlalchemy import Connection
 
+from codex_state.database.state_files import open_side_file
 from codex_state.errors import DatabaseBusyError, IntegrityViolationError, InvalidInputError, classify
-from codex_state.migrations.stored import where
-from codex_state.state_files import open_side_file
+from codex_state.migrations.revision import where
 
 try:
     import fcntl

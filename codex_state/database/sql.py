@@ -1,14 +1,68 @@
-"""SQL that the two databases spell differently."""
+"""SQL that the two databases spell differently, the time among it (law L3).
+
+Leases compare times that the database server took inside the very statement that decides, so machines whose clocks
+disagree still agree on who holds what. Statements say ``server_now()``; each dialect compiles it to its own moving
+clock in whole epoch seconds. Tests need to move that clock: ``use_manual_clock`` replaces the expression for one engine
+only. Statements stay the same constants, and every engine compiles its own text.
+
+How long a holder may trust what such a statement granted is measured by a clock of its own process: ``trust_clock``.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, ColumnElement, Select, String
+from sqlalchemy import BigInteger, Boolean, ColumnElement, Engine, Select, String
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
+
+from codex_state.models.columns import SPELLING_ROUNDS
+
+_MANUAL_CLOCK_ATTRIBUTE = "codex_state_manual_clock"
+
+_CLOCKS = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}
+"""The clocks that count the time for which the machine sleeps. On macOS, ``time.monotonic`` is another one."""
+
+_CLOCK: int | None = getattr(time, _CLOCKS.get(sys.platform, ""), None)
+
+
+def trust_clock() -> float:
+    """Seconds on a clock that never jumps and that goes on while the machine sleeps, as a lease does."""
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
+
+
+class server_now(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
+    """Now, in whole epoch seconds, by the database server's moving clock."""
+
+    inherit_cache = True
+    type = BigInteger()
+    name = "server_now"
+
+
+def use_manual_clock(engine: Engine, sql: str) -> None:
+    """Make ``server_now()`` compile to ``sql`` on this engine. For tests: see ``codex_state.testing``.
+
+    Call it before the engine's first statement that tells the time: compiled texts are cached.
+    """
+    setattr(engine.dialect, _MANUAL_CLOCK_ATTRIBUTE, sql)
+
+
+@compiles(server_now, "sqlite")
+def _server_now_sqlite(_element: ColumnElement[int], compiler: SQLCompiler, **_kw: Any) -> str:
+    # strftime rather than unixepoch(): the latter needs SQLite 3.38. Fixed within a statement, moving between them.
+    manual: str | None = getattr(compiler.dialect, _MANUAL_CLOCK_ATTRIBUTE, None)
+    return manual or "CAST(strftime('%s', 'now') AS INTEGER)"
+
+
+@compiles(server_now, "postgresql")
+def _server_now_postgresql(_element: ColumnElement[int], compiler: SQLCompiler, **_kw: Any) -> str:
+    # clock_timestamp(), because now() stands still for a whole transaction and a lease would look younger than it is.
+    manual: str | None = getattr(compiler.dialect, _MANUAL_CLOCK_ATTRIBUTE, None)
+    return manual or "CAST(floor(extract(epoch FROM clock_timestamp())) AS BIGINT)"
 
 
 class fresh_token(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
@@ -111,29 +165,6 @@ class among(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it 
         super().__init__(column, query.scalar_subquery())
 
 
-def normal_spelling(path: str) -> str:
-    r"""One spelling of a path, whatever needless slashes and dots it has, and however Windows spells its drive.
-
-    ``/a//b/./`` is ``/a/b``; ``\\?\c:\x\`` is ``C:\x``. Nothing is looked up: a directory that doesn't exist has a
-    normal spelling as well. ``normal_path`` is the same in SQL.
-    """
-    if path.startswith("/") and "//" not in (closed := f"{path}/") and "/./" not in closed:
-        return path
-    drive = path[4:] if path[:4] == "\\\\?\\" else path
-    if drive[1:3] == ":\\":
-        return drive[:1].upper() + drive[1:].rstrip("\\")
-    if not path:
-        return path
-    spelled = f"{path}/"
-    for _ in range(_ROUNDS):
-        spelled = spelled.replace("/./", "/").replace("//", "/")
-    return spelled.rstrip("/") or "/"
-
-
-_ROUNDS = 4
-"""How often needless parts are taken out: each round halves a row of slashes."""
-
-
 @compiles(normal_path, "sqlite")
 def _normal_path_sqlite(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
     return _normal_path(compiler.process(element.clauses, **kw), position="instr")
@@ -147,7 +178,7 @@ def _normal_path_postgresql(element: normal_path, compiler: SQLCompiler, **kw: A
 def _normal_path(path: str, *, position: str) -> str:
     drive = f"CASE WHEN substr({path}, 1, 4) = '\\\\?\\' THEN substr({path}, 5) ELSE {path} END"
     spelled = f"{path} || '/'"
-    for _ in range(_ROUNDS):
+    for _ in range(SPELLING_ROUNDS):
         spelled = f"replace(replace({spelled}, '/./', '/'), '//', '/')"
     # Nearly every path is spelled so already, and a claim asks several times for each thread.
     is_normal = f"substr({path}, 1, 1) = '/' AND {position}({path} || '/', '//') + {position}({path} || '/', '/./') = 0"

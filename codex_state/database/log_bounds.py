@@ -34,11 +34,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from codex_state.clock import server_now
+from codex_state.database.execute import atomically, execute
+from codex_state.database.sql import among, byte_length, server_now
 from codex_state.models import LogEntry, LogSegment
-from codex_state.repositories.base import table_of, whole_seconds
-from codex_state.repositories.prepared import atomically, execute
-from codex_state.sql import among, byte_length
+from codex_state.models.base import table_of
+from codex_state.models.columns import whole_seconds
 
 _logs = table_of(LogEntry)
 _segments = table_of(LogSegment)
@@ -74,6 +74,9 @@ _ROOM = 2
 """One of so many parts of the bound in bytes is left free: for the log of SQLite, and what is inserted meanwhile."""
 
 _AFTER_ALL = 2**63 - 1
+
+UNFINISHED = "codex_state_unfinished_sweeps"
+"""Where a session of the runtime's keeps what is to be deleted after its commit."""
 
 _UPKEEP = "codex_state_log_upkeep"
 

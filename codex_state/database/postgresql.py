@@ -1,4 +1,9 @@
-"""PostgreSQL's engine: bounds on every wait, and what a pooler in between leaves of a session."""
+"""PostgreSQL's engine: bounds on every wait, and what a pooler in between leaves of a session.
+
+Behind a pooler in transaction mode, such as PgBouncer, a session's settings last one transaction. The bound on waiting
+for locks is a setting of the session elsewhere; there each transaction sets its own, and a statement that commits by
+itself becomes a transaction of its own, at the price of two round trips.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import URL, Connection, Dialect, create_engine, event
+from sqlalchemy import URL, Connection, Dialect, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import InvalidatePoolError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from codex_state import pooling
-from codex_state.connection_pool import RETURNED, StatePool
-from codex_state.engine_views import Views, refuse_savepoint, translate_errors
+from codex_state.database.engine import RETURNED, StatePool, Views, refuse_savepoint, translate_errors
 from codex_state.errors import ConfigurationError
 from codex_state.models.comparisons import checked
 
@@ -44,6 +47,11 @@ is the operator's to choose."""
 
 _IDLE = 0
 """The driver's word for "no transaction is open" (libpq's PQTRANS_IDLE)."""
+
+_IN_ERROR = 3
+"""The driver's word for a transaction that can only be rolled back (libpq's PQTRANS_INERROR)."""
+
+_OWN = "codex_state_own_transaction"
 
 _TRUSTED_SECONDS = 30.0
 """For so long an idle connection is taken for alive when the server hasn't said anything."""
@@ -75,7 +83,7 @@ def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transa
     autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
     event.listen(autocommit, "savepoint", refuse_savepoint)
     if transaction_pooling:
-        pooling.limit_lock_waits(base, autocommit, _lock_timeout_of(busy_timeout))
+        limit_lock_waits(base, autocommit, _lock_timeout_of(busy_timeout))
     return Views(
         base,
         # What it may write it may write from the start; a name of its own, since its units are told from a service's.
@@ -147,3 +155,49 @@ def _server_options(url: URL, busy_timeout: timedelta) -> str:
     ours = {"lock_timeout": _lock_timeout_of(busy_timeout)} | _SERVER_PATIENCE
     words = [f"-c {name}={value}" for name, value in ours.items()]
     return " ".join([*words, *([given] if isinstance(given, str) else given)]).strip()
+
+
+def limit_lock_waits(writer: Engine, autocommit: Engine, milliseconds: int) -> None:
+    """Let no statement of these views of one engine wait longer for a lock."""
+    setting = f"SET LOCAL lock_timeout = {milliseconds}"
+
+    def begin(connection: Connection) -> None:
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql(setting)
+
+    def before(
+        connection: Connection, _cursor: object, statement: str, parameters: Any, context: Any, _many: object
+    ) -> tuple[str, Any]:
+        driver = _driver_of(connection)
+        if driver.info.transaction_status != _IDLE:
+            return statement, parameters
+        if statement == "BEGIN":  # of several statements that belong together
+            return f"BEGIN; {setting}", parameters
+        driver.execute(f"BEGIN; {setting}")
+        setattr(context, _OWN, True)
+        return statement, parameters
+
+    def after(
+        connection: Connection, _cursor: object, _statement: str, _parameters: Any, context: Any, _many: object
+    ) -> None:
+        if getattr(context, _OWN, False):
+            # The rows are the client's already.
+            _driver_of(connection).execute("COMMIT")
+
+    event.listen(writer, "begin", begin)
+    event.listen(autocommit, "before_cursor_execute", before, retval=True)
+    event.listen(autocommit, "after_cursor_execute", after)
+    event.listen(writer, "handle_error", _roll_back)
+
+
+def _roll_back(error: ExceptionContext) -> None:
+    """End the transaction of a failed statement that would have committed by itself."""
+    if error.connection is None or not getattr(error.execution_context, _OWN, False):
+        return
+    driver = _driver_of(error.connection)
+    if not driver.closed and driver.info.transaction_status == _IN_ERROR:
+        driver.execute("ROLLBACK")
+
+
+def _driver_of(connection: Connection) -> Any:
+    return connection.connection.driver_connection

@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from codex_state.database_errors import ForeignSchemaError, SchemaTooNewError, classify, place_of
+from codex_state.database.errors import ForeignSchemaError, SchemaTooNewError, classify, place_of
+from codex_state.database.state_files import VERSION_TABLE
 from codex_state.models import metadata
-from codex_state.state_files import VERSION_TABLE
 
 HEAD = "0021_log_segments"
 """The revision that this version speaks."""
@@ -101,7 +101,7 @@ def _foreign(connection: Connection, tables: frozenset[str], ours: frozenset[str
 
 
 def _is_known(revision: str) -> bool:
-    from codex_state.migrations.location import known_revisions
+    from codex_state.migrations.environment import known_revisions
 
     return revision in known_revisions()
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, DefaultClause
 
-from codex_state.migrations.stored import HEAD, current_revision, our_tables
+from codex_state.database.state_files import VERSION_TABLE
+from codex_state.migrations.revision import HEAD, current_revision, our_tables
 from codex_state.models import metadata
-from codex_state.state_files import VERSION_TABLE
 
 
 def context_options() -> dict[str, Any]:
@@ -16,7 +16,7 @@ def context_options() -> dict[str, Any]:
 
     It compares all it can, but only tables of ours, as a service may share the database.
     """
-    from codex_state.migrations import sqlite_indexes
+    from codex_state.migrations.environment import INDEXES_PLUGIN
 
     return {
         "version_table": VERSION_TABLE,
@@ -27,7 +27,7 @@ def context_options() -> dict[str, Any]:
         "autogenerate_plugins": [
             "alembic.autogenerate.*",
             "alembic.ext.checkconstraint_byname",
-            sqlite_indexes.NAME,
+            INDEXES_PLUGIN,
         ],
     }
 
@@ -41,7 +41,7 @@ def check(connection: Connection) -> list[str]:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
-    from codex_state.migrations.sqlite_indexes import compared_by_definition
+    from codex_state.migrations.environment import compared_by_definition
 
     differences = []
     revision = current_revision(connection)

@@ -13,9 +13,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from codex_state.errors import SchemaError, SchemaOutdatedError, StateError, classify
-from codex_state.migrations.exclusive import exclusive_transaction, one_per_process
-from codex_state.migrations.guests import set_aside
-from codex_state.migrations.stored import HEAD, connected, current_revision, verified_revision, where
+from codex_state.migrations.coexistence import set_aside
+from codex_state.migrations.locking import exclusive_transaction, one_per_process
+from codex_state.migrations.revision import HEAD, connected, current_revision, verified_revision, where
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ def _run(connection: Connection, revision: str, *, down: bool) -> None:
         from alembic.runtime.migration import MigrationContext
         from alembic.script import ScriptDirectory
 
-        from codex_state.migrations.drift import context_options
-        from codex_state.migrations.location import scripts_directory
+        from codex_state.migrations.compare import context_options
+        from codex_state.migrations.environment import scripts_directory
 
         scripts = ScriptDirectory(str(scripts_directory()))
 

@@ -23,18 +23,17 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.pool import Pool
 from sqlmodel import Session
 
-from codex_state import forks, state_files
-from codex_state.connection_pool import StatePool
-from codex_state.database_errors import DatabaseUnavailableError, place_of
-from codex_state.engine_views import Views
+from codex_state.database import state_files
+from codex_state.database.engine import StatePool, Views
+from codex_state.database.engine import translate_errors as translate_errors
+from codex_state.database.errors import DatabaseUnavailableError, place_of
+from codex_state.database.log_bounds import UNFINISHED, LogBounds, LogUpkeep, Sweep, finish
+from codex_state.database.postgresql import open_postgresql
+from codex_state.database.sqlite import Access as Access
+from codex_state.database.sqlite import StateConnection, close_inherited, open_sqlite, sqlite_path
+from codex_state.database.write_queue import Writer, refuse_own_wait
 from codex_state.errors import ConfigurationError, StateError, UsageError
-from codex_state.own_waits import Writer, refuse_own_wait
-from codex_state.postgresql_engine import open_postgresql
-from codex_state.repositories.log_retention import LogBounds, LogUpkeep, Sweep, finish
-from codex_state.repositories.logs import UNFINISHED
 from codex_state.settings import StateSettings
-from codex_state.sqlite_connection import StateConnection
-from codex_state.sqlite_engine import Access, open_sqlite, sqlite_path
 
 _log = logging.getLogger("codex_state")
 
@@ -260,7 +259,7 @@ class Database:
             assert isinstance(pool, StatePool)
             taken: list[object] = [entry.dbapi_connection for entry in pool.take_idle()]
             idle = [connection for connection in self._opened if connection in taken]
-            forks.close_inherited(path, idle, set(self._opened) - set(idle))
+            close_inherited(path, idle, set(self._opened) - set(idle))
         elif self.dialect == "sqlite":
             return  # in memory: the child has a copy of its own
         self._log_upkeep.start_anew()
