@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from codex_state.cli import (
     backfill,
+    backups,
     copying,
     database,
     doctor,
@@ -41,6 +42,7 @@ _ORDER = (
     "logs",
     "doctor",
     "backup",
+    "restore",
     "version",
 )
 
@@ -74,7 +76,8 @@ database.app.command("copy")(copying.copy)
 app.add_typer(database.app, name="db")
 app.add_typer(logs.app, name="logs")
 app.command("doctor")(doctor.doctor)
-app.command("backup")(doctor.backup)
+app.command("backup")(backups.backup)
+app.command("restore")(backups.restore)
 app.command("version")(version.version)
 
 

@@ -2,6 +2,6 @@
 
 from codex_state.doctor.checks import check_file, check_state
 from codex_state.doctor.findings import Finding, Severity
-from codex_state.doctor.salvaging import Salvaged, backup, salvage
+from codex_state.doctor.salvaging import Salvaged, salvage
 
-__all__ = ["Finding", "Salvaged", "Severity", "backup", "check_file", "check_state", "salvage"]
+__all__ = ["Finding", "Salvaged", "Severity", "check_file", "check_state", "salvage"]
