@@ -35,6 +35,9 @@ VERSION_TABLE = "codex_state_version"
 """The table of our revision: a file that holds it is ours. A service's own history is in Alembic's
 ``alembic_version``."""
 
+READERS_TABLE = "codex_state_readers"
+"""The table that says, to versions that don't know our revision, whether they can use the schema all the same."""
+
 FORMER_NAME = f"state_{STATE_DATABASE_VERSION}.sqlite"
 """What the state file was called before."""
 

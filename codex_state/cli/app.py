@@ -61,7 +61,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 fine, 1 failed, 2 wrong usage, 3 somebody else holds it.",
+    epilog="Exit status: 0 fine, 1 failed, 2 wrong usage, 3 somebody else holds it, 4 a newer version's state.",
 )
 app.command("backfill")(backfill.backfill)
 app.add_typer(threads.app, name="threads")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -12,9 +13,9 @@ from typing import Any
 
 from codex_state import migrations
 from codex_state.database import Database, prepare_sqlite_file
-from codex_state.errors import DatabaseBusyError, classify
+from codex_state.errors import DatabaseBusyError, SchemaTooNewError, classify
 from codex_state.migrations.location import known_revisions
-from codex_state.state_files import VERSION_TABLE, make_private_file, read_only_uri
+from codex_state.state_files import READERS_TABLE, VERSION_TABLE, make_private_file, read_only_uri
 
 _AT_ONCE = 1024
 """So many rows are read by one statement; where it fails, halves of their range are tried, down to one row."""
@@ -25,7 +26,7 @@ _ATTEMPTS = 50_000
 _FURTHEST = 2**24
 """Where rows are looked for when the largest number of one can't be found out."""
 
-_MADE_ANEW = frozenset({"log_segments", VERSION_TABLE})
+_MADE_ANEW = frozenset({"log_segments", VERSION_TABLE, READERS_TABLE})
 
 
 @dataclass(slots=True)
@@ -94,11 +95,18 @@ class _Damaged:
 
     @property
     def revision(self) -> str:
-        """Which revision it says to be at; ours when it can't be read."""
+        """Which revision it says to be at; ours when it can't be read.
+
+        Raises:
+            SchemaTooNewError: a newer version's, which has what this one would leave behind.
+        """
+        revision = None
         with suppress(sqlite3.Error, TypeError):
             (revision,) = self._connection.execute("SELECT version_num FROM codex_state_version").fetchone()
-            if revision in known_revisions():
-                return str(revision)
+        if revision in known_revisions():
+            return str(revision)
+        if isinstance(revision, str) and re.fullmatch(r"\d{4}_\w+", revision):
+            raise SchemaTooNewError(f"the damaged file is at revision {revision!r}: upgrade codex-state to repair it")
         return migrations.HEAD
 
     def columns(self, table: str) -> list[str]:

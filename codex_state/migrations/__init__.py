@@ -11,7 +11,7 @@ and ``except_codex_state`` keeps the service's autogeneration from our tables.
 from codex_state.migrations.drift import check
 from codex_state.migrations.running import Migrated, downgrade, ensure_current, upgrade
 from codex_state.migrations.sharing import except_codex_state, is_codex_state_table, render_item
-from codex_state.migrations.stored import HEAD, current_revision, verified_revision
+from codex_state.migrations.stored import HEAD, current_revision, is_usable, usable_revision, verified_revision
 
 __all__ = [
     "HEAD",
@@ -22,7 +22,9 @@ __all__ = [
     "ensure_current",
     "except_codex_state",
     "is_codex_state_table",
+    "is_usable",
     "render_item",
     "upgrade",
+    "usable_revision",
     "verified_revision",
 ]

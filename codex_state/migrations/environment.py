@@ -14,6 +14,7 @@ from codex_state.errors import StateError
 from codex_state.migrations.drift import context_options
 from codex_state.migrations.exclusive import exclusive_transaction, refuse_enforced_foreign_keys
 from codex_state.migrations.sqlite_indexes import compared_by_definition
+from codex_state.migrations.steps import without_loss
 from codex_state.migrations.stored import verified_revision
 from codex_state.settings import StateSettings
 from codex_state.state_files import make_directory
@@ -46,6 +47,10 @@ def _run_on(context: EnvironmentContext, connection: Connection) -> None:
 def _run_in_transaction(context: EnvironmentContext, connection: Connection) -> None:
     verified_revision(connection)
     context.configure(connection=connection, render_as_batch=True, **context_options())
+    migration = context.get_context()
+    if (steps := migration._migrations_fn) is not None:  # noqa: SLF001 - Alembic gives no other way to see them before
+        accepted = context.get_x_argument(as_dictionary=True).get("accept-loss") in {"yes", "true", "1"}
+        migration._migrations_fn = without_loss(steps, accept_loss=accepted)  # noqa: SLF001
     context.run_migrations()
 
 

@@ -21,6 +21,7 @@ from codex_state.models import LOCAL_HOME
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.sqlite_engine import Access
+from codex_state.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.transfer.copying import copy_state
 from codex_state.transfer.tables import stored_tables
 
@@ -29,7 +30,7 @@ _PAGES_AT_ONCE = 256
 _ROLLOUTS_LOOKED_FOR = 10_000
 """So many of a backup's rollouts are looked for in the home, until one is found."""
 
-_NOTES = frozenset({"backfill_state", "log_segments", "codex_state_version", "sqlite_sequence", "sqlite_stat1"})
+_NOTES = frozenset({"backfill_state", "log_segments", VERSION_TABLE, READERS_TABLE, "sqlite_sequence", "sqlite_stat1"})
 """Tables that every state has rows in, or whose rows say something of the other tables only."""
 
 
