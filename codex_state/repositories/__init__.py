@@ -7,6 +7,7 @@ from codex_state.repositories.homes import HomeRepository
 from codex_state.repositories.jobs import Phase1JobRepository
 from codex_state.repositories.leases import LeaseRepository
 from codex_state.repositories.locks import ConsolidationLockRepository, NamedLockRepository
+from codex_state.repositories.log_following import LogFollower
 from codex_state.repositories.logs import LogRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.rollout_files import RolloutFileRepository
@@ -19,6 +20,7 @@ __all__ = [
     "DynamicToolRepository",
     "HomeRepository",
     "LeaseRepository",
+    "LogFollower",
     "LogRepository",
     "MemoryScopeRepository",
     "NamedLockRepository",
