@@ -112,6 +112,8 @@ def downgrade(bind: Engine | Connection, revision: str, *, accept_loss: bool = F
 
 
 def _move(connection: Connection, revision: str, *, down: bool = False, accept_loss: bool = False) -> Migrated:
+    if not revision:  # which Alembic takes for a mistake of its own
+        raise SchemaError(f"no such revision: {revision!r}")
     with _own_errors(), one_per_process(), exclusive_transaction(connection):
         before = verified_revision(connection)  # again: whoever had the lock may have done the work
         if before != revision:
