@@ -107,6 +107,10 @@ class MemoryFilesError(StateError):
     """A scope's memories can't be written as files. They are safe in the database."""
 
 
+class RestoreRefusedError(StateError):
+    """A backup isn't restored: it isn't whole or not of this state, or a state is in its place. Nothing was changed."""
+
+
 class CopyMismatchError(StateError):
     """After a copy, the two databases don't hold the same. The text names the table and the first such row."""
 

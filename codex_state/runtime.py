@@ -204,7 +204,7 @@ class StateRuntime:
             if database.path is not None:
                 # Before the file's settings are touched: one that isn't ours stays as it is (L7).
                 with database.autocommit() as session:
-                    migrations.verified_revision(session.connection())
+                    migrations.usable_revision(session.connection())
                 prepare_sqlite_file(database)
             migrations.ensure_current(database.engine, migrate=settings.migrate)
             runtime._take_in_unnamed_rows()
@@ -224,14 +224,14 @@ class StateRuntime:
         advice = f"{path} can't be written; set CODEX_SQLITE_HOME to a directory that can, and try again"
         try:
             with database.autocommit() as session:
-                revision = migrations.verified_revision(session.connection())
+                revision = migrations.usable_revision(session.connection())
         except DatabaseUnavailableError as error:
             database.close()
             raise DatabaseUnavailableError(f"the state can't be read where it is ({error}): {advice}") from error
         except BaseException:
             database.close()
             raise
-        if revision == migrations.HEAD:
+        if migrations.is_usable(revision):
             return cls(settings, database)
         database.close()
         if revision is None:

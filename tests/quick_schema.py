@@ -35,12 +35,12 @@ def made_by_alembic() -> Iterator[None]:
         yield
 
 
-def _write(connection: Connection, revision: str, *, down: bool) -> None:
+def _write(connection: Connection, revision: str, *, down: bool, accept_loss: bool) -> None:
     if connection.dialect.name != "sqlite" or not _is_empty(connection):
-        _migrate(connection, revision, down=down)
+        _migrate(connection, revision, down=down, accept_loss=accept_loss)
         return
     if revision not in _statements:  # one thread of a process is here at a time
-        _migrate(connection, revision, down=down)
+        _migrate(connection, revision, down=down, accept_loss=accept_loss)
         driver = connection.connection.driver_connection
         assert driver is not None
         _statements[revision] = [line for line in driver.iterdump() if line not in {"BEGIN TRANSACTION;", "COMMIT;"}]

@@ -11,6 +11,10 @@ down_revision = "0002_drop_dead_parts"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    "threads.memory_mode": "memory_mode <> 'enabled'",
+}
+
 text = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 

@@ -10,6 +10,11 @@ down_revision = "0005_tool_namespaces"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    "memory_phase1_jobs.attempt": "attempt > 0",
+    "memory_phase1_jobs.retry_at": "retry_at IS NOT NULL",
+}
+
 bigint = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 

@@ -11,6 +11,10 @@ down_revision = "0006_phase1_retries"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    "memory_consolidation_locks.ownership_token": "ownership_token IS NOT NULL",
+}
+
 text = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 _TABLE = "memory_consolidation_locks"

@@ -11,6 +11,10 @@ down_revision = "0008_backfill_owner"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    "threads.home": "home <> 'local'",
+}
+
 text = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 bigint = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

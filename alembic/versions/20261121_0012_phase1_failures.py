@@ -9,6 +9,10 @@ down_revision = "0011_listing_indexes"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    "memory_phase1_jobs.failures": "failures > 0",
+}
+
 
 def upgrade() -> None:
     integer = "INTEGER" if op.get_context().dialect.name == "sqlite" else "BIGINT"

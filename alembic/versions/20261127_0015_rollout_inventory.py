@@ -11,6 +11,12 @@ down_revision = "0014_listing_orders"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    "threads.name": "name IS NOT NULL",
+    "threads.pinned": "pinned = 1",
+    "threads.memory_mode_chosen_at": "memory_mode_chosen_at IS NOT NULL",
+}
+
 text = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 bigint = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 uuid = sa.Text().with_variant(sa.Uuid(), "postgresql")

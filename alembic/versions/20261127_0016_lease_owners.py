@@ -11,6 +11,11 @@ down_revision = "0015_rollout_inventory"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    "memory_phase1_jobs.lease_seconds": "status = 'running' AND lease_seconds IS NOT NULL",
+    "memory_consolidation_locks.lease_seconds": "lease_seconds IS NOT NULL",
+}
+
 text = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 bigint = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

@@ -11,6 +11,11 @@ down_revision = "0017_shown_threads"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    # Without it, a name that was given here since gives way to that one.
+    "threads.original_name": "original_name <> name",
+}
+
 text = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 

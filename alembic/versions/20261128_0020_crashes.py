@@ -11,6 +11,11 @@ down_revision = "0019_extractable_threads"
 branch_labels = None
 depends_on = None
 
+LOSES = {
+    "memory_phase1_jobs.crashes": "crashes > 0",
+    "codex_state_locks": "1 = 1",
+}
+
 text = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 bigint = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

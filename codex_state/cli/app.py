@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from codex_state.cli import (
     backfill,
+    backups,
     copying,
     database,
     doctor,
@@ -41,6 +42,7 @@ _ORDER = (
     "logs",
     "doctor",
     "backup",
+    "restore",
     "version",
 )
 
@@ -59,7 +61,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 fine, 1 failed, 2 wrong usage, 3 somebody else holds it.",
+    epilog="Exit status: 0 fine, 1 failed, 2 wrong usage, 3 somebody else holds it, 4 a newer version's state.",
 )
 app.command("backfill")(backfill.backfill)
 app.add_typer(threads.app, name="threads")
@@ -74,7 +76,8 @@ database.app.command("copy")(copying.copy)
 app.add_typer(database.app, name="db")
 app.add_typer(logs.app, name="logs")
 app.command("doctor")(doctor.doctor)
-app.command("backup")(doctor.backup)
+app.command("backup")(backups.backup)
+app.command("restore")(backups.restore)
 app.command("version")(version.version)
 
 

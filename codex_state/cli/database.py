@@ -51,12 +51,16 @@ def downgrade(
     revision: Annotated[
         str, typer.Argument(metavar="REVISION", help="A revision, a step like -1, or base.", show_default=False)
     ],
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Also when that loses what nothing can rebuild.")
+    ] = False,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
     """Take the schema back to an older revision.
 
-    Rows stay; what the older schema has no place for is lost.
+    Rows stay; what the older schema has no place for is lost. If that is something which
+    nothing can rebuild, like names, it is told and nothing happens without --accept-loss.
     """
     from codex_state import migrations
     from codex_state.errors import InvalidInputError, SchemaError
@@ -67,8 +71,10 @@ def downgrade(
     if (absent := _absent(settings)) is not None:
         raise SchemaError(absent)
     with _database(settings) as database:
-        migrated = migrations.downgrade(database.engine, revision)
+        migrated = migrations.downgrade(database.engine, revision, accept_loss=accept_loss)
     _tell(migrated, as_json=as_json)
+    if migrated.changed and settings.migrate:
+        note("this version brings it up to date when it opens it next; CODEX_STATE_MIGRATE=false keeps it so")
 
 
 @app.command()

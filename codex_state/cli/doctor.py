@@ -1,4 +1,4 @@
-"""``codex-state doctor`` and ``codex-state backup``: what is wrong, mending it, and a copy for bad days."""
+"""``codex-state doctor``: what is wrong, and mending it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import opened, patiently, settings_for
+from codex_state.cli.opening import patiently, settings_for
 from codex_state.cli.options import CodexHome, Json
 from codex_state.cli.output import counted, note, one_line, write, write_json
-from codex_state.errors import InvalidInputError, StateError
+from codex_state.errors import StateError
 
 if TYPE_CHECKING:
     from codex_state.doctor import Finding
@@ -55,54 +55,6 @@ def doctor(
             write(f"{finding.severity.value:<8}  {finding.check}: {one_line(finding.text + advice)}\n")
     if _problems(found):
         raise typer.Exit(exits.FAILED)
-
-
-def backup(
-    context: typer.Context,
-    *,
-    target: Annotated[Path, typer.Argument(metavar="FILE", help="A new SQLite file.", show_default=False)],
-    codex_home: CodexHome = None,
-    as_json: Json = False,
-) -> None:
-    """Copy the state into a new SQLite file, consistent as of one moment, while others go on working.
-
-    To go back to it: stop what uses the state, put the file in the state file's
-    place without its -wal and -shm, and run `codex-state backfill`.
-    """
-    from codex_state.database import file_of
-
-    settings = settings_for(context, codex_home, needs_home=False)
-    path = file_of(settings)
-    if path is not None:
-        from codex_state import doctor
-
-        if not path.exists():
-            raise StateError(f"there is no database at {path} yet; run `codex-state backfill`")
-        size = doctor.backup(path, target)
-    else:
-        size = _backup_of_server(context, codex_home, settings, target)
-    if as_json:
-        write_json({"file": str(target), "bytes": size})
-    else:
-        write(f"{target}\t{size}\n")
-
-
-def _backup_of_server(context: typer.Context, codex_home: str | None, settings: StateSettings, target: Path) -> int:
-    from pydantic import SecretStr
-
-    from codex_state.runtime import StateRuntime
-    from codex_state.transfer import copy_state
-
-    if target.exists() or target.is_symlink():
-        raise InvalidInputError(f"{target} is there already; name another file")
-    url = SecretStr(f"sqlite:///{target.absolute()}")
-    to = settings.model_copy(update={"database_url": url, "log_max_bytes": None, "log_max_age": None})
-    with (
-        opened(context, codex_home, needs_home=False) as source,
-        patiently(to, lambda: StateRuntime.open(to)) as copied,
-    ):
-        copy_state(source, copied)
-    return target.stat().st_size
 
 
 def _mend_file(path: Path, found: list[Finding]) -> list[str]:

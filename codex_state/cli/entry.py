@@ -59,8 +59,10 @@ def status_of(error: StateError) -> int:
     if isinstance(error, InvalidInputError):
         return exits.USAGE
     # Here, and not above, because it brings SQLAlchemy.
-    from codex_state.errors import DatabaseBusyError
+    from codex_state.errors import DatabaseBusyError, SchemaTooNewError
 
+    if isinstance(error, SchemaTooNewError):
+        return exits.TOO_NEW
     return exits.HELD if isinstance(error, DatabaseBusyError | BackfillTimeoutError) else exits.FAILED
 
 

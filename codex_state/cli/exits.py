@@ -11,6 +11,9 @@ USAGE = 2
 HELD = 3
 """Somebody else holds what is needed: the backfill, a running job, the database. Trying again later can help."""
 
+TOO_NEW = 4
+"""A newer version has changed the database's schema so that this one can't use it. Only upgrading codex-state helps."""
+
 INTERRUPTED = 130
 """Stopped by Ctrl-C. What was done is kept, and the next run goes on from there."""
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from codex_state.models import LogEntry, LogQuery
-    from codex_state.runtime import StateRuntime
+    from codex_state.repositories import LogFollower
+    from codex_state.runtime import State, StateRuntime
 
 _LINES_PER_READ = 1000
 
@@ -88,6 +89,7 @@ def logs(
             context.obj = GlobalOptions(codex_home=codex_home)
         return
     from codex_state.models import LogQuery
+    from codex_state.repositories import LogFollower
 
     query = LogQuery(
         level=level or None,
@@ -100,15 +102,18 @@ def logs(
         search=search or None,
     )
     show = _printer(as_json=as_json)
+    follower = LogFollower(query)
     with opened(context, codex_home, needs_home=False) as runtime:
-        last_id = 0 if backfill else _newest_id(runtime, query)
-        for entry in _newest(runtime, query, backfill):
+        with runtime.read() as state:
+            newest = _newest(state, query, backfill)
+            if follow:
+                follower.begin(state.logs)
+        for entry in newest:
             show(entry)
-            last_id = entry.id or last_id
         flush()
         if not follow:
             return
-        for entry in _following(runtime, query, last_id, poll_ms / 1000):
+        for entry in _following(runtime, follower, poll_ms / 1000):
             show(entry)
 
 
@@ -179,25 +184,14 @@ def _given(values: list[str] | None) -> tuple[str, ...]:
     return tuple(value for value in values or () if value)
 
 
-def _newest_id(runtime: StateRuntime, query: LogQuery) -> int:
-    with runtime.read() as state:
-        return state.logs.max_id(query)
+def _newest(state: State, query: LogQuery, count: int) -> list[LogEntry]:
+    return list(state.logs.query(replace(query, limit=count, descending=True)))[::-1] if count else []
 
 
-def _newest(runtime: StateRuntime, query: LogQuery, count: int) -> list[LogEntry]:
-    if not count:
-        return []
-    with runtime.read() as state:
-        return list(state.logs.query(replace(query, limit=count, descending=True)))[::-1]
-
-
-def _following(runtime: StateRuntime, query: LogQuery, last_id: int, pause: float) -> Iterator[LogEntry]:
+def _following(runtime: StateRuntime, follower: LogFollower, pause: float) -> Iterator[LogEntry]:
     while True:
-        with runtime.read() as state:
-            entries = state.logs.query(replace(query, after_id=last_id, limit=_LINES_PER_READ))
-        for entry in entries:
-            yield entry
-            last_id = entry.id or last_id
+        entries = runtime.run_read(lambda state: follower.read(state.logs, _LINES_PER_READ))
+        yield from entries
         if len(entries) < _LINES_PER_READ:
             flush()
             time.sleep(pause)

@@ -148,7 +148,21 @@ class SchemaError(DatabaseError):
 
 
 class SchemaTooNewError(SchemaError):
-    """The database was migrated by a newer version. It is left untouched."""
+    """The database was migrated by a newer version, which this one can't work beside. It is left untouched."""
+
+
+class DataLossError(SchemaError):
+    """A downgrade would lose what can't be rebuilt. Nothing was changed."""
+
+    def __init__(self, message: str, losses: dict[str, int]) -> None:
+        """Say ``message``.
+
+        Args:
+            message: the whole text.
+            losses: of how many rows something is lost, by ``table.column``, or by table where the rows are.
+        """
+        super().__init__(message)
+        self.losses = losses
 
 
 class SchemaOutdatedError(SchemaError):

@@ -35,6 +35,9 @@ VERSION_TABLE = "codex_state_version"
 """The table of our revision: a file that holds it is ours. A service's own history is in Alembic's
 ``alembic_version``."""
 
+READERS_TABLE = "codex_state_readers"
+"""The table that says, to versions that don't know our revision, whether they can use the schema all the same."""
+
 FORMER_NAME = f"state_{STATE_DATABASE_VERSION}.sqlite"
 """What the state file was called before."""
 
@@ -204,6 +207,38 @@ def locate(path: Path, *, adopt: bool) -> Path:
         path.name,
     )
     return former
+
+
+def replace_file(path: Path, fresh: Path, aside: Path) -> bool:
+    """Put ``fresh`` in the place of the file at ``path``, which stays as ``aside``; whether nobody had it open.
+
+    A file is at ``path`` at every moment, the old one or the new one, where the file system has hard links. A damaged
+    file can't be asked who has it open; whoever has finds out before the next commit.
+
+    Raises:
+        OSError: a file can't be renamed.
+    """
+    with _one_at_a_time(path.parent), closing(_connected(path)) as connection:
+        try:
+            if not _held_alone(connection):
+                return False
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+                raise _classified(error) from error
+        move_logs(path, aside)
+        try:
+            os.link(path, aside)
+        except OSError:
+            path.rename(aside)
+        fresh.replace(path)
+    return True
+
+
+def move_logs(path: Path, aside: Path) -> None:
+    """Move what SQLite keeps beside a file away from its name: another file there must not meet it."""
+    for ending in (_WAL_SUFFIX, _INDEX_SUFFIX, "-journal"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + ending).rename(aside.with_name(aside.name + ending))
 
 
 def remove_older_state_files(directory: Path) -> list[Path]:

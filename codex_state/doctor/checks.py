@@ -195,11 +195,12 @@ def _integrity(path: Path, *, full: bool) -> Iterator[Finding]:
 
 def _schema(runtime: StateRuntime) -> Iterator[Finding]:
     with runtime.read() as state:
-        differences = migrations.check(state.session.connection())
+        connection = state.session.connection()
+        differences, revision = migrations.check(connection), migrations.current_revision(connection)
     for difference in differences[:_FINDINGS]:
         yield Finding("schema", Severity.PROBLEM, difference, "see `codex-state db check`")
     if not differences:
-        yield Finding("schema", Severity.OK, f"the schema is that of {migrations.HEAD}")
+        yield Finding("schema", Severity.OK, f"the schema is that of {revision}")
 
 
 def _references(runtime: StateRuntime) -> Iterator[Finding]:

@@ -1,8 +1,8 @@
-"""Saving what can be read of a damaged SQLite file into a new one, and copies that are consistent under load (L7)."""
+"""Saving what can be read of a damaged SQLite file into a new one (L7)."""
 
 from __future__ import annotations
 
-import os
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -13,8 +13,8 @@ from typing import Any
 
 from codex_state import migrations
 from codex_state.database import Database, prepare_sqlite_file
-from codex_state.database.state_files import VERSION_TABLE, make_private_file, read_only_uri
-from codex_state.errors import ConfigurationError, DatabaseBusyError, StateError, classify
+from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE, make_private_file, read_only_uri
+from codex_state.errors import DatabaseBusyError, SchemaTooNewError, classify
 from codex_state.migrations.environment import known_revisions
 
 _AT_ONCE = 1024
@@ -26,9 +26,7 @@ _ATTEMPTS = 50_000
 _FURTHEST = 2**24
 """Where rows are looked for when the largest number of one can't be found out."""
 
-_MADE_ANEW = frozenset({"log_segments", VERSION_TABLE})
-
-_PAGES_AT_ONCE = 256
+_MADE_ANEW = frozenset({"log_segments", VERSION_TABLE, READERS_TABLE})
 
 
 @dataclass(slots=True)
@@ -82,42 +80,6 @@ def salvage(path: Path) -> Salvaged:
     return salvaged
 
 
-def backup(source: Path, target: Path) -> int:
-    """Copy an SQLite database while others write to it: what is committed when it ends, whole. Returns its bytes.
-
-    Raises:
-        ConfigurationError: something is at ``target`` already, or its directory can't be written.
-        DatabaseError: the source can't be read.
-    """
-    part = target.with_name(f"{target.name}.part")
-    if target.exists() or target.is_symlink():
-        raise ConfigurationError(f"{target} is there already; name another file")
-    try:
-        os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise ConfigurationError(f"can't write {part}: {error.strerror}") from error
-    uri = read_only_uri(source)
-    try:
-        with (
-            closing(sqlite3.connect(uri, uri=True)) as read,
-            closing(sqlite3.connect(part)) as written,
-        ):
-            read.execute("BEGIN")
-            read.execute("SELECT count(*) FROM sqlite_master").fetchone()  # one snapshot for all of it
-            read.backup(written, pages=_PAGES_AT_ONCE)
-            (found,) = written.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                raise StateError(f"the copy of {source} isn't whole: {found}; see `codex-state doctor`")
-            written.execute("PRAGMA journal_mode = DELETE")
-        part.rename(target)
-    except sqlite3.Error as error:
-        raise classify(error) or error from error
-    finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            part.with_name(part.name + suffix).unlink(missing_ok=True)
-    return target.stat().st_size
-
-
 class _Damaged:
     """A damaged file, of which whatever can be is read."""
 
@@ -133,11 +95,18 @@ class _Damaged:
 
     @property
     def revision(self) -> str:
-        """Which revision it says to be at; ours when it can't be read."""
+        """Which revision it says to be at; ours when it can't be read.
+
+        Raises:
+            SchemaTooNewError: a newer version's, which has what this one would leave behind.
+        """
+        revision = None
         with suppress(sqlite3.Error, TypeError):
             (revision,) = self._connection.execute("SELECT version_num FROM codex_state_version").fetchone()
-            if revision in known_revisions():
-                return str(revision)
+        if revision in known_revisions():
+            return str(revision)
+        if isinstance(revision, str) and re.fullmatch(r"\d{4}_\w+", revision):
+            raise SchemaTooNewError(f"the damaged file is at revision {revision!r}: upgrade codex-state to repair it")
         return migrations.HEAD
 
     def columns(self, table: str) -> list[str]:

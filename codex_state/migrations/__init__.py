@@ -10,7 +10,7 @@ and ``except_codex_state`` keeps the service's autogeneration from our tables.
 
 from codex_state.migrations.coexistence import except_codex_state, is_codex_state_table, render_item
 from codex_state.migrations.compare import check
-from codex_state.migrations.revision import HEAD, current_revision, verified_revision
+from codex_state.migrations.revision import HEAD, current_revision, is_usable, usable_revision, verified_revision
 from codex_state.migrations.runner import Migrated, downgrade, ensure_current, upgrade
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "ensure_current",
     "except_codex_state",
     "is_codex_state_table",
+    "is_usable",
     "render_item",
     "upgrade",
+    "usable_revision",
     "verified_revision",
 ]

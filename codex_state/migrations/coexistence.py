@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, TypeDecorator
 
-from codex_state.database.state_files import VERSION_TABLE
+from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.errors import SchemaError
 from codex_state.migrations.revision import our_tables
 from codex_state.models import columns
@@ -93,8 +93,8 @@ if TYPE_CHECKING:
 
 
 def is_codex_state_table(name: str | None) -> bool:
-    """Whether codex-state has, or at some revision had, a table of this name, counting the one of its revision."""
-    return name == VERSION_TABLE or name in our_tables()
+    """Whether codex-state has, or at some revision had, a table of this name, counting those of its revision."""
+    return name in {VERSION_TABLE, READERS_TABLE} or name in our_tables()
 
 
 def except_codex_state(name: str | None, kind: str, parents: Mapping[Any, str | None]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, DefaultClause
 
 from codex_state.database.state_files import VERSION_TABLE
-from codex_state.migrations.revision import HEAD, current_revision, our_tables
+from codex_state.migrations.revision import HEAD, current_revision, is_usable, our_tables, usable_revision
 from codex_state.models import metadata
 
 
@@ -17,8 +17,10 @@ def context_options() -> dict[str, Any]:
     It compares all it can, but only tables of ours, as a service may share the database.
     """
     from codex_state.migrations.environment import INDEXES_PLUGIN
+    from codex_state.migrations.steps import note_readers
 
     return {
+        "on_version_apply": (note_readers,),
         "version_table": VERSION_TABLE,
         "target_metadata": metadata,
         "compare_type": True,
@@ -35,6 +37,8 @@ def context_options() -> dict[str, Any]:
 def check(connection: Connection) -> list[str]:
     """How the database's schema differs from the entities', in a sentence each. Empty when it doesn't.
 
+    What a newer schema that this version can use has more isn't told.
+
     Raises:
         DatabaseError: the database can't be read.
     """
@@ -45,14 +49,16 @@ def check(connection: Connection) -> list[str]:
 
     differences = []
     revision = current_revision(connection)
-    if revision != HEAD:
+    is_newer = revision is not None and revision > HEAD and is_usable(usable_revision(connection))
+    if revision != HEAD and not is_newer:
         differences.append(f"the revision is {revision!r} instead of {HEAD!r}")
     context = MigrationContext.configure(connection, opts=context_options())
     with compared_by_definition():
         found = compare_metadata(context, metadata)
     for difference in found:
         # Differences of one column come as a list.
-        differences += map(_sentence, difference if isinstance(difference, list) else [difference])
+        each = difference if isinstance(difference, list) else [difference]
+        differences += [_sentence(one) for one in each if not (is_newer and one[0].startswith("remove_"))]
     return differences
 
 

@@ -29,6 +29,7 @@ from codex_state.errors import SchemaError, StateError
 from codex_state.migrations.compare import context_options
 from codex_state.migrations.locking import exclusive_transaction, refuse_enforced_foreign_keys
 from codex_state.migrations.revision import verified_revision
+from codex_state.migrations.steps import without_loss
 from codex_state.settings import StateSettings
 
 
@@ -59,6 +60,10 @@ def _run_on(context: EnvironmentContext, connection: Connection) -> None:
 def _run_in_transaction(context: EnvironmentContext, connection: Connection) -> None:
     verified_revision(connection)
     context.configure(connection=connection, render_as_batch=True, **context_options())
+    migration = context.get_context()
+    if (steps := migration._migrations_fn) is not None:  # noqa: SLF001 - Alembic gives no other way to see them before
+        accepted = context.get_x_argument(as_dictionary=True).get("accept-loss") in {"yes", "true", "1"}
+        migration._migrations_fn = without_loss(steps, accept_loss=accepted)  # noqa: SLF001
     context.run_migrations()
 
 

@@ -10,13 +10,16 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from codex_state.database.errors import ForeignSchemaError, SchemaTooNewError, classify, place_of
-from codex_state.database.state_files import VERSION_TABLE
+from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.models import metadata
 
-HEAD = "0021_log_segments"
+HEAD = "0022_readers"
 """The revision that this version speaks."""
 
 _REVISIONS = "SELECT version_num FROM codex_state_version"
+
+_READERS = "SELECT revision, oldest FROM codex_state_readers"
+"""A revision, and the oldest one whose version can use that one's schema."""
 
 ORIGINALS_VERSION_TABLE = "_sqlx_migrations"
 """Where the original Codex runtime notes its own migrations."""
@@ -44,8 +47,37 @@ def current_revision(connection: Connection) -> str | None:
     return _recorded_revision(connection, _tables(connection))
 
 
+def is_usable(revision: str | None) -> bool:
+    """Whether this version works on what ``usable_revision`` found, as it is."""
+    return revision == HEAD or (revision is not None and not _is_known(revision))
+
+
+def usable_revision(connection: Connection) -> str | None:
+    """The same as ``verified_revision``, and also a newer one of which its version says that this one can use it.
+
+    Raises:
+        SchemaTooNewError: a newer version of this package migrated it, and this one can't use it.
+        ForeignSchemaError: another program's tables are where ours would be.
+        DatabaseError: the database can't be read.
+    """
+    try:
+        return verified_revision(connection)
+    except SchemaTooNewError:
+        revision = current_revision(connection)
+        if revision is not None and _admits_this_version(connection, revision):
+            return revision
+        raise
+
+
+def _admits_this_version(connection: Connection, revision: str) -> bool:
+    if READERS_TABLE not in _tables(connection):
+        return False
+    # Revisions sort by their numbers. What is noted of another revision says nothing of this one.
+    return any(noted == revision and oldest <= HEAD < revision for noted, oldest in _rows(connection, _READERS))
+
+
 def verified_revision(connection: Connection) -> str | None:
-    """The revision of a database that this version may use; ``None`` for one that has no tables of ours yet.
+    """The revision of a database that this version can migrate; ``None`` for one that has no tables of ours yet.
 
     Raises:
         SchemaTooNewError: a newer version of this package migrated it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from operator import itemgetter
@@ -27,6 +28,13 @@ _values = itemgetter(*_FIELDS)
 _INSERT = insert(_logs).values({field: bindparam(field, type_=_logs.c[field].type) for field in _FIELDS})
 
 _SPAN = select(func.min(_logs.c.ts).label("oldest"), func.max(_logs.c.ts).label("newest"))
+
+_OPEN_TRANSACTIONS = select(
+    *(
+        getattr(func, f"txid_snapshot_{name}")(func.txid_current_snapshot(), type_=BigInteger()).label(label)
+        for name, label in (("xmin", "oldest"), ("xmax", "next_one"))
+    )
+)
 
 _LINE_BYTES = 128
 
@@ -79,6 +87,21 @@ class LogRepository(Repository):
         shape, parameters = _shape_of(query or LogQuery())
         row = self._one(_max_id_of(shape), parameters)
         return int(row.max_id or 0) if row is not None else 0
+
+    def ids(self, query: LogQuery, *, after: int, up_to: int) -> list[int]:
+        """The ids of the lines that match, between two."""
+        shape, parameters = _shape_of(replace(query, after_id=after))
+        return [row.id for row in self._all(_ids_of(shape), parameters | {"up_to": up_to})]
+
+    def open_transactions(self) -> tuple[int, int] | None:
+        """The number of the oldest transaction that hasn't ended, and the next one to be given, in this snapshot.
+
+        ``None`` on SQLite, which has one writer at a time.
+        """
+        if self._connection.dialect.name == "sqlite":
+            return None
+        (row,) = self._all(_OPEN_TRANSACTIONS)
+        return row.oldest, row.next_one
 
     def delete_before(self, cutoff: int) -> int:
         """Delete the lines from before ``cutoff`` (whole epoch seconds). Returns how many went: see ``retain``."""
@@ -168,6 +191,12 @@ def _query_of(shape: _Shape, descending: bool, limited: bool) -> Select[Any]:  #
     statement = select_entity(LogEntry).where(*_filters(shape))
     statement = statement.order_by(_logs.c.id.desc() if descending else _logs.c.id)
     return statement.limit(bindparam("row_limit", type_=BigInteger())) if limited else statement
+
+
+@lru_cache(maxsize=512)
+def _ids_of(shape: _Shape) -> Select[Any]:
+    up_to = _logs.c.id <= bindparam("up_to", type_=BigInteger())
+    return select(_logs.c.id).where(*_filters(shape), up_to).order_by(_logs.c.id)
 
 
 @lru_cache(maxsize=512)

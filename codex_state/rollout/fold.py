@@ -50,6 +50,12 @@ USER_MESSAGE_BEGIN = "## My request for Codex:"
 IMAGE_ONLY = "[Image]"
 """The first user message of a thread that began with nothing but images."""
 
+MAX_TOOLS = 4096
+MAX_BYTES_OF_TOOL = 256 * 1024
+MAX_BYTES_OF_TOOLS = 2 * 1024 * 1024
+"""How many tools of a thread are kept, and how much of each and of all: names, descriptions and schemas. One that is
+beyond isn't kept and counts as a parse error; those after it are still looked at."""
+
 _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999, which are all that Python's times can say."""
 
@@ -276,11 +282,17 @@ class Fold:
         return storable(draft)
 
     @property
-    def tools(self) -> tuple[str, list[ToolDraft]]:
-        """The tools of the rollout's head, and whose they are. A head that starts with a response item has none."""
+    def tools(self) -> tuple[str, list[ToolDraft], int]:
+        """Whose tools the rollout's head names, those that are kept, and how many aren't: see ``tool_drafts``.
+
+        A head that starts with a response item has none.
+        """
         if self.first_meta is None:
-            return "", []
-        return self.first_meta.id, [] if self._response_came_first else tool_drafts(self.first_meta)
+            return "", [], 0
+        if self._response_came_first:
+            return self.first_meta.id, [], 0
+        kept = tool_drafts(self.first_meta)
+        return self.first_meta.id, kept, len(self.first_meta.flat_tools) - len(kept)
 
 
 _AFTER_HEAD: dict[type, Callable[[Fold, Any, str], None]] = {
@@ -343,17 +355,16 @@ def _content_of(item: CompletedItem) -> tuple[str, bool]:
 
 
 def tool_drafts(meta: SessionMeta) -> list[ToolDraft]:
-    """The tools that a session_meta defines, in their order."""
-    return [
-        ToolDraft(
-            _without_nul(tool.name),
-            _without_nul(tool.description),
-            bytes(tool.input_schema).decode(),
-            tool.is_deferred,
-            tool.namespace and _without_nul(tool.namespace),
-        )
-        for tool in meta.flat_tools
-    ]
+    """The tools that a session_meta defines, in their order, within the bounds of bytes (law L10)."""
+    kept, left = list[ToolDraft](), MAX_BYTES_OF_TOOLS
+    for tool in meta.flat_tools:
+        schema, description = bytes(tool.input_schema).decode(), _without_nul(tool.description)
+        size = len(tool.name) + len(tool.input_schema) + len(description)
+        if size <= min(MAX_BYTES_OF_TOOL, left) and len(kept) < MAX_TOOLS:
+            left -= size
+            namespace = tool.namespace and _without_nul(tool.namespace)
+            kept.append(ToolDraft(_without_nul(tool.name), description, schema, tool.is_deferred, namespace))
+    return kept
 
 
 def extract(path: str, default_provider: str) -> Extraction:
@@ -381,7 +392,7 @@ def extract(path: str, default_provider: str) -> Extraction:
     draft.updated_at, draft.updated_ns = modified_seconds(status), status.st_mtime_ns % 1_000_000_000
     if not _EARLIEST <= draft.updated_at <= _LATEST:
         raise RolloutError(f"the rollout {path} has a modification time out of range: {draft.updated_at} s")
-    owner, tools = fold.tools
+    owner, tools, tools_left = fold.tools
     return Extraction(
         draft=draft,
         size=status.st_size,
@@ -390,7 +401,7 @@ def extract(path: str, default_provider: str) -> Extraction:
         memory_mode_at=fold.memory_mode_at,
         tools=tools,
         tools_thread_id=owner,
-        parse_errors=parse_errors,
+        parse_errors=parse_errors + tools_left,
         unknown_lines=unknown_lines,
         base_end=_base_end(fold.first_meta, draft.id),
     )
@@ -428,7 +439,7 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
         if not draft.name:
             draft.name, draft.name_at = found.name, found.name_at
         if not extraction.tools:
-            extraction.tools_thread_id, extraction.tools = fold.tools
+            extraction.tools_thread_id, extraction.tools, _ = fold.tools
         # Where its head is lost, its first ordinal says where it goes on from.
         end = begins_at if fold.first_meta is None else min(end, _base_end(fold.first_meta, draft.id) or 0)
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from msgspec.msgpack import encode
 from sqlalchemy import Connection, func, select, text
 
+from codex_state import migrations
+from codex_state.database.errors import SchemaTooNewError, place_of
 from codex_state.errors import CopyMismatchError, IntegrityViolationError, InvalidInputError
 from codex_state.models import LOCAL_HOME, BackfillStatus
 from codex_state.runtime import State, StateRuntime
@@ -84,12 +86,14 @@ def copy_state(
 
     Raises:
         InvalidInputError: both are the same database.
+        SchemaTooNewError: the source has a newer schema, with more than this version knows.
         CopyMismatchError: the two sides differ after the copy.
         DatabaseError: one of the databases failed.
     """
     started = time.monotonic()
     with source.database.read() as session:
         connection = session.connection()
+        _refuse_newer(connection)
         _refuse_same(source, connection, target)
         tables = [table for table in stored_tables() if logs or table.name != "logs"]
         copy = _Copy(source, target, connection, on_progress)
@@ -283,6 +287,16 @@ def _mark_scopes(connection: Connection, memories: Sequence[Values]) -> None:
 def _memories_of(connection: Connection, scope: Values) -> Sequence[tuple[Any, ...]]:
     of_scope = {"of_kind": scope["scope_kind"], "of_key": scope["scope_key"]}
     return [tuple(map(str, row)) for row in connection.execute(_MEMORIES_OF_SCOPE, of_scope)]
+
+
+def _refuse_newer(connection: Connection) -> None:
+    """A newer schema that this version can use holds more than this version would copy."""
+    revision = migrations.current_revision(connection)
+    if revision is not None and revision > migrations.HEAD:
+        raise SchemaTooNewError(
+            f"{place_of(connection.engine.url)} is at revision {revision!r}, which holds more than this version of "
+            "codex-state can copy; upgrade codex-state. Nothing was changed"
+        )
 
 
 def _refuse_same(source: StateRuntime, connection: Connection, target: StateRuntime) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import threading
 import uuid
 from collections.abc import Callable
 from contextlib import closing
@@ -16,8 +15,8 @@ import pytest
 from cli_process import Cli, InProcess
 
 from codex_state import StateRuntime, StateSettings, backfill
-from codex_state.doctor import Severity, backup, checks, salvage, salvaging
-from codex_state.errors import ConfigurationError, DatabaseBusyError, StateFileLostError
+from codex_state.doctor import Severity, checks, salvage, salvaging
+from codex_state.errors import DatabaseBusyError, StateFileLostError
 from codex_state.testing.samples import a_log_line, a_thread
 from tests.example_home import copy_of_the_example_home
 
@@ -252,60 +251,3 @@ def test_a_file_that_somebody_writes_to_meanwhile_stays_in_its_place(
         salvage(path_of(home))
     assert path_of(home).stat().st_ino == before
     assert sorted(each.name for each in home.glob("codex_state_4.sqlite.*")) == []
-
-
-# Backups
-
-
-def test_a_backup_is_whole_while_others_write(cli: Cli, home: Path, tmp_path: Path) -> None:
-    stop = threading.Event()
-
-    def write() -> None:
-        with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
-            while not stop.is_set():
-                runtime.run(lambda state: state.logs.insert_many([a_log_line("pair"), a_log_line("pair")]))
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        done = cli.ok("backup", tmp_path / "copy.sqlite", "--json").json
-    finally:
-        stop.set()
-        writer.join()
-    copy = tmp_path / "copy.sqlite"
-    assert done == {"file": str(copy), "bytes": copy.stat().st_size}
-    assert copy.stat().st_mode & 0o777 == 0o600
-    with closing(sqlite3.connect(copy)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        (pairs,) = connection.execute("SELECT count(*) FROM logs WHERE message = 'pair'").fetchone()
-        assert pairs % 2 == 0
-        assert connection.execute("SELECT count(*) FROM logs WHERE message <> 'pair'").fetchone() == (1000,)
-    assert sorted(each.name for each in tmp_path.glob("copy*")) == ["copy.sqlite"]
-
-
-def test_a_backup_can_be_put_in_the_states_place(cli: Cli, home: Path, tmp_path: Path) -> None:
-    backup(path_of(home), tmp_path / "copy.sqlite")
-    for each in home.glob("codex_state_4.sqlite*"):
-        each.unlink()
-    shutil.copy(tmp_path / "copy.sqlite", path_of(home))
-    assert told(cli, "--repair") == {}
-    assert cli.ok("logs", "stats", "--json").json["lines"] == 1000
-
-
-def test_a_backup_overwrites_nothing(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "copy").write_text("precious")
-    with pytest.raises(ConfigurationError, match="is there already"):
-        backup(path_of(home), tmp_path / "copy")
-    with pytest.raises(ConfigurationError, match="can't write"):
-        backup(path_of(home), tmp_path / "nowhere" / "copy")
-    assert (tmp_path / "copy").read_text() == "precious"
-
-
-def test_a_server_is_backed_up_into_a_file(tmp_path: Path, postgres_url: str) -> None:
-    cli = InProcess(tmp_path / "home")
-    cli.home.mkdir()
-    with StateRuntime.open(StateSettings(codex_home=cli.home, database_url=postgres_url)) as runtime:
-        runtime.run(lambda state: state.threads.upsert(a_thread()))
-    cli.ok("backup", tmp_path / "copy.sqlite", CODEX_STATE_DATABASE_URL=postgres_url)
-    with closing(sqlite3.connect(tmp_path / "copy.sqlite")) as connection:
-        assert connection.execute("SELECT count(*) FROM threads").fetchone() == (1,)

@@ -16,10 +16,11 @@ import pytest
 import stores
 from migrations.described import describe
 from migrations.rows import in_common, insert_samples, read_all
+from sqlalchemy import Connection, event
 
 from codex_state import migrations
 from codex_state.database import Database, prepare_sqlite_file
-from codex_state.errors import DatabaseBusyError
+from codex_state.errors import ConnectionLostError, DatabaseBusyError
 from codex_state.migrations import locking
 from tests.chaos.processes import WorkerHost
 
@@ -177,3 +178,29 @@ def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_the_old_version(
     with database.engine.connect() as connection:
         after = read_all(connection)
         assert in_common(after, before[1]) == in_common(before[1], after)
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS[2:])
+def test_a_connection_lost_in_a_migration_leaves_the_old_schema(postgres_url: str, fragment: str) -> None:
+    """L7, L8: and what is told is what came first."""
+    with stores.opened(postgres_url) as database, stores.opened(postgres_url) as other:
+        migrations.upgrade(database.engine, "0001_baseline")
+        with database.engine.begin() as connection:
+            insert_samples(connection)
+        with database.engine.connect() as connection:
+            before = describe(connection), read_all(connection)
+
+        def lose(connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+            if fragment in statement:
+                pid = connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
+                with other.engine.connect() as killing:
+                    killing.exec_driver_sql(f"SELECT pg_terminate_backend({pid})")
+
+        event.listen(database.engine, "after_cursor_execute", lose)
+        with pytest.raises(ConnectionLostError):
+            migrations.upgrade(database.engine)
+        event.remove(database.engine, "after_cursor_execute", lose)
+        with database.engine.connect() as connection:
+            assert migrations.current_revision(connection) == "0001_baseline"
+            assert (describe(connection), read_all(connection)) == before
+        assert migrations.ensure_current(database.engine).changed

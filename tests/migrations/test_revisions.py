@@ -26,13 +26,25 @@ from migrations.rows import (
 
 from codex_state import migrations
 from codex_state.database import Database
-from codex_state.errors import DatabaseError, SchemaError
+from codex_state.errors import DatabaseError, DataLossError, SchemaError
 from codex_state.migrations.environment import configuration
 from codex_state.models import IS_SHOWN, open_threads
 
 SCRIPTS = ScriptDirectory.from_config(configuration())
 REVISIONS = [script.revision for script in reversed(list(SCRIPTS.walk_revisions()))]
 STEPS = list(pairwise(REVISIONS))
+
+NAMES = ("name", "process")
+THREAD_OF_DEFAULTS = (
+    "INSERT INTO threads (id, rollout_path, created_at, updated_at, source, model_provider, cwd, title, "
+    "sandbox_policy, approval_mode) "
+    f"VALUES ('{FIRST}', 'a', 1, 1, 'cli', 'openai', '/', 't', '{{}}', 'never')"
+)
+
+
+def loses(revision: str) -> dict[str, str]:
+    said: dict[str, str] = getattr(SCRIPTS.get_revision(revision).module, "LOSES", {})
+    return said
 
 
 def contents(database: Database) -> Rows:
@@ -90,7 +102,7 @@ def test_rows_survive_each_revision_up_and_down_and_the_schema_comes_back(
     assert counts(rows, upgraded) == counts(upgraded, rows)
     assert in_common(upgraded, rows) == in_common(rows, upgraded)
 
-    assert migrations.downgrade(database.engine, before) == migrations.Migrated(after, before)
+    assert migrations.downgrade(database.engine, before, accept_loss=True) == migrations.Migrated(after, before)
     assert in_common(contents(database), upgraded) == in_common(rows, upgraded)
     assert schema(database) == tables
 
@@ -99,17 +111,105 @@ def test_rows_survive_each_revision_up_and_down_and_the_schema_comes_back(
 def test_rows_written_at_a_revision_survive_its_downgrade(database: Database, before: str, after: str) -> None:
     at(database, after)
     rows = contents(database)
-    migrations.downgrade(database.engine, before)
+    migrations.downgrade(database.engine, before, accept_loss=True)
     older = contents(database)
     assert counts(older, rows) == counts(rows, older)
     assert in_common(older, rows) == in_common(rows, older)
+
+
+CHEAP = {
+    # What rollouts say, or the next look at the home: it is read again.
+    *(f"threads.{name}" for name in ("agent_nickname", "agent_role", "agent_path", "model", "reasoning_effort")),
+    *(f"threads.{name}" for name in ("preview", "thread_source", "originator", "parent_thread_id", "forked_from_id")),
+    *(f"threads.{name}" for name in ("gone_at", "updated_ns")),
+    *(f"thread_dynamic_tools.{name}" for name in ("defer_loading", "namespace")),
+    "rollout_files",
+    # What goes with a name, which is named.
+    "threads.name_at",
+    # Who holds a lease, for people and for taking over at once; its token and its time stay.
+    *(f"{table}.owner_{what}" for table in ("memory_phase1_jobs", "memory_consolidation_locks") for what in NAMES),
+    *(
+        f"backfill_state.{name}"
+        for name in ("ownership_token", "owner", "claimed_at", "owner_process", "lease_seconds")
+    ),
+    "backfill_state.home",
+    "memory_phase1_jobs.begun_at",
+    "memory_phase1_jobs.source_ns",
+    # Hints, and how old log lines are in their own database.
+    "threads.cwd_settled_for",
+    "threads.user_settled_for",
+    "log_segments",
+    "codex_state_readers",
+}
+"""What a downgrade may lose unasked: it comes again, or nobody misses it for long."""
+
+
+def test_what_a_downgrade_loses_is_named_by_its_revision_or_comes_again(database: Database) -> None:
+    at(database, REVISIONS[-1])
+    for before, after in reversed(STEPS):
+        newer = schema(database)
+        migrations.downgrade(database.engine, before, accept_loss=True)
+        older = schema(database)
+        lost = {table for table in newer if table not in older}
+        for table in older.keys() & newer.keys():
+            lost |= {f"{table}.{name}" for name in set(newer[table]["columns"]) - set(older[table]["columns"])}
+        if after == "0016_lease_owners":  # renames it
+            lost.discard("backfill_state.owner_name")
+        assert lost <= {*loses(after), *CHEAP}, f"say in LOSES of {after} what is lost, or why it may be"
+        assert set(loses(after)) <= lost, f"{after} doesn't lose what it says"
+
+
+@pytest.mark.parametrize(
+    ("after", "before"),
+    [step[::-1] for step in STEPS if loses(step[1])],
+    ids=[after for _, after in STEPS if loses(after)],
+)
+def test_a_downgrade_that_loses_what_nothing_rebuilds_names_it_and_changes_nothing(
+    database: Database, before: str, after: str
+) -> None:
+    at(database, after)
+    if after == "0009_homes":
+        changed(database, "UPDATE threads SET home = 'otter:/home/a/.codex'")
+    if "codex_state_locks" in loses(after):
+        changed(
+            database,
+            "INSERT INTO codex_state_locks (name, renewed_at, ownership_token) VALUES ('nightly', 1770000000, 'f00d')",
+        )
+        changed(database, "UPDATE memory_phase1_jobs SET crashes = 2")
+    rows, tables = contents(database), schema(database)
+    with pytest.raises(DataLossError, match="--accept-loss") as refusal:
+        migrations.downgrade(database.engine, before)
+    assert set(refusal.value.losses) <= set(loses(after))
+    assert refusal.value.losses
+    for what, count in refusal.value.losses.items():
+        assert f"{what} of {count} row" in str(refusal.value)
+    assert (contents(database), schema(database)) == (rows, tables)
+    migrations.downgrade(database.engine, before, accept_loss=True)
+    assert migrations.ensure_current(database.engine).before == before
+
+
+def test_all_that_many_steps_would_lose_is_told_at_once(database: Database) -> None:
+    at(database, REVISIONS[-1])
+    with pytest.raises(DataLossError) as refusal:
+        migrations.downgrade(database.engine, "0001_baseline")
+    assert {"threads.memory_mode", "threads.name", "threads.pinned", "memory_phase1_jobs.attempt"} <= set(
+        refusal.value.losses
+    )
+    assert refusal.value.losses["threads.memory_mode"] == 2
+
+
+def test_a_downgrade_that_loses_nothing_of_that_kind_needs_no_leave(database: Database) -> None:
+    migrations.upgrade(database.engine)
+    changed(database, THREAD_OF_DEFAULTS)
+    migrations.downgrade(database.engine, "0001_baseline")
+    assert len(contents(database)["threads"]) == 1
 
 
 def test_rows_survive_all_the_way_up_and_down(database: Database) -> None:
     at(database, REVISIONS[0])
     rows = contents(database)
     migrations.upgrade(database.engine)
-    migrations.downgrade(database.engine, REVISIONS[0])
+    migrations.downgrade(database.engine, REVISIONS[0], accept_loss=True)
     assert in_common(contents(database), rows) == rows
 
 
@@ -165,14 +265,14 @@ def test_downgrading_past_the_baseline_is_refused_while_there_are_rows(database:
         insert(connection, table, SAMPLES[table][0])
     rows = contents(database)
     with pytest.raises(SchemaError, match=f"{table} has rows"):
-        migrations.downgrade(database.engine, "base")
+        migrations.downgrade(database.engine, "base", accept_loss=True)
     assert contents(database) == rows
     assert migrations.ensure_current(database.engine).changed is False
 
 
 def test_an_empty_database_can_be_downgraded_to_nothing_and_upgraded_again(database: Database) -> None:
     migrations.upgrade(database.engine)
-    assert migrations.downgrade(database.engine, "base") == migrations.Migrated(migrations.HEAD, None)
+    assert migrations.downgrade(database.engine, "base", accept_loss=True) == migrations.Migrated(migrations.HEAD, None)
     assert schema(database) == {}
     assert migrations.ensure_current(database.engine) == migrations.Migrated(None, migrations.HEAD)
 
@@ -181,7 +281,7 @@ def test_0002_drops_the_dead_parts_and_its_downgrade_brings_them_back_empty(data
     at(database, "0002_drop_dead_parts")
     assert "memory_phase2_jobs" not in schema(database)
     assert "has_user_event" not in schema(database)["threads"]["columns"]
-    migrations.downgrade(database.engine, "0001_baseline")
+    migrations.downgrade(database.engine, "0001_baseline", accept_loss=True)
     assert contents(database)["memory_phase2_jobs"] == []
     assert row_of(database, "threads", id=FIRST)["has_user_event"] == 0
 
@@ -263,7 +363,7 @@ def test_0009_downgraded_with_several_homes_starts_the_backfill_over(database: D
         database,
         "INSERT INTO backfill_state (home, status, last_watermark, updated_at) VALUES ('other', 'running', 'y', 5)",
     )
-    migrations.downgrade(database.engine, "0008_backfill_owner")
+    migrations.downgrade(database.engine, "0008_backfill_owner", accept_loss=True)
     row = row_of(database, "backfill_state", id=1)
     assert (row["status"], row["last_watermark"], row["last_success_at"]) == ("pending", None, None)
 
@@ -413,7 +513,7 @@ def test_a_title_that_a_user_gave_becomes_a_name_and_back(database: Database) ->
     named, other = (row_of(database, "threads", id=thread) for thread in (FIRST, SECOND))
     assert (named["name"], named["name_at"], named["title"]) == ("Mine", named["updated_at"], "hello")
     assert (other["name"], other["name_at"], other["title"]) == (None, None, "hello")
-    migrations.downgrade(database.engine, "0014_listing_orders")
+    migrations.downgrade(database.engine, "0014_listing_orders", accept_loss=True)
     assert row_of(database, "threads", id=FIRST)["title"] == "Mine"
 
 
@@ -426,5 +526,5 @@ def test_0016_keeps_who_works_on_a_backfill_and_leaves_what_nobody_knows_open(da
     for table in ("memory_phase1_jobs", "memory_consolidation_locks"):
         owners = {(row["owner_name"], row["owner_process"], row["lease_seconds"]) for row in contents(database)[table]}
         assert owners == {(None, None, None)}
-    migrations.downgrade(database.engine, "0015_rollout_inventory")
+    migrations.downgrade(database.engine, "0015_rollout_inventory", accept_loss=True)
     assert row_of(database, "backfill_state", id=1)["owner"] == "otter process 7"

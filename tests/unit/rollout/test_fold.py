@@ -35,7 +35,16 @@ from rollout_files import (
 
 from codex_state.drafts import DEFAULT_SANDBOX, ThreadDraft
 from codex_state.errors import RolloutError
-from codex_state.rollout.fold import Extraction, Fold, extract, go_on_from, telling_time
+from codex_state.rollout.fold import (
+    MAX_BYTES_OF_TOOL,
+    MAX_BYTES_OF_TOOLS,
+    MAX_TOOLS,
+    Extraction,
+    Fold,
+    extract,
+    go_on_from,
+    telling_time,
+)
 from codex_state.rollout.format import (
     Compacted,
     GitInfo,
@@ -656,6 +665,21 @@ class TestStamps:
         assert telling_time(now - 2_000_000_000) == now - 2_000_000_000
         assert telling_time(now + 3_000_000_000) == now + 3_000_000_000
         assert extract(str(write_rollout(tmp_path, 1, modified=1_767_400_000)), "default").mtime_ns is None
+
+
+def test_tools_beyond_the_bounds_are_left_out_and_counted(tmp_path: Path) -> None:
+    """L10, L11: what is too large costs nothing beside it."""
+    large = msgspec.structs.replace(TOOL, name="large", description="x" * MAX_BYTES_OF_TOOL)
+    found = extracted(tmp_path, session_meta(dynamic_tools=[TOOL, large, TOOL]), user_message())
+    assert ([tool.name for tool in found.tools], found.parse_errors) == ([TOOL.name, TOOL.name], 1)
+
+    half = msgspec.structs.replace(TOOL, description="x" * (MAX_BYTES_OF_TOOL // 2))
+    found = extracted(tmp_path, session_meta(dynamic_tools=[half] * 40))
+    assert sum(len(tool.description) for tool in found.tools) <= MAX_BYTES_OF_TOOLS
+    assert (len(found.tools), found.parse_errors) == (15, 25)
+
+    found = extracted(tmp_path, session_meta(dynamic_tools=[ToolSpec(name="t")] * (MAX_TOOLS + 3)))
+    assert (len(found.tools), found.parse_errors) == (MAX_TOOLS, 3)
 
 
 def test_an_extraction_survives_the_way_between_processes(tmp_path: Path) -> None:
