@@ -83,9 +83,7 @@ class Orders:
 
 
 def _arm(orders: Orders) -> None:
-    global _gathering
     if orders.happens == "SIGSTOP":
-        _gathering = threading.Barrier(orders.concurrency)
         _keep_renewals_apart()
     if orders.at is None or orders.at == "within":
         return
@@ -110,7 +108,7 @@ def _arm(orders: Orders) -> None:
 
 
 _striking, _struck = threading.Lock(), threading.Event()
-_gathering: threading.Barrier | None = None
+_arrived: list[threading.Thread] = []
 
 
 def _strike(orders: Orders) -> None:
@@ -119,8 +117,10 @@ def _strike(orders: Orders) -> None:
     A process is stopped when all its threads have come, so that none is stopped amid a write, whose locks would be held
     until it goes on.
     """
-    if _gathering is not None and not _struck.is_set():
-        _gathering.wait(60)
+    if orders.happens == "SIGSTOP":
+        _arrived.append(threading.current_thread())
+        while len(set(_arrived)) < orders.concurrency:
+            time.sleep(0.001)
     with _striking:
         if not _struck.is_set():
             _struck.set()
