@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How fast an example runs says something about the machine, nothing about the code.
 settings.register_profile("gate", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gate")
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays until the end: no garbage collection need look through all tests again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

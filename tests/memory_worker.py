@@ -30,6 +30,8 @@ from codex_state import (
     consolidate_memories,
     run_phase1,
 )
+from codex_state.memory.leases import KeptLease
+from codex_state.runtime import State
 from tests.chaos.channel import Channel
 
 STEPS = {
@@ -81,6 +83,8 @@ class Orders:
 
 
 def _arm(orders: Orders) -> None:
+    if orders.happens == "SIGSTOP":
+        _keep_renewals_apart()
     if orders.at is None or orders.at == "within":
         return
     moment, _, step = orders.at.partition(" ")
@@ -104,15 +108,35 @@ def _arm(orders: Orders) -> None:
 
 
 _striking, _struck = threading.Lock(), threading.Event()
+_arrived: list[threading.Thread] = []
 
 
 def _strike(orders: Orders) -> None:
-    """Once, by whichever thread comes first. The others wait, so that a process isn't stopped amid their writes."""
+    """Once, by whichever thread comes first, and the others wait.
+
+    A process is stopped when all its threads have come, so that none is stopped amid a write, whose locks would be held
+    until it goes on.
+    """
+    if orders.happens == "SIGSTOP":
+        _arrived.append(threading.current_thread())
+        while len(set(_arrived)) < orders.concurrency:
+            time.sleep(0.001)
     with _striking:
         if not _struck.is_set():
             _struck.set()
             # To this thread, which then doesn't run on. One to the process may be taken by a thread that sleeps.
             signal.pthread_kill(threading.get_ident(), getattr(signal, orders.happens))
+
+
+def _keep_renewals_apart() -> None:
+    """No renewal is under way when the process is stopped."""
+    renew = KeptLease.renew
+
+    def apart(self: KeptLease[Any], state: State) -> None:
+        with _striking:
+            renew(self, state)
+
+    KeptLease.renew = apart  # type: ignore[method-assign]
 
 
 def _called(orders: Orders, what: object) -> None:

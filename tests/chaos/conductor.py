@@ -104,8 +104,11 @@ class Conductor:
         self._stopped: dict[int, tuple[float, int]] = {}
         """Until when each stopped worker rests, and since when, by its place."""
 
-    def run(self, name: str, seconds: float) -> Run:
-        """Let the workers loose for so many seconds."""
+    def run(self, name: str, seconds: float, *, changes: int | None = None) -> Run:
+        """Let the workers loose for so many seconds, or until there are so many ``changes`` on record: then end them.
+
+        A machine that is busy needs longer for the same changes.
+        """
         with ExitStack() as held:
             clock = None
             if self._clock_path is not None:
@@ -116,7 +119,7 @@ class Conductor:
             with database.autocommit() as session:
                 recorder.read_clock(session)
             self._database = database
-            self._conduct(run, clock, recorder)
+            self._conduct(run, clock, recorder, changes)
             if self._outages is not None:
                 run.outages, run.failing = self._outages.seen, self._outages.kind
                 database.engine.dispose()
@@ -152,7 +155,7 @@ class Conductor:
         finally:
             database.close()
 
-    def _conduct(self, run: Run, clock: ManualClock | None, recorder: Recorder) -> None:
+    def _conduct(self, run: Run, clock: ManualClock | None, recorder: Recorder, changes: int | None) -> None:
         self._began = time.monotonic()
         self._until = self._began + run.seconds
         calm = self._until if self._outages is None else self._until - min(_CALM_SECONDS, run.seconds / 3)
@@ -162,6 +165,9 @@ class Conductor:
                 for place in range(self._count):
                     self._start(place)
                 while time.monotonic() < self._until:
+                    if changes is not None and self._last_number() >= changes:
+                        self._kill_all(recorder)
+                        return
                     time.sleep(_TICK_SECONDS)
                     self._continue_rested(run, time.monotonic())
                     self._respawn_ended(run)
@@ -215,6 +221,11 @@ class Conductor:
             worker.close()
         run.kills += 1
         self._start(place)
+
+    def _kill_all(self, recorder: Recorder) -> None:
+        for name, worker in self._workers.values():
+            with recorder.death(name):
+                worker.close()
 
     def _stop_one(self) -> None:
         awake = [place for place in self._workers if place not in self._stopped]

@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 
 def lines(count: int, size: int = 1000) -> list[LogEntry]:
-    return [a_log_line("x" * size) for _ in range(count)]
+    return [a_log_line("x" * size)] * count
 
 
 def write(runtime: StateRuntime, units: int, size: int = 1000) -> None:
@@ -102,34 +102,33 @@ def test_the_file_and_its_log_stay_below_the_bound_whatever_the_lines_size(home:
 
 def _write_from_a_process(home: Path, bound: int) -> None:
     with StateRuntime.open(StateSettings(codex_home=home, log_max_bytes=bound)) as runtime:
-        write(runtime, units=8)
+        write(runtime, units=4)
 
 
 def test_several_processes_keep_one_bound(home: Path) -> None:
-    bound = 8 * MIB
+    bound = 4 * MIB
     with StateRuntime.open(StateSettings(codex_home=home, log_max_bytes=bound)) as runtime:
         spawn = multiprocessing.get_context("spawn")
-        processes = [spawn.Process(target=_write_from_a_process, args=(home, bound)) for _ in range(4)]
+        processes = [spawn.Process(target=_write_from_a_process, args=(home, bound)) for _ in range(3)]
         for process in processes:
             process.start()
         for process in processes:
             process.join()
-        assert [process.exitcode for process in processes] == [0] * 4
+        assert [process.exitcode for process in processes] == [0] * 3
         assert runtime.run_read(lambda state: state.logs.stats().size) <= bound
 
 
-def _write_without_a_pause(home: Path, seconds: float) -> None:
-    until = time.monotonic() + seconds
+def _write_without_a_pause(home: Path, units: int) -> None:
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
-        while time.monotonic() < until:
-            runtime.run(lambda state: state.logs.insert_many(lines(200, 500)))
+        for _ in range(units):
+            runtime.run(lambda state: state.logs.insert_many(lines(60, 2000)))
 
 
 def test_the_write_ahead_log_is_bounded_while_several_write_without_a_pause(home: Path) -> None:
     """L10: SQLite's own checkpoints never find a moment in which nobody reads or writes."""
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
         spawn = multiprocessing.get_context("spawn")
-        processes = [spawn.Process(target=_write_without_a_pause, args=(home, 12.0)) for _ in range(3)]
+        processes = [spawn.Process(target=_write_without_a_pause, args=(home, 400)) for _ in range(3)]
         for process in processes:
             process.start()
         longest = 0

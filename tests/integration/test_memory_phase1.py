@@ -375,13 +375,16 @@ def test_coroutines_are_extracted_in_the_callers_loop_with_bounded_concurrency(s
         async with AsyncStateRuntime.open(settings) as runtime:
             await asyncio.to_thread(add_threads, runtime.sync, 20)
             loop, running, most = asyncio.get_running_loop(), 0, 0
+            full = asyncio.Event()
 
             async def later(thread: Thread) -> ExtractedMemory:
                 nonlocal running, most
                 assert asyncio.get_running_loop() is loop
                 running += 1
                 most = max(most, running)
-                await asyncio.sleep(0.02)
+                if running == 7:
+                    full.set()
+                await asyncio.wait_for(full.wait(), 60)
                 running -= 1
                 return extract(thread)
 

@@ -31,10 +31,21 @@ from codex_state import (
 )
 from codex_state.database import Database
 from codex_state.testing.clock import ManualClock
-from codex_state.testing.conformance import *  # noqa: F403 - this is how it is used
+from codex_state.testing.conformance import (
+    TestHolderWrites,
+    TestLeaseRules,
+    TestTransactionModes,
+    front,
+    processes,
+    state,
+)
 from codex_state.testing.emptying import empty
 from codex_state.testing.samples import a_log_line, a_thread
 from tests.elsewhere import another_writer
+
+# What a pooler may break: what a statement leaves behind on its connection, and the writes of leases. The rest of the
+# suite is one statement or another, and knows no more of the connection than these.
+__all__ = ["TestHolderWrites", "TestLeaseRules", "TestTransactionModes", "front", "processes", "state"]
 
 pytestmark = pgbouncer.NEEDED
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -258,15 +258,16 @@ def test_0001_has_the_originals_columns_in_their_order(database: Database) -> No
     }
 
 
-@pytest.mark.parametrize("table", ["threads", "logs", "memory_scope_dirty", "memory_consolidation_locks"])
-def test_downgrading_past_the_baseline_is_refused_while_there_are_rows(database: Database, table: str) -> None:
+def test_downgrading_past_the_baseline_is_refused_while_there_are_rows(database: Database) -> None:
     migrations.upgrade(database.engine)
-    with database.engine.begin() as connection:
-        insert(connection, table, SAMPLES[table][0])
-    rows = contents(database)
-    with pytest.raises(SchemaError, match=f"{table} has rows"):
-        migrations.downgrade(database.engine, "base", accept_loss=True)
-    assert contents(database) == rows
+    for table in ("threads", "logs", "memory_scope_dirty", "memory_consolidation_locks"):
+        with database.engine.begin() as connection:
+            insert(connection, table, SAMPLES[table][0])
+        rows = contents(database)
+        with pytest.raises(SchemaError, match=f"{table} has rows"):
+            migrations.downgrade(database.engine, "base", accept_loss=True)
+        assert contents(database) == rows
+        changed(database, f"DELETE FROM {table}")
     assert migrations.ensure_current(database.engine).changed is False
 
 
@@ -396,9 +397,9 @@ def test_0010_mends_what_the_checks_would_refuse(database: Database) -> None:
     assert (backfill["status"], backfill["last_watermark"]) == ("pending", "sessions/x.jsonl")
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
+def test_0010_refuses_such_rows_from_then_on(database: Database) -> None:
+    at(database, "0010_checks")
+    for statement in (
         "UPDATE threads SET archived = 2",
         "UPDATE threads SET tokens_used = -1",
         "UPDATE thread_memory SET used_count = -1",
@@ -407,28 +408,32 @@ def test_0010_mends_what_the_checks_would_refuse(database: Database) -> None:
         "UPDATE memory_scope_dirty SET dirty = 2",
         "UPDATE backfill_state SET status = 'resting'",
         "UPDATE backfill_state SET id = 2",
-    ],
-)
-def test_0010_refuses_such_rows_from_then_on(database: Database, statement: str) -> None:
-    at(database, "0010_checks")
-    with pytest.raises(DatabaseError):
-        changed(database, statement)
+    ):
+        with pytest.raises(DatabaseError):
+            changed(database, statement)
 
 
-@pytest.mark.parametrize("condition", ["archived = 0", "source = 'cli'", "model_provider = 'openai'"])
-def test_0011_lets_filtered_listings_read_their_order_from_an_index(database: Database, condition: str) -> None:
-    migrations.upgrade(database.engine, "0011_listing_indexes")
-    query = f"SELECT id FROM threads WHERE {condition} ORDER BY updated_at DESC, id DESC LIMIT 50"
+def plan_of(database: Database, query: str) -> str:
+    """How the database reads what is asked for, when it may neither read a whole table nor sort."""
     with database.engine.connect() as connection:
         if database.dialect == "sqlite":
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
-        else:
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-            plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
-    told = str(plan)
-    assert "idx_threads_" in told
-    assert "TEMP B-TREE" not in told, "SQLite would sort"
-    assert "Sort" not in told, "PostgreSQL would sort"
+            return str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all())
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        connection.exec_driver_sql("SET LOCAL enable_sort = off")
+        return str(connection.exec_driver_sql(f"EXPLAIN {query}").all())
+
+
+def check_it_is_read_in_its_order(plan: str) -> None:
+    assert "idx_threads_" in plan
+    assert "TEMP B-TREE" not in plan, "SQLite would sort"
+    assert "Sort" not in plan, "PostgreSQL would sort"
+
+
+def test_0011_lets_filtered_listings_read_their_order_from_an_index(database: Database) -> None:
+    migrations.upgrade(database.engine, "0011_listing_indexes")
+    for condition in ("archived = 0", "source = 'cli'", "model_provider = 'openai'"):
+        query = f"SELECT id FROM threads WHERE {condition} ORDER BY updated_at DESC, id DESC LIMIT 50"
+        check_it_is_read_in_its_order(plan_of(database, query))
 
 
 def test_0012_has_counted_no_failures_yet_and_refuses_negative_counts(database: Database) -> None:
@@ -439,71 +444,42 @@ def test_0012_has_counted_no_failures_yet_and_refuses_negative_counts(database: 
         changed(database, "UPDATE memory_phase1_jobs SET failures = -1")
 
 
-@pytest.mark.parametrize(
-    ("kinds", "index"),
-    [(("cwd", "user"), "idx_threads_open"), (("cwd",), "idx_threads_open_cwd"), (("user",), "idx_threads_open_user")],
-)
-def test_0013_has_every_thread_looked_at_and_walks_the_open_ones_by_an_index(
-    database: Database, kinds: tuple[str, ...], index: str
-) -> None:
+def test_0013_has_every_thread_looked_at_and_walks_the_open_ones_by_an_index(database: Database) -> None:
     at(database, "0012_phase1_failures")
     migrations.upgrade(database.engine, "0013_open_threads")
     threads = contents(database)["threads"]
     assert {(row["cwd_settled_for"], row["user_settled_for"]) for row in threads} == {(None, None)}
-    were_open = open_threads(kinds).replace(" AND gone_at IS NULL", "")  # which 0019 adds
-    query = f"SELECT id FROM threads WHERE {were_open} ORDER BY updated_at DESC, id DESC LIMIT 64"
-    with database.engine.connect() as connection:
-        if database.dialect == "sqlite":
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
-        else:
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-            plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
-    assert re.search(rf"\b{index}\b", str(plan))
+    for kinds, index in (
+        (("cwd", "user"), "idx_threads_open"),
+        (("cwd",), "idx_threads_open_cwd"),
+        (("user",), "idx_threads_open_user"),
+    ):
+        were_open = open_threads(kinds).replace(" AND gone_at IS NULL", "")  # which 0019 adds
+        query = f"SELECT id FROM threads WHERE {were_open} ORDER BY updated_at DESC, id DESC LIMIT 64"
+        assert re.search(rf"\b{index}\b", plan_of(database, query))
 
 
-@pytest.mark.parametrize("order", ["updated_at", "created_at"])
-@pytest.mark.parametrize(
-    "condition", ["archived = 0", "source = 'cli' AND archived = 1", "model_provider = 'a' AND archived = 0"]
-)
-def test_0014_lets_every_listing_read_its_order_from_an_index(database: Database, condition: str, order: str) -> None:
+CONDITIONS = ("archived = 0", "source = 'cli' AND archived = 1", "model_provider = 'a' AND archived = 0")
+ORDERS = ("updated_at", "created_at")
+
+
+def test_0014_lets_every_listing_read_its_order_from_an_index(database: Database) -> None:
     at(database, "0013_open_threads")
     migrations.upgrade(database.engine, "0014_listing_orders")
-    query = f"SELECT id FROM threads WHERE {condition} ORDER BY {order} DESC, id DESC LIMIT 50"
-    with database.engine.connect() as connection:
-        if database.dialect == "sqlite":
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
-        else:
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-            connection.exec_driver_sql("SET LOCAL enable_sort = off")
-            plan = connection.exec_driver_sql(f"EXPLAIN {query}").all()
-    told = str(plan)
-    assert "idx_threads_" in told
-    assert "TEMP B-TREE" not in told, "SQLite would sort"
-    assert "Sort" not in told, "PostgreSQL would sort"
+    for condition, order in product(CONDITIONS, ORDERS):
+        query = f"SELECT id FROM threads WHERE {condition} ORDER BY {order} DESC, id DESC LIMIT 50"
+        check_it_is_read_in_its_order(plan_of(database, query))
 
 
-@pytest.mark.parametrize("order", ["updated_at", "created_at"])
-@pytest.mark.parametrize("shown", ["true", "false"])
-@pytest.mark.parametrize(
-    "condition", ["archived = 0", "source = 'cli' AND archived = 1", "model_provider = 'a' AND archived = 0"]
-)
-def test_0017_lets_shown_threads_and_the_others_be_read_in_their_order(
-    database: Database, condition: str, shown: str, order: str
-) -> None:
+def test_0017_lets_shown_threads_and_the_others_be_read_in_their_order(database: Database) -> None:
     at(database, "0016_lease_owners")
     migrations.upgrade(database.engine, "0017_shown_threads")
-    query = f"SELECT id FROM threads WHERE {condition} AND {IS_SHOWN} = {shown} ORDER BY {order} DESC, id DESC LIMIT 50"
-    with database.engine.connect() as connection:
+    for condition, shown, order in product(CONDITIONS, ("true", "false"), ORDERS):
+        wanted = f"{condition} AND {IS_SHOWN} = {shown}"
+        plan = plan_of(database, f"SELECT id FROM threads WHERE {wanted} ORDER BY {order} DESC, id DESC LIMIT 50")
+        check_it_is_read_in_its_order(plan)
         if database.dialect == "sqlite":
-            told = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all())
-            assert "<expr>=?" in told
-        else:
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-            connection.exec_driver_sql("SET LOCAL enable_sort = off")
-            told = str(connection.exec_driver_sql(f"EXPLAIN {query}").all())
-    assert "idx_threads_" in told
-    assert "TEMP B-TREE" not in told, "SQLite would sort"
-    assert "Sort" not in told, "PostgreSQL would sort"
+            assert "<expr>=?" in plan
 
 
 def test_a_title_that_a_user_gave_becomes_a_name_and_back(database: Database) -> None:

@@ -28,13 +28,11 @@ assert Path(codex_state.__file__).is_relative_to(environment), codex_state.__fil
 assert scripts_directory().is_relative_to(environment), scripts_directory()
 assert known_revisions() == set(revisions), known_revisions()
 database = Database.open(url)
-for revision in revisions:
-    migrations.upgrade(database.engine, revision)
-    outcome = migrations.ensure_current(database.engine)
-    assert outcome == migrations.Migrated(revision, migrations.HEAD), outcome
-    with database.engine.connect() as connection:
-        assert migrations.check(connection) == []
-    migrations.downgrade(database.engine, "base")
+migrations.upgrade(database.engine, revisions[0])
+assert migrations.ensure_current(database.engine) == migrations.Migrated(revisions[0], migrations.HEAD)
+with database.engine.connect() as connection:
+    assert migrations.check(connection) == []
+migrations.downgrade(database.engine, "base")
 assert migrations.ensure_current(database.engine) == migrations.Migrated(None, migrations.HEAD)
 database.close()
 """
@@ -46,7 +44,7 @@ def run(*command: str | Path, cwd: Path) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", directory, ROOT, cwd=directory)
@@ -54,12 +52,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment with the wheel of its own, and with the dependencies of the one that runs the tests."""
     directory = tmp_path_factory.mktemp("environment")
-    venv.create(directory, with_pip=True, symlinks=True)
-    run(directory / "bin" / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=directory)
+    venv.create(directory, symlinks=True)
+    python = directory / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=directory)
     (packages,) = directory.glob("lib/python*/site-packages")
     # A path in a .pth file is searched after the environment's own packages, and its own .pth files are ignored: so the
     # checkout, which may be installed in editable mode there, isn't seen.
@@ -68,8 +67,16 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.wheel
-def test_an_installed_wheel_migrates_from_nothing_and_from_every_revision(
-    environment: Path, url: str, tmp_path: Path
+def test_an_installed_wheel_migrates_from_nothing_and_from_the_first_revision(
+    environment: Path, tmp_path: Path
 ) -> None:
+    """From each of the others, and on PostgreSQL, the same scripts do as they do from a checkout."""
     revisions = sorted(known_revisions())
+    url = f"sqlite:///{tmp_path / 'state.sqlite'}"
     run(environment / "bin" / "python", "-c", PROGRAM, environment, url, *revisions, cwd=tmp_path)
+    (installed,) = environment.glob("lib/python*/site-packages/codex_state/migrations/scripts/versions")
+    assert texts(installed) == texts(ROOT / "alembic" / "versions")
+
+
+def texts(directory: Path) -> dict[str, str]:
+    return {script.name: script.read_text() for script in directory.glob("*.py")}

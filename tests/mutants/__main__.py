@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.mutants.bench import bench
 from tests.mutants.checks import all_checks
 from tests.mutants.planted import planted_mutants
-from tests.mutants.running import GOOD, broken_checks, fates
+from tests.mutants.running import GOOD, fates, sound_checks
 from tests.mutants.statements import sql_mutants
 
 
@@ -37,11 +37,12 @@ def main() -> int:
     checks = all_checks()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory, bench(Path(directory)) as prepared:
-        if broken := broken_checks(prepared, checks):
+        sound, broken = sound_checks(prepared, checks)
+        if broken:
             print("These checks fail without any planted bug:", *broken, sep="\n  ")
             return 1
         counts: Counter[str] = Counter()
-        for result in fates(prepared, mutants, checks):
+        for result in fates(prepared, mutants, sound):
             counts[result.verdict] += 1
             print(f"{result.verdict:<11} {result.mutant:<95} {result.seconds:5.1f} s  {result.by}", flush=True)
     print(f"\n{len(mutants)} mutants, {len(checks)} checks, {time.monotonic() - started:.0f} s:", _told(counts))

@@ -12,7 +12,7 @@ from enum import StrEnum
 from tests.mutants.bench import Bench, Check
 from tests.mutants.equivalent import EQUIVALENT
 from tests.mutants.planted import PlantedMutant
-from tests.mutants.statements import SqlMutant
+from tests.mutants.statements import SqlMutant, noting_statements
 
 Mutant = SqlMutant | PlantedMutant
 
@@ -43,18 +43,42 @@ class Result:
     seconds: float
 
 
-def broken_checks(bench: Bench, checks: Sequence[Check]) -> list[str]:
-    """Checks that fail although nothing was planted: they would kill everything and prove nothing."""
-    return [check.name for check in checks if not _passes(bench, check)]
+@dataclass(frozen=True)
+class Sound:
+    """A check that passes while nothing is planted."""
+
+    check: Check
+    seconds: float
+    executed: frozenset[str]
+    """The statements of the lease core, by name, that it came to."""
 
 
-def fates(bench: Bench, mutants: Sequence[Mutant], checks: Sequence[Check]) -> Iterator[Result]:
-    """Try the checks on each mutant until one notices it; those first that have noticed its siblings."""
+def sound_checks(bench: Bench, checks: Sequence[Check]) -> tuple[list[Sound], list[str]]:
+    """Run each check once. The names are of those that fail: they would kill everything and prove nothing."""
+    sound, broken = [], []
+    for check in checks:
+        started = time.monotonic()
+        with noting_statements() as executed:
+            passes = _passes(bench, check)
+        if passes:
+            sound.append(Sound(check, time.monotonic() - started, frozenset(executed)))
+        else:
+            broken.append(check.name)
+    return sound, broken
+
+
+def fates(bench: Bench, mutants: Sequence[Mutant], checks: Sequence[Sound]) -> Iterator[Result]:
+    """Try the checks on each mutant until one notices it; those first that have noticed its siblings, then quick ones.
+
+    A check that doesn't come to a statement can't notice a bug in it.
+    """
     noticed: Counter[tuple[str, str]] = Counter()
     for mutant in mutants:
         started = time.monotonic()
         family = mutant.name.partition(" ")[0]
-        ordered = sorted(checks, key=lambda check: (-noticed[family, check.name], -_kinship(mutant, check)))
+        tried = [each for each in checks if isinstance(mutant, PlantedMutant) or mutant.statement.name in each.executed]
+        tried.sort(key=lambda each: (-noticed[family, each.check.name], -_kinship(mutant, each.check), each.seconds))
+        ordered = [each.check for each in tried]
         with mutant.planted() as was_met:
             killer = next((check.name for check in ordered if not _passes(bench, check)), None)
             met = was_met()

@@ -135,6 +135,27 @@ def statements() -> Iterator[Statement]:
         yield Statement(name, _is_batch(from_the_dead=from_the_dead), _compiled(batch), only)
 
 
+@contextmanager
+def noting_statements() -> Iterator[set[str]]:
+    """The names of the lease core's statements that are executed within the block."""
+    executed: set[str] = set()
+
+    def note(_connection: Any, _cursor: Any, text: str, _parameters: Any, context: Any, _many: bool) -> None:
+        if context is not None:
+            executed.update(each.name for each in _statements() if each.is_this(context.invoked_statement, text))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield executed
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+@cache
+def _statements() -> tuple[Statement, ...]:
+    return tuple(statements())
+
+
 def _short(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 

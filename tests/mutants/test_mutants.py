@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.mutants.bench import Bench, Check, bench
 from tests.mutants.equivalent import EQUIVALENT
 from tests.mutants.planted import PlantedMutant, planted_mutants
-from tests.mutants.running import Verdict, broken_checks, fates
+from tests.mutants.running import Sound, Verdict, fates, sound_checks
 from tests.mutants.statements import sql_mutants, statements
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,10 @@ def test_survivors_and_checks_that_prove_nothing_are_told(tmp_path: Path) -> Non
     unmet = PlantedMutant("unmet", lambda _held, _met: None)
     useless, broken = Check("useless", lambda _bench: None), Check("broken", _fail)
     with bench(tmp_path) as prepared:
-        verdicts = [result.verdict for result in fates(prepared, [harmless, unmet], [useless])]
+        sound, failed = sound_checks(prepared, [useless, broken])
+        assert [each.check.name for each in sound] == ["useless"]
+        assert failed == ["broken"]
+        verdicts = [result.verdict for result in fates(prepared, [harmless, unmet], sound)]
         assert verdicts == [Verdict.SURVIVED, Verdict.NOT_MET]
-        assert broken_checks(prepared, [useless, broken]) == ["broken"]
-        assert [result.by for result in fates(prepared, [harmless], [useless, broken])] == ["broken"]
+        noticing = [*sound, Sound(broken, 0, frozenset())]
+        assert [result.by for result in fates(prepared, [harmless], noticing)] == ["broken"]

@@ -14,9 +14,12 @@ from tests import stores
 _DATABASES = ("file", "memory", "postgresql")
 _FRONTS = [
     *((database, "direct") for database in _DATABASES),
-    # A database in memory would wait for its one connection at every step, and show nothing that the file doesn't.
-    *((database, front) for database in ("file", "postgresql") for front in ("asyncio", "trio")),
+    # Each event loop with one database: no loop knows which it is, and no database who waits for it. One in memory
+    # would wait for its one connection at every step, and show nothing that the file doesn't.
+    ("file", "trio"),
+    ("postgresql", "asyncio"),
 ]
+"""Where the whole suite runs. Behind a pooler, ``tests/integration/test_pgbouncer.py`` runs what depends on one."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
