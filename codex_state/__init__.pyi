@@ -128,6 +128,14 @@ from .rollout.archive import (
     unarchive_thread as unarchive_thread,
 )
 from .rollout.backfilling import backfill as backfill
+from .rollout.conversation import (
+    ConversationPart as ConversationPart,
+    ConversationSummary as ConversationSummary,
+    TokensByKind as TokensByKind,
+    conversation_parts as conversation_parts,
+    read_conversation as read_conversation,
+    summarize_conversation as summarize_conversation,
+)
 from .rollout.index import index_rollout as index_rollout
 from .rollout.lookup import (
     find_thread_path as find_thread_path,

@@ -120,6 +120,20 @@ def one_line(text: str, *, keep_spaces: bool = False) -> str:
     return _UNPRINTABLE.sub("\ufffd", text.expandtabs(4) if keep_spaces else " ".join(text.split()))
 
 
+_TERMINAL_COMMAND = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)")
+"""Colours, movements, titles, links: what programs write for a terminal, and isn't text."""
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text, each safe on a terminal. Of one that was written over, the last form is taken."""
+    plain = _TERMINAL_COMMAND.sub("", text).replace("\r\n", "\n")
+    return (
+        [one_line(line.rstrip("\r").rpartition("\r")[2], keep_spaces=True) for line in plain.split("\n")]
+        if plain
+        else []
+    )
+
+
 def counted(count: int, noun: str) -> str:
     """How many, like ``1 thread`` and ``1,000 threads``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -14,6 +14,7 @@ from codex_state.cli.options import CodexHome, Json, Limit, ThreadId
 from codex_state.cli.output import columns_of, counted, note, one_line, record_of, write, write_json
 from codex_state.cli.parsing import source_of, thread_id_of
 from codex_state.cli.tables import Column, ago, write_details, write_table
+from codex_state.cli.transcripts import cat
 from codex_state.errors import InvalidInputError, RolloutError
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ def show(
         )
     else:
         write_details(_details(found, tools, memory))
+
+
+app.command()(cat)
 
 
 @app.command()

@@ -94,27 +94,102 @@ def items_of(line: bytes, number: int | None = None) -> list[TranscriptItem]:
     return [_placed(item, record.timestamp, number, record.ordinal) for item in said]
 
 
-def read_transcript(path: str | PathLike[str]) -> Iterator[TranscriptItem]:
+def read_transcript(
+    path: str | PathLike[str], *, before: int | None = None, taken_back: bool = False
+) -> Iterator[TranscriptItem]:
     """The items of one rollout, plain or compressed, in their order. No more than a line is held at a time.
+
+    What a thread goes on from, in other files, isn't looked for: see ``read_conversation``.
+
+    Args:
+        path: the rollout.
+        before: only up to the line with this ordinal, which isn't read itself.
+        taken_back: also the turns that were rolled back later. Else only the notice remains that they were.
+
+    Raises:
+        RolloutError: the file can't be read, or only to where it is damaged.
+    """
+    left_out = [] if taken_back else turns_of(path, before=before).taken_back
+    previous: TranscriptItem | None = None
+    for number, line in numbered_lines(path):
+        if any(number in lines for lines in left_out):
+            continue
+        for item in items_of(line, number):
+            if _is_from(item, before):
+                return
+            if previous is None or not _is_written_twice(previous, item):
+                yield item
+            previous = item
+
+
+class Turns(NamedTuple):
+    """The turns of a rollout that the user asked for, by the lines on which they begin, from 1."""
+
+    begin: list[int]
+    """Those that are left."""
+    taken_back: list[range]
+    """Those that were rolled back, with all their lines: up to the one that says so."""
+
+
+def turns_of(path: str | PathLike[str], *, before: int | None = None) -> Turns:
+    """Find the turns of a rollout. What the user adds while one runs belongs to it, where a rollout tells turns apart.
+
+    Args:
+        path: the rollout.
+        before: as for ``read_transcript``.
+
+    Raises:
+        RolloutError: the file can't be read, or only to where it is damaged.
+    """
+    begin: list[int] = []
+    taken_back: list[range] = []
+    tells_apart, is_new = False, True
+    for number, line in numbered_lines(path):
+        # Nothing but a tag is spelled like one: within a text, its quotes are escaped.
+        if b'"task_started"' in line or b'"turn_started"' in line:
+            tells_apart = is_new = True
+        elif b'"thread_rolled_back"' in line:
+            if begin and (count := _count_of_rolled_back(line)):
+                taken_back = [lines for lines in taken_back if lines.start < begin[-count:][0]]
+                taken_back.append(range(begin[-count:][0], number))
+                del begin[-count:]
+                is_new = True
+        elif b'"user_message"' in line or b'"UserMessage"' in line:
+            for item in items_of(line, number):
+                if _is_from(item, before):
+                    return Turns(begin, taken_back)
+                if is_new or not tells_apart:
+                    begin.append(number)
+                is_new = False
+    return Turns(begin, taken_back)
+
+
+def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a rollout, from 1.
 
     Raises:
         RolloutError: the file can't be read, or only to where it is damaged.
     """
     file, _ = open_rollout(fspath(path))
-    before: TranscriptItem | None = None
     with file:
-        lines = enumerate(file, start=1)
-        while True:
-            try:
-                number, line = next(lines)
-            except StopIteration:
-                return
-            except OSError as error:
-                raise unreadable(fspath(path), error) from error
-            for item in items_of(line, number):
-                if before is None or not _is_written_twice(before, item):
-                    yield item
-                before = item
+        try:
+            yield from enumerate(file, start=1)
+        except OSError as error:
+            raise unreadable(fspath(path), error) from error
+
+
+def _is_from(item: TranscriptItem, ordinal: int | None) -> bool:
+    """Whether an item is at an ordinal or after it. Lines that tell none are counted."""
+    if ordinal is None:
+        return False
+    return ordinal <= ((item.line or 0) - 1 if item.ordinal is None else item.ordinal)
+
+
+def _count_of_rolled_back(line: bytes) -> int:
+    try:
+        return max(_rolled_back(line).payload.num_turns, 0)
+    except (ValueError, RecursionError):
+        return 0
 
 
 def _is_written_twice(before: TranscriptItem, item: TranscriptItem) -> bool:
@@ -466,6 +541,13 @@ class _AgentsMessage(Struct, gc=False):
 
 ROLLED_BACK = "thread_rolled_back"
 """The name of the notice that turns were taken back."""
+
+
+class _RolledBackLine(Struct, gc=False):
+    payload: _RolledBack
+
+
+_rolled_back = msgspec.json.Decoder(_RolledBackLine).decode
 
 
 def _notice(name: str, text: str) -> TranscriptItem:
