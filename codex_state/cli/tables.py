@@ -55,7 +55,7 @@ def console_of(*, stderr: bool = False, into: IO[str] | None = None) -> Console:
 
     Args:
         stderr: of stderr, not stdout.
-        into: a pager, which shows on the terminal what is written to it.
+        into: where to write instead what is shown on the terminal in the end.
     """
     from rich.console import Console
 

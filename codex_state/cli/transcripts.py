@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections import deque
@@ -63,10 +64,10 @@ def cat(
     no_refresh: NoRefresh = False,
     codex_home: CodexHome = None,
 ) -> None:
-    """Read a thread's conversation, from all its files and those that it was forked from.
+    """Read a thread's conversation.
 
-    Messages are shown whole, commands in a line, and what they gave in a few; --full, --markdown and --jsonl have all
-    of it.
+    It comes from all files of the thread, and those that it was forked from. Messages are shown whole, commands in
+    a line, and what they gave in a few; --full, --markdown and --jsonl have all of it.
     """
     from codex_state.rollout import read_conversation
 
@@ -172,12 +173,21 @@ def _printer(file: IO[str] | None) -> Callable[[_Line], None]:
 
     from codex_state.cli.tables import console_of
 
-    console = console_of(into=file)
+    # Not written by rich itself, which would end the process when the user leaves the pager.
+    drawn = None if file is None else io.StringIO()
+    console = console_of(into=drawn)
 
     def show(line: _Line) -> None:
         text = Text.assemble(*line.spans)
-        text.no_wrap, text.overflow = line.cut, "ellipsis" if line.cut else "fold"
-        console.print(Padding(text, (0, 0, 0, line.indent)) if line.indent else text)
+        console.print(
+            Padding(text, (0, 0, 0, line.indent)) if line.indent else text,
+            no_wrap=line.cut,
+            overflow="ellipsis" if line.cut else "fold",
+        )
+        if file is not None and drawn is not None:
+            file.write(drawn.getvalue())
+            drawn.seek(0)
+            drawn.truncate()
 
     return show
 
@@ -185,8 +195,9 @@ def _printer(file: IO[str] | None) -> Callable[[_Line], None]:
 def _as_text(thread: Thread | None, items: Iterable[TranscriptItem], *, full: bool) -> Iterator[_Line]:
     if thread is not None:
         yield _line(one_line(thread.display_name or "-"), "bold", cut=True)
-        about = [str(thread.id), str(thread.cwd), thread.git_branch, thread.model]
-        yield _line("  ".join(one_line(text) for text in about if text), "dim")
+        about = [str(thread.cwd), thread.git_branch, thread.model]
+        yield _line("  ".join(one_line(text) for text in about if text), "dim", cut=True)
+        yield _line(str(thread.id), "dim")
     day: date | None = None
     was_tool = False
     for item in items:
@@ -231,27 +242,23 @@ def _body(text: str, style: str = "", *, indent: int = 0, full: bool) -> Iterato
         yield _line(f"… {counted(more, 'more line')} (--full)", "dim italic", indent=indent)
 
 
-_PROMPTS = {"user_shell": "! "}
-
-
 def _command(item: TranscriptItem, *, full: bool) -> Iterator[_Line]:
-    is_shell = item.arguments is not None or item.name in ("local_shell", "user_shell")
-    lead = (
-        (_PROMPTS.get(item.name or "", "$ "), "bold yellow")
-        if is_shell
-        else (f"{one_line(item.name or '-')} ", "yellow")
-    )
-    lines = text_lines(item.text)
+    if item.is_command_line:
+        lead = ("! " if item.is_by_user else "$ ", "bold yellow")
+    else:
+        lead = (f"{one_line(item.name or 'tool')}  ", "yellow")
+    first, *others = text_lines(item.text) or [""]
     if full:
-        yield _Line((lead, (lines[0] if lines else "", "")))
-        yield from (_line(line, indent=2) for line in lines[1:])
+        yield _Line((lead, (first, "")))
+        yield from (_line(line, indent=2) for line in others)
         return
-    patched = [f"{verb[0]} {one_line(path)}" for verb, path in _PATCHED.findall(item.text)]
-    if patched and not is_shell:
-        yield _Line((lead, (", ".join(patched), "")), cut=True)
-        return
-    more = (f" … {counted(len(lines) - 1, 'more line')} (--full)", "dim italic") if len(lines) > 1 else ("", "")
-    yield _Line((lead, (lines[0] if lines else "", ""), more), cut=True)
+    patched = (
+        [] if item.is_command_line else [f"{verb[0]} {one_line(path)}" for verb, path in _PATCHED.findall(item.text)]
+    )
+    if patched:
+        first, others = ", ".join(patched), []
+    more = f"  … {counted(len(others), 'more line')} (--full)" if others else ""
+    yield _Line((lead, (first, ""), (more, "dim italic")), cut=True)
 
 
 _PATCHED = re.compile(r"^\*\*\* (Add|Update|Delete) File: (.+)$", re.MULTILINE)
@@ -310,7 +317,7 @@ def _item_as_markdown(item: TranscriptItem) -> Iterator[str]:
             yield "\n".join(f"> {line}".rstrip() for line in item.text.splitlines())
         case "command":
             yield f"**{one_line(item.name or 'command')}**"
-            yield _fenced(item.text, "sh" if item.arguments is not None else "")
+            yield _fenced(item.text, "sh" if item.is_command_line else "")
         case "output":
             yield _fenced(item.text)
         case _:

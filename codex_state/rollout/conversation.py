@@ -151,6 +151,10 @@ class TokensByKind(Struct, frozen=True, gc=False):
     reasoning_output_tokens: int = 0
     total_tokens: int = 0
 
+    def as_dict(self) -> dict[str, int]:
+        """The counts by their names."""
+        return msgspec.structs.asdict(self)
+
 
 class ConversationSummary(Struct, frozen=True, gc=False):
     """A conversation in numbers."""

@@ -19,6 +19,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from os import PathLike, fspath
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from codex_state.errors import RolloutError
 from codex_state.rollout.fold import user_text
 from codex_state.rollout.format import TolerantReader, records_of
 from codex_state.rollout.reading import open_rollout, unreadable
@@ -71,6 +73,25 @@ class TranscriptItem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ordinal: int | None = None
     """Its place in the thread's history, in paginated rollouts."""
 
+    @property
+    def is_command_line(self) -> bool:
+        """Whether its text is a command line for a shell, not what another tool was given."""
+        return self.kind is TranscriptKind.COMMAND and (
+            self.arguments is not None or self.name in (LOCAL_SHELL, USER_SHELL)
+        )
+
+    @property
+    def is_by_user(self) -> bool:
+        """Whether the user said or ran it."""
+        return self.kind is TranscriptKind.USER or self.name == USER_SHELL
+
+
+USER_SHELL = "user_shell"
+"""The name of a command that the user ran, not the agent."""
+
+LOCAL_SHELL = "local_shell"
+"""The name of the model's own shell, whose calls have no other."""
+
 
 def items_of(line: bytes, number: int | None = None) -> list[TranscriptItem]:
     """What one line of a rollout adds to its transcript: nearly always one item or none.
@@ -112,7 +133,7 @@ def read_transcript(
     left_out = [] if taken_back else turns_of(path, before=before).taken_back
     previous: TranscriptItem | None = None
     for number, line in numbered_lines(path):
-        if any(number in lines for lines in left_out):
+        if left_out and any(number in lines for lines in left_out):
             continue
         for item in items_of(line, number):
             if _is_from(item, before):
@@ -134,34 +155,38 @@ class Turns(NamedTuple):
 def turns_of(path: str | PathLike[str], *, before: int | None = None) -> Turns:
     """Find the turns of a rollout. What the user adds while one runs belongs to it, where a rollout tells turns apart.
 
+    Of a damaged file, those before the damage are found.
+
     Args:
         path: the rollout.
         before: as for ``read_transcript``.
-
-    Raises:
-        RolloutError: the file can't be read, or only to where it is damaged.
     """
-    begin: list[int] = []
-    taken_back: list[range] = []
+    turns = Turns([], [])
+    with suppress(RolloutError):
+        _find_turns(numbered_lines(path), before, turns)
+    return turns
+
+
+def _find_turns(lines: Iterator[tuple[int, bytes]], before: int | None, turns: Turns) -> None:
+    begin, taken_back = turns
     tells_apart, is_new = False, True
-    for number, line in numbered_lines(path):
+    for number, line in lines:
         # Nothing but a tag is spelled like one: within a text, its quotes are escaped.
         if b'"task_started"' in line or b'"turn_started"' in line:
             tells_apart = is_new = True
         elif b'"thread_rolled_back"' in line:
             if begin and (count := _count_of_rolled_back(line)):
-                taken_back = [lines for lines in taken_back if lines.start < begin[-count:][0]]
-                taken_back.append(range(begin[-count:][0], number))
+                first = begin[-count:][0]
+                taken_back[:] = [*(earlier for earlier in taken_back if earlier.start < first), range(first, number)]
                 del begin[-count:]
                 is_new = True
         elif b'"user_message"' in line or b'"UserMessage"' in line:
             for item in items_of(line, number):
                 if _is_from(item, before):
-                    return Turns(begin, taken_back)
+                    return
                 if is_new or not tells_apart:
                     begin.append(number)
                 is_new = False
-    return Turns(begin, taken_back)
 
 
 def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -382,7 +407,7 @@ class _LocalShellCall(Struct, gc=False):
 
     def items(self) -> Iterator[TranscriptItem]:
         line = _shell_line(self.action.command)
-        yield TranscriptItem(kind=TranscriptKind.COMMAND, text=line, name="local_shell", call_id=self.call_id)
+        yield TranscriptItem(kind=TranscriptKind.COMMAND, text=line, name=LOCAL_SHELL, call_id=self.call_id)
 
 
 class _WebAction(Struct, gc=False):
@@ -457,10 +482,6 @@ class _ModelMessage(Struct, gc=False):
             if (ran := _USER_SHELL.fullmatch(part.text)) is not None:
                 yield TranscriptItem(kind=TranscriptKind.COMMAND, text=ran["command"], name=USER_SHELL)
                 yield TranscriptItem(kind=TranscriptKind.OUTPUT, text=_without_images(ran["result"]), name=USER_SHELL)
-
-
-USER_SHELL = "user_shell"
-"""The name of a command that the user ran, not the agent."""
 
 
 class _Compacted(Struct, gc=False):
