@@ -36,8 +36,11 @@ def write(text: str) -> None:
     Raises:
         StateError: stdout can't be written, for example because the disk is full.
     """
-    if sys.stdout.isatty():
-        text = _UNPRINTABLE_IN_TEXT.sub("\ufffd", text)
+    write_drawn(_UNPRINTABLE_IN_TEXT.sub("\ufffd", text) if sys.stdout.isatty() else text)
+
+
+def write_drawn(text: str) -> None:
+    """``write`` for text that was drawn for a terminal: its colours stay, so all else in it must be safe already."""
     with _mishaps():
         try:
             sys.stdout.write(text)

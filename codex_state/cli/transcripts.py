@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codex_state.cli.freshness import NoRefresh, freshen
 from codex_state.cli.opening import not_found, opened
 from codex_state.cli.options import CodexHome, ThreadId
-from codex_state.cli.output import counted, note, one_line, rfc3339, text_lines, write, write_json_line
+from codex_state.cli.output import counted, note, one_line, rfc3339, text_lines, write, write_drawn, write_json_line
 from codex_state.cli.pager import paged
 from codex_state.cli.parsing import thread_id_of
 from codex_state.errors import InvalidInputError, RolloutError
@@ -162,34 +162,37 @@ def _show(lines: Iterator[_Line], *, pager: bool) -> None:
             write(line.plain + "\n")
         return
     with paged(wanted=pager) as file:
-        show = _printer(file)
+        put = write_drawn if file is None else file.write
+        draw = _drawer()
         for line in lines:
-            show(line)
+            put(draw(line))
 
 
-def _printer(file: IO[str] | None) -> Callable[[_Line], None]:
+def _drawer() -> Callable[[_Line], str]:
+    """What a terminal is sent to show a line."""
     from rich.padding import Padding
     from rich.text import Text
 
     from codex_state.cli.tables import console_of
 
-    # Not written by rich itself, which would end the process when the user leaves the pager.
-    drawn = None if file is None else io.StringIO()
+    # Not written by rich itself: it would end the process when the user leaves the pager, and fail where a character
+    # can't be shown.
+    drawn = io.StringIO()
     console = console_of(into=drawn)
 
-    def show(line: _Line) -> None:
+    def draw(line: _Line) -> str:
         text = Text.assemble(*line.spans)
         console.print(
             Padding(text, (0, 0, 0, line.indent)) if line.indent else text,
             no_wrap=line.cut,
             overflow="ellipsis" if line.cut else "fold",
         )
-        if file is not None and drawn is not None:
-            file.write(drawn.getvalue())
-            drawn.seek(0)
-            drawn.truncate()
+        shown = drawn.getvalue()
+        drawn.seek(0)
+        drawn.truncate()
+        return shown
 
-    return show
+    return draw
 
 
 def _as_text(thread: Thread | None, items: Iterable[TranscriptItem], *, full: bool) -> Iterator[_Line]:

@@ -12,6 +12,8 @@ from cli_process import Cli, InProcess
 from example_home import copy_of_the_example_home
 from rollout_files import event, record, session_meta, thread_id, user_message, write_rollout
 
+pytestmark = pytest.mark.usefixtures("in_utc")
+
 ID = str(thread_id(1))
 PLAIN = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 
@@ -19,7 +21,7 @@ PLAIN = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """An indexed example home that no test changes."""
-    cli = InProcess(copy_of_the_example_home(tmp_path_factory.mktemp("cat") / "home"), TZ="UTC")
+    cli = InProcess(copy_of_the_example_home(tmp_path_factory.mktemp("cat") / "home"))
     cli.ok("backfill")
     return cli
 
@@ -28,7 +30,7 @@ def of_lines(tmp_path: Path, *lines: Any) -> Cli:
     """An indexed home with one thread of these lines."""
     home = tmp_path / "home"
     write_rollout(home, 1, session_meta(1), *lines, modified=1_767_400_000)
-    cli = InProcess(home, TZ="UTC", PAGER="cat")
+    cli = InProcess(home, PAGER="cat")
     cli.ok("backfill")
     return cli
 
@@ -194,6 +196,15 @@ def test_colours_can_be_turned_off(tmp_path: Path) -> None:
     assert not re.search(
         "\x1b\\[[0-9;]*3[0-9]m", cli.on_terminal("threads", "cat", ID, columns=80, NO_COLOR="1").stdout
     )
+
+
+def test_a_terminal_that_does_not_speak_unicode_shows_the_rest(tmp_path: Path) -> None:
+    cli = of_lines(tmp_path, *conversation(), event("agent_message", message="日本語 done"))
+    own = Cli(cli.home, PYTHONIOENCODING="ascii")
+    for more in ({"PAGER": "cat"}, {"PAGER": "head -n 100"}):
+        done = own.on_terminal("threads", "cat", ID, columns=80, **more)
+        assert done.status == 0
+        assert "??? done" in done.stdout
 
 
 def test_a_terminal_goes_through_the_users_pager(tmp_path: Path) -> None:
