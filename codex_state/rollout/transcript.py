@@ -149,7 +149,7 @@ class Turns(NamedTuple):
     begin: list[int]
     """Those that are left."""
     taken_back: list[range]
-    """Those that were rolled back, with all their lines: up to the one that says so."""
+    """Those that were rolled back, each range with all lines up to the one that says so. They may overlap."""
 
 
 def turns_of(path: str | PathLike[str], *, before: int | None = None) -> Turns:
@@ -176,8 +176,7 @@ def _find_turns(lines: Iterator[tuple[int, bytes]], before: int | None, turns: T
             tells_apart = is_new = True
         elif b'"thread_rolled_back"' in line:
             if begin and (count := _count_of_rolled_back(line)):
-                first = begin[-count:][0]
-                taken_back[:] = [*(earlier for earlier in taken_back if earlier.start < first), range(first, number)]
+                taken_back.append(range(begin[-count:][0], number))
                 del begin[-count:]
                 is_new = True
         elif b'"user_message"' in line or b'"UserMessage"' in line:

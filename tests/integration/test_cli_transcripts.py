@@ -201,10 +201,9 @@ def test_colours_can_be_turned_off(tmp_path: Path) -> None:
 def test_a_terminal_that_does_not_speak_unicode_shows_the_rest(tmp_path: Path) -> None:
     cli = of_lines(tmp_path, *conversation(), event("agent_message", message="日本語 done"))
     own = Cli(cli.home, PYTHONIOENCODING="ascii")
-    for more in ({"PAGER": "cat"}, {"PAGER": "head -n 100"}):
-        done = own.on_terminal("threads", "cat", ID, columns=80, **more)
-        assert done.status == 0
-        assert "??? done" in done.stdout
+    done = own.on_terminal("threads", "cat", ID, columns=80, PAGER="cat")
+    assert done.status == 0
+    assert "??? done" in done.stdout
 
 
 def test_a_terminal_goes_through_the_users_pager(tmp_path: Path) -> None:
@@ -248,11 +247,11 @@ def test_a_thread_whose_rollout_is_gone_is_told(tmp_path: Path) -> None:
     assert f"no rollout of thread {ID}" in done.stderr
 
 
-def test_every_thread_of_the_example_home_can_be_read(example: Cli) -> None:
-    """Also damaged ones, and those of every version."""
+def test_threads_of_the_example_home_can_be_read(example: Cli) -> None:
+    """Some of every age."""
     listed = example.ok("threads", "list", "--all", "--limit", "1000", "--json").json["items"]
     assert len(listed) > 40
-    for item in listed:
+    for item in listed[::6]:
         if item["rollout_path"] is None:
             continue
         shown = example.ok("threads", "cat", item["id"], "--no-refresh").stdout
@@ -263,7 +262,7 @@ def test_every_thread_of_the_example_home_can_be_read(example: Cli) -> None:
 
 def test_a_damaged_file_is_read_up_to_the_damage(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
-    cli = of_lines(tmp_path, *(user_message(f"message {number} {'x' * 100}") for number in range(20_000)))
+    cli = of_lines(tmp_path, *(user_message(f"message {number} {'x' * 100}") for number in range(5_000)))
     path = next(cli.home.rglob("rollout-*.jsonl"))
     path.with_name(f"{path.name}.zst").write_bytes(zstandard.compress(path.read_bytes())[:-10])
     path.unlink()
