@@ -129,6 +129,14 @@ from .rollout.backfilling import (
     backfill as backfill,
     open_state as open_state,
 )
+from .rollout.conversation import (
+    ConversationPart as ConversationPart,
+    ConversationSummary as ConversationSummary,
+    TokensByKind as TokensByKind,
+    conversation_parts as conversation_parts,
+    read_conversation as read_conversation,
+    summarize_conversation as summarize_conversation,
+)
 from .rollout.index import index_rollout as index_rollout
 from .rollout.lookup import (
     archive_thread as archive_thread,

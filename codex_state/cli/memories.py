@@ -40,7 +40,7 @@ def list_memories(
     """List memories, the newest first."""
     thread_id = None if thread is None else thread_id_of(thread)
     with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
-        found = _memories(
+        found = memories_of(
             state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=invalidated, limit=limit + 1
         )
     memories, more = some_more(found, limit)
@@ -67,7 +67,7 @@ def show(
     """Show a thread's memory in full: the newest one, unless a scope is named."""
     thread_id = thread_id_of(thread)
     with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
-        found = _memories(state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=True, limit=1)
+        found = memories_of(state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=True, limit=1)
         known = state.threads.get(thread_id) is not None
     if not found:
         scope = " in that scope" if scope_kind or scope_key else ""
@@ -83,9 +83,10 @@ def show(
     write("\n" + "".join(f"{one_line(line, keep_spaces=True)}\n" for line in memory.raw_memory.splitlines()))
 
 
-def _memories(
+def memories_of(
     state: State, *, thread_id: UUID | None, kind: str | None, key: str | None, invalidated: bool, limit: int
 ) -> Sequence[ThreadMemory]:
+    """The memories that all conditions hold for, the newest first."""
     from sqlmodel import col, select
 
     from codex_state.models import ThreadMemory

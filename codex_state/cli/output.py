@@ -36,8 +36,11 @@ def write(text: str) -> None:
     Raises:
         StateError: stdout can't be written, for example because the disk is full.
     """
-    if sys.stdout.isatty():
-        text = _UNPRINTABLE_IN_TEXT.sub("\ufffd", text)
+    write_drawn(_UNPRINTABLE_IN_TEXT.sub("\ufffd", text) if sys.stdout.isatty() else text)
+
+
+def write_drawn(text: str) -> None:
+    """``write`` for text that was drawn for a terminal: its colours stay, so all else in it must be safe already."""
     with _mishaps():
         try:
             sys.stdout.write(text)
@@ -118,6 +121,20 @@ def one_line(text: str, *, keep_spaces: bool = False) -> str:
         keep_spaces: whether runs of spaces stay, as indented code needs them.
     """
     return _UNPRINTABLE.sub("\ufffd", text.expandtabs(4) if keep_spaces else " ".join(text.split()))
+
+
+_TERMINAL_COMMAND = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)")
+"""Colours, movements, titles, links: what programs write for a terminal, and isn't text."""
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text, each safe on a terminal. Of one that was written over, the last form is taken."""
+    plain = _TERMINAL_COMMAND.sub("", text).replace("\r\n", "\n")
+    return (
+        [one_line(line.rstrip("\r").rpartition("\r")[2], keep_spaces=True) for line in plain.split("\n")]
+        if plain
+        else []
+    )
 
 
 def counted(count: int, noun: str) -> str:

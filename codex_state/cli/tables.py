@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from codex_state.cli.output import json_value, one_line, write
 
@@ -50,11 +50,18 @@ class Column(Generic[RowT]):
     style: str = ""
 
 
-def console_of(*, stderr: bool = False) -> Console:
-    """Rich's view of the terminal."""
+def console_of(*, stderr: bool = False, into: IO[str] | None = None) -> Console:
+    """Rich's view of the terminal.
+
+    Args:
+        stderr: of stderr, not stdout.
+        into: where to write instead what is shown on the terminal in the end.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if into is None:
+        return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return Console(file=into, force_terminal=True, width=console_of().width, highlight=False, markup=False, emoji=False)
 
 
 def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:

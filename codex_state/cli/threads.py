@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from codex_state.cli.freshness import NoRefresh, freshen
+from codex_state.cli.memories import memories_of
 from codex_state.cli.opening import begun_backfills, not_found, opened
 from codex_state.cli.options import CodexHome, Json, Limit, ThreadId
 from codex_state.cli.output import columns_of, counted, note, one_line, record_of, write, write_json
 from codex_state.cli.parsing import source_of, thread_id_of
 from codex_state.cli.tables import Column, ago, write_details, write_table
+from codex_state.cli.transcripts import cat
 from codex_state.errors import InvalidInputError, RolloutError
 
 if TYPE_CHECKING:
@@ -21,12 +24,16 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from codex_state.models import DynamicTool, Thread, ThreadMemory, ThreadQuery, ThreadsPage, UnshownThreads
-    from codex_state.runtime import StateRuntime
+    from codex_state.rollout import ConversationSummary
+    from codex_state.runtime import State, StateRuntime
 
 _UNREADABLE_NAMED = 3
 """So many rows that can't be read are named, and the others counted."""
 
-app = typer.Typer(no_args_is_help=True, help="List threads, look at one, archive it, give it a name.")
+_MEMORIES_SHOWN = _CHILDREN_SHOWN = 100
+"""So many of a thread's memories, and of the threads that it spawned, are shown at most."""
+
+app = typer.Typer(no_args_is_help=True, help="List threads, read one, archive it, give it a name.")
 
 
 @app.command("list")
@@ -119,7 +126,12 @@ def show(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """Show all that is known of a thread, with its tools and memory."""
+    """Show all that is known of a thread.
+
+    Also its tools, memories and children, its turns, models and tokens, and the command line that resumes it.
+    """
+    from codex_state import rollout
+
     thread_id = thread_id_of(thread)
     with opened(context, codex_home) as runtime:
         freshen(runtime, no_refresh=no_refresh)
@@ -127,18 +139,43 @@ def show(
             found = state.threads.get(thread_id)
             tools = state.dynamic_tools.get(thread_id) or []
             memory = state.thread_memories.get(thread_id)
+            memories = memories_of(
+                state, thread_id=thread_id, kind=None, key=None, invalidated=False, limit=_MEMORIES_SHOWN
+            )
+            children = _children_of(state, thread_id)
         if found is None:
             raise not_found(runtime, thread_id)
+        try:
+            summary = rollout.summarize_conversation(runtime, thread_id)
+        except RolloutError:
+            summary = None
+        resume = _resume_line(runtime, found)
     if as_json:
         write_json(
             record_of(found)
             | {
                 "dynamic_tools": [record_of(tool) for tool in tools],
                 "memory": None if memory is None else record_of(memory),
+                "memories": [record_of(each) for each in memories],
+                "children": children,
+                "turns": None if summary is None else summary.turns,
+                "models": [] if summary is None else list(summary.models),
+                "tokens": None if summary is None or summary.tokens is None else summary.tokens.as_dict(),
+                "resume": resume,
             }
         )
     else:
-        write_details(_details(found, tools, memory))
+        details = _details(found, tools, memory)
+        shown = None if memory is None else (memory.scope_kind, memory.scope_key)
+        others = [each for each in memories if (each.scope_kind, each.scope_key) != shown]
+        details += [("memory", f"{each.scope_kind} {each.scope_key}: {each.memory_summary}") for each in others]
+        details += [("child", f"{child['id']} {child['title'] or ''}".rstrip()) for child in children]
+        details += _in_numbers(summary)
+        details.append(("to resume it", resume or ("it is archived" if found.archived else None)))
+        write_details(details)
+
+
+app.command()(cat)
 
 
 @app.command()
@@ -326,6 +363,41 @@ def _short_source(source: str) -> str:
     except (ValueError, StopIteration):
         return source[:10]
     return str(kind)[:10]
+
+
+def _children_of(state: State, thread_id: UUID) -> list[dict[str, Any]]:
+    """The threads that a thread spawned, the oldest first."""
+    from sqlmodel import col, select
+
+    from codex_state.models import Thread
+
+    columns = (col(Thread.id), col(Thread.name), col(Thread.title), col(Thread.agent_nickname))
+    statement = select(*columns).where(Thread.parent_thread_id == thread_id)
+    rows = state.session.exec(statement.order_by(col(Thread.created_at), col(Thread.id)).limit(_CHILDREN_SHOWN))
+    return [
+        {"id": str(child), "title": name or title, "agent_nickname": nickname} for child, name, title, nickname in rows
+    ]
+
+
+def _in_numbers(summary: ConversationSummary | None) -> list[tuple[str, Any]]:
+    if summary is None:
+        return []
+    numbers: list[tuple[str, Any]] = [("turns", f"{summary.turns:,}"), ("models", ", ".join(summary.models))]
+    if (tokens := summary.tokens) is not None:
+        numbers += [
+            ("tokens in", f"{tokens.input_tokens:,}, {tokens.cached_input_tokens:,} of them cached"),
+            ("tokens out", f"{tokens.output_tokens:,}, {tokens.reasoning_output_tokens:,} of them for reasoning"),
+        ]
+    return numbers
+
+
+def _resume_line(runtime: StateRuntime, thread: Thread) -> str | None:
+    """The command line that goes on with a thread; ``None`` for one that can't be resumed as it is here."""
+    if thread.archived or thread.gone_at is not None or thread.rollout_path is None or thread.home != runtime.home:
+        return None
+    home = runtime.codex_home
+    elsewhere = "" if home == Path.home() / ".codex" else f"CODEX_HOME={shlex.quote(str(home))} "
+    return f"{elsewhere}codex resume {thread.id}"
 
 
 def _details(thread: Thread, tools: Sequence[DynamicTool], memory: ThreadMemory | None) -> list[tuple[str, Any]]:

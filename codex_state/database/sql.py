@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from string import ascii_letters
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, ColumnElement, Engine, Select, String
@@ -183,7 +184,8 @@ def _normal_path(path: str, *, position: str) -> str:
     # Nearly every path is spelled so already, and a claim asks several times for each thread.
     is_normal = f"substr({path}, 1, 1) = '/' AND {position}({path} || '/', '//') + {position}({path} || '/', '/./') = 0"
     return (
-        f"CASE WHEN {is_normal} THEN {path} WHEN substr({drive}, 2, 2) = ':\\' "
+        f"CASE WHEN {is_normal} THEN {path} "
+        f"WHEN substr({drive}, 2, 2) = ':\\' AND {position}('{ascii_letters}', substr({drive}, 1, 1)) > 0 "
         f"THEN upper(substr({drive}, 1, 1)) || rtrim(substr({drive}, 2), '\\') "
         f"WHEN {path} = '' THEN '' ELSE coalesce(nullif(rtrim({spelled}, '/'), ''), '/') END"
     )

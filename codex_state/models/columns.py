@@ -90,7 +90,7 @@ def normal_spelling(path: str) -> str:
     if path.startswith("/") and "//" not in (closed := f"{path}/") and "/./" not in closed:
         return path
     drive = path[4:] if path[:4] == "\\\\?\\" else path
-    if drive[1:3] == ":\\":
+    if drive[1:3] == ":\\" and drive[0].isascii() and drive[0].isalpha():
         return drive[:1].upper() + drive[1:].rstrip("\\")
     if not path:
         return path

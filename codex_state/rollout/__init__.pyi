@@ -36,6 +36,14 @@ from .format import (
     decode_line as decode_line,
     encode_line as encode_line,
 )
+from .conversation import (
+    ConversationPart as ConversationPart,
+    ConversationSummary as ConversationSummary,
+    TokensByKind as TokensByKind,
+    conversation_parts as conversation_parts,
+    read_conversation as read_conversation,
+    summarize_conversation as summarize_conversation,
+)
 from .index import (
     index_rollout as index_rollout,
     normalize_cwd as normalize_cwd,

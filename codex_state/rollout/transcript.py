@@ -19,6 +19,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from os import PathLike, fspath
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from codex_state.errors import RolloutError
 from codex_state.rollout.fold import user_text
 from codex_state.rollout.format import TolerantReader, records_of
 from codex_state.rollout.reading import open_rollout, unreadable
@@ -71,6 +73,25 @@ class TranscriptItem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ordinal: int | None = None
     """Its place in the thread's history, in paginated rollouts."""
 
+    @property
+    def is_command_line(self) -> bool:
+        """Whether its text is a command line for a shell, not what another tool was given."""
+        return self.kind is TranscriptKind.COMMAND and (
+            self.arguments is not None or self.name in (LOCAL_SHELL, USER_SHELL)
+        )
+
+    @property
+    def is_by_user(self) -> bool:
+        """Whether the user said or ran it."""
+        return self.kind is TranscriptKind.USER or self.name == USER_SHELL
+
+
+USER_SHELL = "user_shell"
+"""The name of a command that the user ran, not the agent."""
+
+LOCAL_SHELL = "local_shell"
+"""The name of the model's own shell, whose calls have no other."""
+
 
 def items_of(line: bytes, number: int | None = None) -> list[TranscriptItem]:
     """What one line of a rollout adds to its transcript: nearly always one item or none.
@@ -94,27 +115,105 @@ def items_of(line: bytes, number: int | None = None) -> list[TranscriptItem]:
     return [_placed(item, record.timestamp, number, record.ordinal) for item in said]
 
 
-def read_transcript(path: str | PathLike[str]) -> Iterator[TranscriptItem]:
+def read_transcript(
+    path: str | PathLike[str], *, before: int | None = None, taken_back: bool = False
+) -> Iterator[TranscriptItem]:
     """The items of one rollout, plain or compressed, in their order. No more than a line is held at a time.
+
+    What a thread goes on from, in other files, isn't looked for: see ``read_conversation``.
+
+    Args:
+        path: the rollout.
+        before: only up to the line with this ordinal, which isn't read itself.
+        taken_back: also the turns that were rolled back later. Else only the notice remains that they were.
+
+    Raises:
+        RolloutError: the file can't be read, or only to where it is damaged.
+    """
+    left_out = [] if taken_back else turns_of(path, before=before).taken_back
+    previous: TranscriptItem | None = None
+    for number, line in numbered_lines(path):
+        if left_out and any(number in lines for lines in left_out):
+            continue
+        for item in items_of(line, number):
+            if _is_from(item, before):
+                return
+            if previous is None or not _is_written_twice(previous, item):
+                yield item
+            previous = item
+
+
+class Turns(NamedTuple):
+    """The turns of a rollout that the user asked for, by the lines on which they begin, from 1."""
+
+    begin: list[int]
+    """Those that are left."""
+    taken_back: list[range]
+    """Those that were rolled back, each range with all lines up to the one that says so. They may overlap."""
+
+
+def turns_of(path: str | PathLike[str], *, before: int | None = None) -> Turns:
+    """Find the turns of a rollout. What the user adds while one runs belongs to it, where a rollout tells turns apart.
+
+    Of a damaged file, those before the damage are found.
+
+    Args:
+        path: the rollout.
+        before: as for ``read_transcript``.
+    """
+    turns = Turns([], [])
+    with suppress(RolloutError):
+        _find_turns(numbered_lines(path), before, turns)
+    return turns
+
+
+def _find_turns(lines: Iterator[tuple[int, bytes]], before: int | None, turns: Turns) -> None:
+    begin, taken_back = turns
+    tells_apart, is_new = False, True
+    for number, line in lines:
+        # Nothing but a tag is spelled like one: within a text, its quotes are escaped.
+        if b'"task_started"' in line or b'"turn_started"' in line:
+            tells_apart = is_new = True
+        elif b'"thread_rolled_back"' in line:
+            if begin and (count := _count_of_rolled_back(line)):
+                taken_back.append(range(begin[-count:][0], number))
+                del begin[-count:]
+                is_new = True
+        elif b'"user_message"' in line or b'"UserMessage"' in line:
+            for item in items_of(line, number):
+                if _is_from(item, before):
+                    return
+                if is_new or not tells_apart:
+                    begin.append(number)
+                is_new = False
+
+
+def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a rollout, from 1.
 
     Raises:
         RolloutError: the file can't be read, or only to where it is damaged.
     """
     file, _ = open_rollout(fspath(path))
-    before: TranscriptItem | None = None
     with file:
-        lines = enumerate(file, start=1)
-        while True:
-            try:
-                number, line = next(lines)
-            except StopIteration:
-                return
-            except OSError as error:
-                raise unreadable(fspath(path), error) from error
-            for item in items_of(line, number):
-                if before is None or not _is_written_twice(before, item):
-                    yield item
-                before = item
+        try:
+            yield from enumerate(file, start=1)
+        except OSError as error:
+            raise unreadable(fspath(path), error) from error
+
+
+def _is_from(item: TranscriptItem, ordinal: int | None) -> bool:
+    """Whether an item is at an ordinal or after it. Lines that tell none are counted."""
+    if ordinal is None:
+        return False
+    return ordinal <= ((item.line or 0) - 1 if item.ordinal is None else item.ordinal)
+
+
+def _count_of_rolled_back(line: bytes) -> int:
+    try:
+        return max(_rolled_back(line).payload.num_turns, 0)
+    except (ValueError, RecursionError):
+        return 0
 
 
 def _is_written_twice(before: TranscriptItem, item: TranscriptItem) -> bool:
@@ -307,7 +406,7 @@ class _LocalShellCall(Struct, gc=False):
 
     def items(self) -> Iterator[TranscriptItem]:
         line = _shell_line(self.action.command)
-        yield TranscriptItem(kind=TranscriptKind.COMMAND, text=line, name="local_shell", call_id=self.call_id)
+        yield TranscriptItem(kind=TranscriptKind.COMMAND, text=line, name=LOCAL_SHELL, call_id=self.call_id)
 
 
 class _WebAction(Struct, gc=False):
@@ -382,10 +481,6 @@ class _ModelMessage(Struct, gc=False):
             if (ran := _USER_SHELL.fullmatch(part.text)) is not None:
                 yield TranscriptItem(kind=TranscriptKind.COMMAND, text=ran["command"], name=USER_SHELL)
                 yield TranscriptItem(kind=TranscriptKind.OUTPUT, text=_without_images(ran["result"]), name=USER_SHELL)
-
-
-USER_SHELL = "user_shell"
-"""The name of a command that the user ran, not the agent."""
 
 
 class _Compacted(Struct, gc=False):
@@ -466,6 +561,13 @@ class _AgentsMessage(Struct, gc=False):
 
 ROLLED_BACK = "thread_rolled_back"
 """The name of the notice that turns were taken back."""
+
+
+class _RolledBackLine(Struct, gc=False):
+    payload: _RolledBack
+
+
+_rolled_back = msgspec.json.Decoder(_RolledBackLine).decode
 
 
 def _notice(name: str, text: str) -> TranscriptItem:

@@ -15,7 +15,7 @@ import pytest
 from cli_process import Cli, InProcess
 from example_home import ARCHIVED, LISTED, copy_of_the_example_home
 
-from codex_state.models import Thread
+from codex_state.models import MemoryScope, Thread
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import NOON, a_thread
@@ -199,7 +199,15 @@ def test_show_adds_tools_and_memory_to_the_columns(indexed: Cli) -> None:
     item = titled(indexed, "ORCH-311")
     shown = indexed.ok("threads", "show", item["id"], "--json").json
     tools, memory = shown.pop("dynamic_tools"), shown.pop("memory")
-    assert shown == item
+    assert shown == item | {
+        "memories": [],
+        "children": [],
+        "turns": 1,
+        "models": ["gpt-5.1-codex"],
+        "tokens": shown["tokens"],
+        "resume": f"CODEX_HOME={indexed.home} codex resume {item['id']}",
+    }
+    assert shown["tokens"]["total_tokens"] == item["tokens_used"]
     assert memory is None
     assert [(tool["position"], tool["name"], tool["namespace"], tool["defer_loading"]) for tool in tools] == [
         (0, "lookup_ticket", None, False),
@@ -216,6 +224,40 @@ def test_show_fits_a_terminal_and_names_every_column(indexed: Cli) -> None:
     names = {line.split()[0] for line in lines if line and not line.startswith(" ")}
     assert names >= COLUMNS
     assert any("lookup_ticket" in line for line in lines)
+
+
+def test_show_names_the_threads_that_it_spawned_and_every_memory(tmp_path: Path) -> None:
+    parent = a_thread(rollout_path=None)
+    children = [
+        a_thread(parent_thread_id=parent.id, title=title, created_at=NOON + timedelta(hours=hour), rollout_path=None)
+        for hour, title in enumerate(("first", "second"))
+    ]
+    cli = of_threads(tmp_path, parent, *reversed(children))
+    with StateRuntime.open(StateSettings(codex_home=cli.home)) as runtime, runtime.begin() as state:
+        state.thread_memories.upsert(parent.id, "raw", "of its directory")
+        state.thread_memories.upsert_for_scope(parent.id, MemoryScope.user(), "raw", "of the user")
+    shown = cli.ok("threads", "show", str(parent.id), "--json").json
+    assert [(child["id"], child["title"]) for child in shown["children"]] == [
+        (str(child.id), child.title) for child in children
+    ]
+    assert {memory["memory_summary"] for memory in shown["memories"]} == {"of its directory", "of the user"}
+    assert (shown["turns"], shown["models"], shown["tokens"], shown["resume"]) == (None, [], None, None)
+    text = cli.ok("threads", "show", str(parent.id)).stdout
+    assert f"child\t{children[1].id} second\n" in text
+    assert text.count("of its directory") == text.count("of the user") == 1
+
+
+def test_show_says_how_to_resume_a_thread_unless_it_is_archived(own: Cli) -> None:
+    item = titled(own, "ORCH-311")
+    assert own.ok("threads", "show", item["id"]).stdout.endswith(
+        f"to resume it\tCODEX_HOME={own.home} codex resume {item['id']}\n"
+    )
+    at_home = own.home.rename(own.home.parent / ".codex")
+    done = own.ok("threads", "show", item["id"], "--json", CODEX_HOME=str(at_home))
+    assert done.json["resume"] == f"codex resume {item['id']}"
+    own.ok("threads", "archive", item["id"], CODEX_HOME=str(at_home))
+    done = own.ok("threads", "show", item["id"], CODEX_HOME=str(at_home))
+    assert done.stdout.endswith("to resume it\tit is archived\n")
 
 
 def test_path_is_the_file_itself_even_when_the_row_is_stale(own: Cli) -> None:
@@ -362,7 +404,7 @@ def test_a_thread_that_is_not_indexed_yet_can_be_shown_found_and_named(tmp_path:
 
 def test_an_unknown_thread_is_named(indexed: Cli) -> None:
     unknown = "00000000-0000-7000-8000-000000000000"
-    for command in (["show"], ["path"], ["archive"], ["unarchive"], ["name"]):
+    for command in (["show"], ["cat"], ["path"], ["archive"], ["unarchive"], ["name"]):
         arguments = [*command, unknown, *(["new"] if command == ["name"] else [])]
         done = indexed.refused("threads", *arguments)
         assert done.status == 1

@@ -19,7 +19,7 @@ from migrations.rows import read, update
 from codex_state import StateRuntime, StateSettings, migrations
 from codex_state.database import Database
 from codex_state.errors import SchemaTooNewError
-from codex_state.migrations import location
+from codex_state.migrations import environment
 from codex_state.testing.samples import a_thread
 from codex_state.transfer import copy_state
 
@@ -45,19 +45,19 @@ def downgrade():
 def newer_version(directory: Path, *compatible: bool) -> Iterator[list[str]]:
     """Within the block, this version has more revisions: for each whether the version before can go on beside it."""
     scripts = directory / "scripts"
-    shutil.copytree(location.scripts_directory(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(environment.scripts_directory(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
     revisions = [migrations.HEAD]
     for number, is_compatible in enumerate(compatible, 1):
         revision = f"{9000 + number}_later"
         text = _REVISION.format(revision=revision, before=revisions[-1], compatible=is_compatible, number=number)
         (scripts / "versions" / f"later{number}.py").write_text(text)
         revisions.append(revision)
-    location.known_revisions.cache_clear()
+    environment.known_revisions.cache_clear()
     try:
-        with patch.object(location, "scripts_directory", lambda: scripts):
+        with patch.object(environment, "scripts_directory", lambda: scripts):
             yield revisions[1:]
     finally:
-        location.known_revisions.cache_clear()
+        environment.known_revisions.cache_clear()
         shutil.rmtree(scripts)
 
 

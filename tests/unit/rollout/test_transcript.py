@@ -69,7 +69,7 @@ def test_every_message_of_every_version_comes_out_exactly_once(name: str, tmp_pa
     unpack(name, tmp_path)
     messages = 0
     for path in rollouts(tmp_path):
-        items = list(read_transcript(path))
+        items = list(read_transcript(path, taken_back=True))
         said = {
             kind: Counter(item.text.strip() for item in items if item.kind is kind)
             for kind in (TranscriptKind.USER, TranscriptKind.AGENT)
@@ -88,7 +88,7 @@ def test_every_command_of_every_version_has_one_output(name: str, tmp_path: Path
     unpack(name, tmp_path)
     names: Counter[str | None] = Counter()
     for path in rollouts(tmp_path):
-        items = list(read_transcript(path))
+        items = list(read_transcript(path, taken_back=True))
         commands = [item for item in items if item.kind is TranscriptKind.COMMAND]
         outputs = [item for item in items if item.kind is TranscriptKind.OUTPUT]
         assert Counter(item.call_id for item in commands) == Counter(item.call_id for item in outputs)
