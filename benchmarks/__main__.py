@@ -18,6 +18,7 @@ NAMES = (
     "queues",
     "storage",
     "copying",
+    "search",
 )
 
 

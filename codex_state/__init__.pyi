@@ -144,6 +144,11 @@ from .rollout.lookup import (
     list_threads as list_threads,
     unarchive_thread as unarchive_thread,
 )
+from .rollout.scanning import Hit as Hit
+from .rollout.searching import (
+    FoundThread as FoundThread,
+    search as search,
+)
 from .rollout.threads import (
     ExtractionOutcome as ExtractionOutcome,
     ThreadMetadataBuilder as ThreadMetadataBuilder,

@@ -22,6 +22,7 @@ from codex_state.cli import (
     memories,
     memory,
     scopes,
+    search,
     threads,
     version,
 )
@@ -31,6 +32,7 @@ from codex_state.cli.output import one_line
 _ORDER = (
     "backfill",
     "threads",
+    "search",
     "homes",
     "import",
     "memory",
@@ -65,6 +67,7 @@ app = typer.Typer(
 )
 app.command("backfill")(backfill.backfill)
 app.add_typer(threads.app, name="threads")
+app.command("search", no_args_is_help=True)(search.search)
 app.command("homes")(homes.homes)
 app.command("import")(importing.import_)
 app.add_typer(memory.app, name="memory")

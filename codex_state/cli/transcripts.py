@@ -73,7 +73,7 @@ def cat(
 
     if markdown and jsonl:
         raise InvalidInputError("--markdown and --jsonl are two formats; give one of the two")
-    kinds = kinds_of(only)
+    kinds = kinds_of(only, "--only")
     thread_id = thread_id_of(thread)
     with opened(context, codex_home) as runtime:
         freshen(runtime, no_refresh=no_refresh)
@@ -100,8 +100,8 @@ def cat(
                 note("nothing was said in this thread")
 
 
-def kinds_of(words: Iterable[str] | None) -> frozenset[str]:
-    """The kinds of items that words mean, singular or plural; all of them for no words.
+def kinds_of(words: Iterable[str] | None, option: str) -> frozenset[str]:
+    """The kinds of items that the words given for an option mean, singular or plural; all of them for no words.
 
     Raises:
         InvalidInputError: one of them is none.
@@ -111,7 +111,7 @@ def kinds_of(words: Iterable[str] | None) -> frozenset[str]:
         named = _GROUPS.get(word) or _GROUPS.get(f"{word}s") or [kind for kind in _KINDS if word in (kind, f"{kind}s")]
         if not named:
             choices = ", ".join((*_KINDS, *_GROUPS))
-            raise InvalidInputError(f"unknown kind {word!r} in --only; expected any of {choices}")
+            raise InvalidInputError(f"unknown kind {word!r} in {option}; expected any of {choices}")
         kinds.update(named)
     return frozenset(kinds)
 

@@ -55,6 +55,12 @@ from .lookup import (
     unarchive_thread as unarchive_thread,
 )
 from .reading import read_session_meta as read_session_meta
+from .scanning import Hit as Hit
+from .searching import (
+    SAID as SAID,
+    FoundThread as FoundThread,
+    search as search,
+)
 from .threads import (
     ExtractionOutcome as ExtractionOutcome,
     ThreadMetadataBuilder as ThreadMetadataBuilder,

@@ -52,6 +52,7 @@ from codex_state.rollout import (
     ToolSpec,
     backfill,
     extractors,
+    pool,
     worker,
 )
 from codex_state.rollout.files import relative_to
@@ -509,13 +510,13 @@ class TestWorkers:
     ) -> None:
         for number in range(1, 120):
             write_rollout(sqlite_runtime.codex_home, number)
-        run = extractors._Child.run
+        run = pool._Child.run
 
         def dying(child: Any, job: worker.Job) -> Any:
             child.kill()
             return run(child, job)
 
-        monkeypatch.setattr(extractors._Child, "run", dying)
+        monkeypatch.setattr(pool._Child, "run", dying)
         report = backfill(sqlite_runtime, workers=2)
         assert (report.upserted, report.failed) == (119, 0)
 
@@ -523,7 +524,7 @@ class TestWorkers:
         self, sqlite_runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write_rollout(sqlite_runtime.codex_home, 1)
-        monkeypatch.setattr(extractors.sys, "executable", "/no/such/python")
+        monkeypatch.setattr(pool.sys, "executable", "/no/such/python")
         assert backfill(sqlite_runtime, workers=2).upserted == 1
 
     def test_a_small_home_is_done_without_child_processes(self) -> None:

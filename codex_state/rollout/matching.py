@@ -1,0 +1,205 @@
+"""What is looked for in conversations, and whether a text or a rollout holds it.
+
+A search is words. Texts are compared without case, composed and decomposed accents alike (``fold``). Before a rollout
+is decoded its bytes are asked whether they may hold a word at all, which is some hundred times cheaper: each term has
+an *anchor*, a part of it that any text which holds the term must have, however JSON escapes it. Anchors let more
+through than the terms do, and never less.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from codex_state.errors import InvalidInputError
+
+_WORD = re.compile(r"""(?P<minus>-?)(?:"(?P<phrase>[^"]*)"?|(?P<word>\S+))""")
+_SPACES = re.compile(r"\s+")
+
+# What no encoder of JSON escapes; the rest of ASCII some do.
+_PLAIN = re.compile(r"[a-z0-9_.,:+()\[\]{}@#$%^*!?~|=-]+")
+# What else folds to ASCII letters.
+_ALSO = {"k": ("\u212a",), "i": ("İ", "\u0307"), "s": ("ß", "ẞ")}
+# Between the characters of these scripts words aren't told apart, nor is a word of another script beside them.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+_INSIDE = f"[^\\W{_UNSPACED}]"
+
+
+def fold(text: str) -> str:
+    """The form in which texts are compared: composed, without case, ß as ss, without the dot of a Turkish capital İ."""
+    if text.isascii():
+        return text.lower()
+    composed = unicodedata.normalize("NFC", text)
+    return composed.replace("İ", "i").lower().replace("ß", "ss")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word or a phrase, folded."""
+
+    text: str
+    begins_word: bool = False
+    """It must begin where a word begins."""
+    ends_word: bool = False
+    excluded: bool = False
+    """Nothing that holds it is wanted."""
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        words = r"\s+".join(map(re.escape, self.text.split(" ")))
+        before = f"(?<!{_INSIDE})" if self.begins_word and _is_word(self.text[0]) else ""
+        after = f"(?!{_INSIDE})" if self.ends_word and _is_word(self.text[-1]) else ""
+        return re.compile(before + words + after)
+
+    def spans(self, folded: str) -> Iterator[tuple[int, int]]:
+        """Where the folded text holds it."""
+        return (match.span() for match in self._pattern.finditer(folded))
+
+    def is_in(self, folded: str) -> bool:
+        """Whether the folded text holds it."""
+        return self._pattern.search(folded) is not None
+
+    @cached_property
+    def anchor(self) -> Anchor:
+        """What the bytes of a rollout must hold if one of its texts holds the term."""
+        return _anchor_of(self.text)
+
+
+def _is_word(character: str) -> bool:
+    """Whether it is part of a word that ends somewhere."""
+    return re.match(_INSIDE, character) is not None
+
+
+@lru_cache(maxsize=8)
+def parse_terms(words: str) -> tuple[Term, ...]:
+    """The terms of a search, as it is typed.
+
+    ``lease`` is anywhere, also inside of a word; ``lease*`` where a word begins; ``"one update"`` are these words next
+    to each other, whole; ``-word`` and ``-"a phrase"`` must be nowhere.
+
+    Raises:
+        InvalidInputError: nothing is looked for.
+    """
+    terms = []
+    for match in _WORD.finditer(words):
+        is_phrase = match["phrase"] is not None
+        said = match["phrase"] if is_phrase else match["word"]
+        begins = not is_phrase and len(said) > 1 and said.endswith("*")
+        text = _SPACES.sub(" ", fold(said[:-1] if begins else said)).strip()
+        if text:
+            terms.append(Term(text, is_phrase or begins, is_phrase, bool(match["minus"])))
+    if all(term.excluded for term in terms):
+        raise InvalidInputError(f"nothing to look for in {words!r}: give at least one word that isn't excluded by a -")
+    return tuple(dict.fromkeys(terms))
+
+
+# Anchors
+
+
+class Piece:
+    """Whole lines of a rollout, as terms look at them."""
+
+    def __init__(self, data: bytes) -> None:
+        """Look at it once."""
+        self.data = data
+        self.lowered = data.lower()
+        self.is_ascii = data.isascii()
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Bytes of which lines hold one if they may hold a term."""
+
+    plain: bytes | None = None
+    """ASCII in lower case."""
+    wide: tuple[bytes, ...] = ()
+    """UTF-8 that isn't ASCII."""
+    escaped: tuple[bytes, ...] = ()
+    """The same as an encoder writes it that keeps to ASCII, in lower case."""
+
+    def may_be_in(self, piece: Piece) -> bool:
+        """Whether these lines may hold the term."""
+        return any(part in content for part, content in self._parts(piece))
+
+    def places(self, piece: Piece) -> Iterator[int]:
+        """Where they may hold it, in any order."""
+        for part, content in self._parts(piece):
+            position = content.find(part)
+            while position >= 0:
+                yield position
+                position = content.find(part, position + 1)
+
+    def _parts(self, piece: Piece) -> Iterator[tuple[bytes, bytes]]:
+        if self.plain is not None:
+            yield self.plain, piece.lowered
+        if not piece.is_ascii:
+            # A single byte is looked for ten times as fast as several.
+            yield from ((part, piece.data) for part in self.wide if all(byte in piece.data for byte in part))
+        yield from ((part, piece.lowered) for part in self.escaped)
+
+
+def _anchor_of(text: str) -> Anchor:
+    plain = max(_PLAIN.findall(text), key=len, default="")
+    rest = re.sub(r"[\x00-\x7f]+", " ", text).split()
+    if len(plain) >= 3 or not rest:
+        return _plain_anchor(plain)
+    steady = max((run for part in rest for run in _steady_runs(part)), key=len, default="")
+    if steady:
+        return _of_forms([steady])
+    # Of a cased script: its first letter in any form. All texts of that language pass, and are read.
+    return _of_forms(_forms_of(rest[0][0]))
+
+
+def _plain_anchor(plain: str) -> Anchor:
+    if not plain:  # nothing but quotes and the like: every line with such a character in any spelling
+        return Anchor(b"")
+    others = [form for letter, forms in _ALSO.items() if letter in plain for form in forms]
+    if "ss" not in plain and not plain.startswith("s") and not plain.endswith("s"):
+        others = [form for form in others if form not in _ALSO["s"]]
+    # One of these as ``\u…`` isn't looked for: every search would take half as long again.
+    return Anchor(plain.encode(), wide=tuple(form.encode() for form in others))
+
+
+def _of_forms(forms: list[str]) -> Anchor:
+    # Escaped, the first unit of the first character is enough.
+    units = {form.encode("utf-16-be", "surrogatepass")[:2] for form in forms}
+    escaped = tuple(rb"\u" + unit.hex().encode() for unit in sorted(units))
+    return Anchor(wide=tuple(form.encode() for form in forms), escaped=escaped)
+
+
+def _steady_runs(text: str) -> Iterator[str]:
+    """The parts of a text whose characters have one form only."""
+    run = ""
+    for character in text:
+        if _forms_of(character) == [character]:
+            run += character
+        elif run:
+            yield run
+            run = ""
+    if run:
+        yield run
+
+
+def _forms_of(character: str) -> list[str]:
+    """All that folds to a character, or to a text with it, and the marks that it may be composed of."""
+    forms = {character, *_sources().get(character, ())}
+    for form in tuple(forms):
+        forms.update(mark for mark in unicodedata.normalize("NFD", form) if unicodedata.combining(mark))
+        if len(parts := unicodedata.normalize("NFD", form)) > 1:
+            forms.add(parts[-1])  # of Hangul the last part, which is no combining mark
+    return sorted(forms)
+
+
+@lru_cache(maxsize=1)
+def _sources() -> dict[str, list[str]]:
+    """For each character, the others that fold to a text with it."""
+    sources: dict[str, list[str]] = {}
+    for code in range(0x80, 0x1E944):  # the last character with a case
+        character = chr(code)
+        if (folded := "".join(fold(character))) != character and not 0xD800 <= code < 0xE000:
+            for each in folded:
+                sources.setdefault(each, []).append(character)
+    return sources

@@ -1,0 +1,134 @@
+"""Child processes that do a part of the work: jobs go in on their standard input, results come out on standard output.
+
+Plain child processes rather than ``multiprocessing``: they import only what their work needs, so they start in a
+moment, and they don't run the caller's main module again.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import IO, Any, Generic, TypeVar
+
+import msgspec
+
+JobT = TypeVar("JobT", bound=msgspec.Struct)
+ResultT = TypeVar("ResultT")
+
+_LENGTH = struct.Struct("<Q")
+
+
+def serve(job: type[JobT], run: Callable[[JobT], Any]) -> None:
+    """Be a child: do jobs until standard input ends."""
+    encode = msgspec.msgpack.Encoder().encode
+    decode = msgspec.msgpack.Decoder(job).decode
+    while (message := _receive(sys.stdin.buffer)) is not None:
+        _send(sys.stdout.buffer, encode(run(decode(message))))
+
+
+def _send(stream: IO[bytes], message: bytes) -> None:
+    """Write one framed message."""
+    stream.write(_LENGTH.pack(len(message)))
+    stream.write(message)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes | None:
+    """Read one framed message; ``None`` when the other side is gone."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    message = stream.read(length)
+    return message if len(message) == length else None
+
+
+class Pool(Generic[JobT, ResultT]):
+    """Child processes, and a thread for each that hands it jobs. A child that dies is replaced by this process."""
+
+    def __init__(self, module: str, run: Callable[[JobT], ResultT], result: Any, workers: int) -> None:
+        """Start the children.
+
+        Args:
+            module: what they run: it calls ``serve``.
+            run: the same by this process.
+            result: the type of what it gives.
+            workers: how many children.
+        """
+        self._here = run
+        self._children: list[_Child] = []
+        # An embedded Python may not know its own executable. A child less is no harm.
+        with suppress(OSError):
+            self._children.extend(_Child(module, result) for _ in range(workers))
+        self._idle: SimpleQueue[_Child] = SimpleQueue()
+        for child in self._children:
+            self._idle.put(child)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="codex-state-pool")
+
+    def submit(self, job: JobT) -> Future[ResultT]:
+        """Have a job done."""
+        return self._threads.submit(self._run, job)
+
+    def close(self) -> None:
+        """End the children, whatever they do."""
+        for child in self._children:
+            child.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for child in self._children:
+            child.wait()
+
+    def _run(self, job: JobT) -> ResultT:
+        if not self._children:
+            return self._here(job)
+        child = self._idle.get()
+        try:
+            results = child.run(job)
+        finally:
+            self._idle.put(child)
+        return self._here(job) if results is None else results
+
+
+class _Child:
+    """One child process."""
+
+    def __init__(self, module: str, result: Any) -> None:
+        # The child must find the package wherever this process found it.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}  # noqa: PTH109
+        self._process = subprocess.Popen(  # noqa: S603 - a module of this package
+            # -P: and nowhere else, least of all in the working directory.
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            # Ctrl-C in a terminal is for the parent, which finishes its batch and ends its children.
+            process_group=0 if os.name == "posix" else None,
+        )
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(result).decode
+
+    def run(self, job: Any) -> Any:
+        """The result of a job; ``None`` when the child is dead."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            _send(stdin, self._encode(job))
+            message = _receive(stdout)
+            return None if message is None else self._decode(message)
+        except (OSError, ValueError):  # a dead child, or one that said something else
+            return None
+
+    def kill(self) -> None:
+        """End it now; it holds nothing that could be lost."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Reap it."""
+        with suppress(OSError):
+            self._process.communicate()

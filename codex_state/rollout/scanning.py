@@ -1,0 +1,181 @@
+"""What one thread's rollouts hold of what is looked for, in bounded memory; also as a child process: see ``pool``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from codex_state.errors import RolloutError
+from codex_state.rollout.matching import Piece, Term, fold, parse_terms
+from codex_state.rollout.pool import serve
+from codex_state.rollout.reading import MAX_LINE_BYTES, open_rollout
+from codex_state.rollout.transcript import TranscriptItem, TranscriptKind, items_of
+
+_PIECE_BYTES = 8 * 1024 * 1024
+_MOST_HITS = 3
+_MOST_COMPARED = 20
+"""So many messages with a word are compared, to show those that hold most of the words."""
+_SNIPPET_LENGTH = 160
+
+
+class Scan(Struct):
+    """The rollouts of one thread, to be looked through for terms."""
+
+    paths: list[str]
+    words: str
+    kinds: list[TranscriptKind]
+    """In which kinds of items."""
+    known: list[int]
+    """Which terms the thread holds elsewhere, by their place: in its name."""
+
+
+class Hit(Struct):
+    """One message, command or output that was found."""
+
+    kind: TranscriptKind
+    snippet: str
+    """What is around the words found, on one line."""
+    at: datetime | None
+    line: int | None
+    terms: int
+    """How many of the words it holds."""
+
+
+class Scanned(Struct):
+    """What was found of one thread."""
+
+    matches: bool = False
+    """Whether it holds every term, and none that is excluded."""
+    hits: list[Hit] = []
+    unreadable: str | None = None
+    """What kept it from being read to its end."""
+
+
+def scan(job: Scan) -> Scanned:
+    """Look through a thread's rollouts. One that can't be read further is said, and what was found before counts."""
+    terms = parse_terms(job.words)
+    unreadable = None
+    wanted = [term for place, term in enumerate(terms) if not term.excluded and place not in job.known]
+    search = _Search(terms, job.kinds)
+    for path in job.paths:
+        try:
+            pieces = _pieces_of(path)
+            # A file is nearly always one piece, and a thread one file: then it need not be looked at any closer.
+            whole = len(job.paths) == 1
+            for number, lines, is_all in pieces:
+                piece = Piece(lines)
+                if whole and is_all and not all(term.anchor.may_be_in(piece) for term in wanted):
+                    return Scanned()
+                if not search.look_through(piece, number):
+                    return Scanned()
+        except (RolloutError, OSError) as error:
+            unreadable = str(error)
+    found = {*search.found, *(terms[place] for place in job.known)}
+    matches = all(term in found for term in terms if not term.excluded)
+    return Scanned(matches, search.best() if matches else [], unreadable)
+
+
+def _pieces_of(path: str) -> Iterator[tuple[int, bytes, bool]]:
+    """The whole lines of a rollout in pieces: the number of the line before each, and whether it is all there is."""
+    with open_rollout(path)[0] as file:
+        lines, first = 0, True
+        while piece := file.read(_PIECE_BYTES):
+            is_all = first and len(piece) < _PIECE_BYTES
+            if not piece.endswith(b"\n"):
+                piece += file.readline(MAX_LINE_BYTES)
+            yield lines, piece, is_all
+            first = False
+            lines += piece.count(b"\n")
+
+
+class _Search:
+    """What was found so far."""
+
+    def __init__(self, terms: Iterable[Term], kinds: Iterable[TranscriptKind]) -> None:
+        # What is excluded first: it decides alone.
+        self._terms = sorted(terms, key=lambda term: not term.excluded)
+        self._kinds = frozenset(kinds)
+        self.found: set[Term] = set()
+        self._best: list[_Found] = []
+
+    def look_through(self, piece: Piece, line_before: int) -> bool:
+        """Look through whole lines; ``False`` when they hold what is excluded."""
+        lines: dict[int, list[_Text]] = {}
+        held: dict[int, None] = {}
+        for term in self._terms:
+            compared = 0
+            for start, line in _lines_at(piece.data, term.anchor.places(piece)):
+                if start not in lines:
+                    lines[start] = self._texts_of(line)
+                if any(term.is_in(text.folded) for text in lines[start]):
+                    if term.excluded:
+                        return False
+                    self.found.add(term)
+                    held[start] = None
+                    compared += 1
+                if compared == _MOST_COMPARED:
+                    break
+        for start in sorted(held):
+            for text in lines[start]:
+                terms = [term for term in self._terms if not term.excluded and term.is_in(text.folded)]
+                self._keep(text.item, terms, line_before + piece.data.count(b"\n", 0, start) + 1)
+        return True
+
+    def _texts_of(self, line: bytes) -> list[_Text]:
+        return [_Text(item, fold(item.text)) for item in items_of(line) if item.kind in self._kinds]
+
+    def _keep(self, item: TranscriptItem, terms: list[Term], line: int) -> None:
+        if terms and not any(item.kind is found.item.kind and item.text == found.item.text for found in self._best):
+            self._best.append(_Found(len(terms), line, item, terms))
+            self._best.sort(key=lambda found: -found.held)  # stable: the earlier one of two that hold as many
+            del self._best[_MOST_HITS:]
+
+    def best(self) -> list[Hit]:
+        """Those that hold most of the terms, as they are shown."""
+        return [
+            Hit(found.item.kind, snippet(found.item.text, found.terms), found.item.at, found.line, found.held)
+            for found in self._best
+        ]
+
+
+class _Text(NamedTuple):
+    item: TranscriptItem
+    folded: str
+
+
+class _Found(NamedTuple):
+    held: int
+    line: int
+    item: TranscriptItem
+    terms: list[Term]
+
+
+def _lines_at(piece: bytes, places: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """The lines around these places with where they start, each once."""
+    seen: set[int] = set()
+    for place in places:
+        start = piece.rfind(b"\n", 0, place) + 1
+        if start not in seen:
+            seen.add(start)
+            end = piece.find(b"\n", place)
+            yield start, piece[start:] if end < 0 else piece[start:end]
+
+
+def snippet(text: str, terms: Iterable[Term]) -> str:
+    """What is around the first place where a text holds one of the terms, on one line."""
+    folded = fold(text)
+    first = min((begin for term in terms for begin, _ in term.spans(folded)), default=0)
+    if len(folded) != len(text):
+        # A character may fold to several, or several to one.
+        first = next((place for place in range(len(text)) if len(fold(text[:place])) >= first), 0)
+    begin = max(0, first - _SNIPPET_LENGTH // 4)
+    shown = " ".join(text[begin : begin + 2 * _SNIPPET_LENGTH].split())
+    cut = shown if len(shown) <= _SNIPPET_LENGTH else shown[: _SNIPPET_LENGTH - 1].rstrip() + "…"
+    return f"…{cut}" if begin else cut
+
+
+if __name__ == "__main__":
+    serve(Scan, scan)
