@@ -46,6 +46,10 @@ format: .venv/.dev  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: reference
+reference: .venv/.dev  ## Write docs/reference.md from the code
+	$(BIN)/python tests/reference.py
+
 .PHONY: bench
 bench: .venv/.bench  ## Measure against floors taken in the same run
 	$(BIN)/python -m benchmarks $(ARGS)

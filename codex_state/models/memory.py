@@ -67,6 +67,7 @@ class ThreadMemory(StateModel, table=True):
 
     if TYPE_CHECKING:  # mapped by models.relations
         thread: ClassVar[Mapped[Thread]]
+        """The thread that it belongs to."""
 
     @property
     def scope(self) -> MemoryScope:
@@ -155,6 +156,7 @@ class Phase1Job(StateModel, table=True):
 
     if TYPE_CHECKING:  # mapped by models.relations
         thread: ClassVar[Mapped[Thread]]
+        """The thread that it belongs to."""
 
     @property
     def scope(self) -> MemoryScope:

@@ -22,40 +22,18 @@ def relate() -> None:
     key, parent = col(Thread.id), col(Thread.parent_thread_id)
     _add(
         Thread,
-        dynamic_tools=relationship(
-            DynamicTool,
-            order_by=col(DynamicTool.position),
-            viewonly=True,
-            doc="The tools that it was started with, in their order.",
-        ),
+        dynamic_tools=relationship(DynamicTool, order_by=col(DynamicTool.position), viewonly=True),
         memories=relationship(
-            ThreadMemory,
-            order_by=[col(ThreadMemory.scope_kind), col(ThreadMemory.scope_key)],
-            viewonly=True,
-            doc="What was remembered of it: one for each scope.",
+            ThreadMemory, order_by=[col(ThreadMemory.scope_kind), col(ThreadMemory.scope_key)], viewonly=True
         ),
-        jobs=relationship(
-            Phase1Job,
-            order_by=[col(Phase1Job.scope_kind), col(Phase1Job.scope_key)],
-            viewonly=True,
-            doc="The extractions of its memory: one for each scope.",
-        ),
-        parent=relationship(
-            Thread,
-            primaryjoin=foreign(parent) == remote(key),
-            viewonly=True,
-            doc="The thread that spawned it as a sub-agent, where that is known.",
-        ),
+        jobs=relationship(Phase1Job, order_by=[col(Phase1Job.scope_kind), col(Phase1Job.scope_key)], viewonly=True),
+        parent=relationship(Thread, primaryjoin=foreign(parent) == remote(key), viewonly=True),
         children=relationship(
-            Thread,
-            primaryjoin=key == foreign(remote(parent)),
-            order_by=[col(Thread.created_at), key],
-            viewonly=True,
-            doc="The sub-agents that it spawned, in the order of their start.",
+            Thread, primaryjoin=key == foreign(remote(parent)), order_by=[col(Thread.created_at), key], viewonly=True
         ),
     )
     for part in (DynamicTool, ThreadMemory, Phase1Job):
-        _add(part, thread=relationship(Thread, viewonly=True, doc="The thread that it belongs to."))
+        _add(part, thread=relationship(Thread, viewonly=True))
 
 
 def _add(entity: type[StateModel], **relations: RelationshipProperty[Any]) -> None:

@@ -191,10 +191,15 @@ class Thread(StateModel, table=True):
         TYPE_CHECKING
     ):  # mapped by models.relations: in a class SQLAlchemy and pydantic would have their own ideas of them
         dynamic_tools: ClassVar[Mapped[list[DynamicTool]]]
+        """The tools that it was started with, in their order."""
         memories: ClassVar[Mapped[list[ThreadMemory]]]
+        """What was remembered of it: one for each scope."""
         jobs: ClassVar[Mapped[list[Phase1Job]]]
+        """The extractions of its memory: one for each scope."""
         parent: ClassVar[Mapped[Thread | None]]
+        """The thread that spawned it as a sub-agent, where that is known."""
         children: ClassVar[Mapped[list[Thread]]]
+        """The sub-agents that it spawned, in the order of their start."""
 
 
 def thread_key(
@@ -308,3 +313,4 @@ class DynamicTool(StateModel, table=True):
 
     if TYPE_CHECKING:  # mapped by models.relations
         thread: ClassVar[Mapped[Thread]]
+        """The thread that it belongs to."""
