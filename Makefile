@@ -38,6 +38,7 @@ check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/service.py
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_migrations.py
 
