@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Dialect, Engine, event
+from sqlalchemy import Engine
 
 from codex_state.database.errors import ServerUnavailableError, classify_connecting
 
@@ -67,14 +67,18 @@ def waiting(patience: Patience) -> Iterator[None]:
 
 def wait_for_server(engine: Engine, total: timedelta) -> None:
     """Have every connection of the engine's pool wait for ``total`` for a server that is away."""
+    dialect = engine.dialect
+    connect = dialect.connect
 
-    @event.listens_for(engine, "do_connect")
-    def connect(dialect: Dialect, _entry: object, args: list[Any], options: dict[str, Any]) -> Any:
+    def connect_patiently(*args: Any, **options: Any) -> Any:
         patience = _of_caller.get() or Patience(total)
         while True:
             try:
-                return dialect.connect(*args, **options)
+                return connect(*args, **options)
             except dialect.loaded_dbapi.Error as error:
                 told = classify_connecting(error, engine.url)
                 if not isinstance(told, ServerUnavailableError) or not patience.outlasts(told):
                     raise
+
+    # Not as a listener of ``do_connect``: those of a service's own, which may bring a password, come before.
+    dialect.connect = connect_patiently  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 from relay import Relay
-from sqlalchemy import make_url, text
+from sqlalchemy import event, make_url, text
 from sqlmodel import Session
 
 from codex_state import (
@@ -133,6 +133,17 @@ def test_async_callers_wait_for_a_server_that_is_away(postgres_settings: StateSe
 
     with away(outage, 0.3):
         assert asyncio.run(units()) == (1, 1)
+
+
+def test_what_a_service_does_before_each_connection_is_done_before_the_waiting(
+    runtime: StateRuntime, outage: Outage
+) -> None:
+    runtime.engine.dispose()
+    asked: list[str] = []
+    event.listen(runtime.engine, "do_connect", lambda *_: asked.append("for a password"))
+    with away(outage, 0.3):
+        assert runtime.run_autocommit(read) == 0
+    assert asked == ["for a password"]
 
 
 def test_whoever_waits_in_a_unit_of_its_own_time_waits_no_longer(runtime: StateRuntime, outage: Outage) -> None:
