@@ -36,8 +36,9 @@ from codex_state.database.errors import (
 )
 from codex_state.database.patience import Patience, waiting
 from codex_state.database.write_queue import working_for
-from codex_state.errors import ConfigurationError, InvalidInputError, StateError, UsageError
+from codex_state.errors import ConfigurationError, StateError, UsageError
 from codex_state.models import LOCAL_HOME, Lease
+from codex_state.models.columns import a_duration
 from codex_state.repositories import (
     BackfillRepository,
     ConsolidationLockRepository,
@@ -378,9 +379,7 @@ class StateRuntime:
             return ordinary(work(state, *args))
 
     def _again(self, unit: Callable[[], ResultT], attempts: int, retry_for: timedelta | None) -> ResultT:
-        if retry_for is not None and not isinstance(retry_for, timedelta):
-            raise InvalidInputError(f"retry_for: not a duration: {retry_for!r}; give timedelta(seconds={retry_for!r})")
-        patience = Patience(self.settings.retry_for if retry_for is None else retry_for)
+        patience = Patience(self.settings.retry_for if retry_for is None else a_duration(retry_for, "retry_for"))
         attempt = 1
         while True:
             try:

@@ -41,6 +41,7 @@ from codex_state.errors import DatabaseError, InvalidInputError, LeaseLost, Stat
 from codex_state.memory.async_bridge import finishing, underneath
 from codex_state.memory.cancellation import StopReason, StopSignal, working_under
 from codex_state.models import Claimed, HolderWrite, Lease, Skipped
+from codex_state.models.columns import a_duration
 from codex_state.runtime import AsyncStateRuntime, State, StateRuntime
 
 _log = logging.getLogger("codex_state")
@@ -69,7 +70,7 @@ def trust_window(lease: timedelta) -> float:
     Raises:
         InvalidInputError: the lease is shorter than ``MINIMUM_LEASE``.
     """
-    if lease < MINIMUM_LEASE:
+    if a_duration(lease) < MINIMUM_LEASE:
         raise InvalidInputError(
             f"a lease of {lease.total_seconds():g} s can't be kept: it may end as soon as it begins; "
             f"give at least {MINIMUM_LEASE.total_seconds():g} s"

@@ -11,6 +11,7 @@ from uuid import UUID
 from codex_state.errors import InvalidInputError
 from codex_state.memory.leases import trust_window
 from codex_state.models import CRASHES_ALLOWED, SCOPE_CWD, SCOPE_USER
+from codex_state.models.columns import a_duration
 
 PHASE1_LEASE = timedelta(hours=1)
 CONSOLIDATION_LEASE = timedelta(minutes=10)
@@ -45,6 +46,8 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if not self.attempts >= 1:
             raise InvalidInputError(f"attempts must be at least 1, the first one: {self.attempts}")
+        a_duration(self.backoff, "backoff")
+        a_duration(self.longest, "longest")
         if self.backoff < timedelta(0) or self.longest < timedelta(0):
             raise InvalidInputError("a retry policy's waits can't be negative")
         if not 1 <= self.factor < math.inf:  # NaN is neither
@@ -103,7 +106,8 @@ class Phase1Options:
     """Whether the scopes' memories are also written as files, under the runtime's home."""
 
     def __post_init__(self) -> None:
-        _check(self.lease, self.concurrency, self.limit)
+        _check(self.lease, self.timeout, self.concurrency, self.limit)
+        a_duration(self.max_age, "max_age")
 
     @property
     def crashes_allowed(self) -> int:
@@ -135,11 +139,13 @@ class ConsolidationOptions:
     """Whether a scope's memories are written as files before its consolidation, under the runtime's home."""
 
     def __post_init__(self) -> None:
-        _check(self.lease, self.concurrency, self.limit)
+        _check(self.lease, self.timeout, self.concurrency, self.limit)
 
 
-def _check(lease: timedelta, concurrency: int, limit: int) -> None:
-    trust_window(lease)
+def _check(lease: timedelta, timeout: timedelta | None, concurrency: int, limit: int) -> None:
+    trust_window(a_duration(lease, "lease"))
+    if timeout is not None:
+        a_duration(timeout, "timeout")
     if concurrency < 1:
         raise InvalidInputError(f"concurrency must be at least 1: {concurrency}")
     if limit < 0:

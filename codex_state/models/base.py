@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from inspect import Parameter, Signature
 from typing import Any, Self
 
 from pydantic import GetCoreSchemaHandler
@@ -38,6 +39,23 @@ def _instrumented(entity: Any) -> Any:
     return made
 
 
+class _PlainSignature:
+    """The fields of an entity and their types. Made when it is asked for, so that no start waits for it."""
+
+    def __get__(self, _entity: object, entity: type[SQLModel]) -> Signature:
+        return Signature(
+            [
+                Parameter(
+                    name,
+                    Parameter.KEYWORD_ONLY,
+                    default=Parameter.empty if field.is_required() else field.get_default(),
+                    annotation=field.annotation,
+                )
+                for name, field in entity.model_fields.items()
+            ]
+        )
+
+
 class StateModel(SQLModel, registry=entities):
     """Base of the entities, with a registry and metadata of its own.
 
@@ -58,6 +76,11 @@ class StateModel(SQLModel, registry=entities):
             model = model["schema"]
         model["custom_init"] = False
         return core_schema.no_info_after_validator_function(_instrumented, schema)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_options: Any) -> None:
+        """For ``help``, in place of a signature that says how each column is stored."""
+        cls.__signature__ = _PlainSignature()  # type: ignore[assignment]
 
     @classmethod
     def snapshot(cls, values: Sequence[Any]) -> Self:

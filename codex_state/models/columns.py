@@ -106,9 +106,22 @@ def whole_seconds(duration: timedelta) -> int:
     Raises:
         InvalidInputError: it is a number, whose unit nobody knows, or something else.
     """
-    if not isinstance(duration, timedelta):
-        raise InvalidInputError(f"not a duration: {duration!r}; give a timedelta, such as timedelta(seconds=60)")
-    return max(duration // timedelta(seconds=1), 0)
+    return max(a_duration(duration) // timedelta(seconds=1), 0)
+
+
+def a_duration(given: object, name: str = "") -> timedelta:
+    """The same duration.
+
+    Raises:
+        InvalidInputError: it is a number, whose unit nobody knows, or something else.
+    """
+    if not isinstance(given, timedelta):
+        place = f"{name}: " if name else ""
+        example = given if isinstance(given, int | float) else 60
+        raise InvalidInputError(
+            f"{place}not a duration: {given!r}; give a timedelta, such as timedelta(seconds={example})"
+        )
+    return given
 
 
 def _uuid_of(spelling: object) -> UUID:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 from uuid import UUID
 
-from codex_state.errors import LeaseLost
+from codex_state.errors import InvalidInputError, LeaseLost
 from codex_state.models.columns import normal_spelling, path_to_text
 
 SCOPE_CWD = "cwd"
@@ -48,6 +48,10 @@ class Phase1Key:
 
     thread_id: UUID
     scope: MemoryScope
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scope, MemoryScope):
+            raise InvalidInputError(f"not a scope: {self.scope!r}; give MemoryScope.cwd(path) or MemoryScope.user()")
 
 
 KeyT = TypeVar("KeyT")

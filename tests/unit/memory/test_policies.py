@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from codex_state.errors import InvalidInputError
-from codex_state.memory import RetryPolicy
+from codex_state.memory import ConsolidationOptions, Phase1Options, RetryPolicy
+from codex_state.memory.leases import trust_window
+from codex_state.models import Phase1Key
 
 HOUR = timedelta(hours=1)
 
@@ -57,3 +61,24 @@ def test_no_wait_stays_none_however_often_it_fails() -> None:
 def test_a_policy_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError):
         RetryPolicy(**values)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Phase1Options(lease=60),  # type: ignore[arg-type]
+        lambda: Phase1Options(timeout=60),  # type: ignore[arg-type]
+        lambda: Phase1Options(max_age=60),  # type: ignore[arg-type]
+        lambda: ConsolidationOptions(lease=60),  # type: ignore[arg-type]
+        lambda: RetryPolicy(backoff=60),  # type: ignore[arg-type]
+        lambda: trust_window(60),  # type: ignore[arg-type]
+    ],
+)
+def test_a_number_is_no_duration(made: Callable[[], object]) -> None:
+    with pytest.raises(InvalidInputError, match=r"not a duration: 60; give .*seconds=60"):
+        made()
+
+
+def test_a_text_is_no_scope() -> None:
+    with pytest.raises(InvalidInputError, match=r"MemoryScope\.user\(\)"):
+        Phase1Key(uuid4(), "user")  # type: ignore[arg-type]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import pydoc
 from pathlib import Path
 
 import pytest
 
 import codex_state.models
+from codex_state.models import StateModel
+from codex_state.models.base import entities
 
 MODULES = sorted(Path(next(iter(codex_state.models.__path__))).glob("*.py"))
 
@@ -29,3 +33,10 @@ def test_every_field_of_an_entity_is_documented(entity: ast.ClassDef) -> None:
     ]
     assert ENTITIES
     assert undocumented == []
+
+
+@pytest.mark.parametrize("entity", [mapper.class_ for mapper in entities.mappers], ids=lambda entity: entity.__name__)
+def test_help_says_the_types_of_the_fields_and_not_how_they_are_stored(entity: type[StateModel]) -> None:
+    told = pydoc.render_doc(entity, renderer=pydoc.plaintext)
+    assert "FieldInfoMetadata" not in told
+    assert list(inspect.signature(entity).parameters) == list(entity.model_fields)
