@@ -48,7 +48,7 @@ class _PlainSignature:
                 Parameter(
                     name,
                     Parameter.KEYWORD_ONLY,
-                    default=Parameter.empty if field.is_required() else field.get_default(),
+                    default=Parameter.empty if field.is_required() else ... if field.default_factory else field.default,
                     annotation=field.annotation,
                 )
                 for name, field in entity.model_fields.items()
