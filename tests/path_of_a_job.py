@@ -1,6 +1,7 @@
 """Which functions one job for one scope passes, and how deep a claim is: ``python -m tests.path_of_a_job``.
 
-Counted by ``sys.setprofile`` over all threads: every function of the package that a pass enters for one memory, but no comprehensions and nothing that only compiles statements; and the frames from a repository's verb to the driver.
+Counted by ``sys.setprofile`` over all threads: every function of the package that a pass enters for one memory, but no
+comprehensions and nothing that only compiles statements; and the frames from a repository's verb to the driver.
 """
 
 from __future__ import annotations
