@@ -338,7 +338,7 @@ def _as_json(report: CopyReport) -> dict[str, Any]:
 
 
 def _columns() -> list[Column[TableCopy]]:
-    from codex_state.transfer.reports import RowOutcome
+    from codex_state.transfer.copying import RowOutcome
 
     def count_of(outcome: RowOutcome) -> Column[TableCopy]:
         return Column(outcome.value, lambda table: table.outcomes[outcome], right=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from codex_state.models import StateModel
     from codex_state.rollout.backfilling import BackfillProgress, OnProgress
-    from codex_state.transfer.reports import CopyProgress, OnCopyProgress
+    from codex_state.transfer.copying import CopyProgress, OnCopyProgress
 
 
 _UNPRINTABLE = re.compile(

@@ -1,14 +1,6 @@
 """Moving a state from one database to another, and taking over what the original's databases know."""
 
-from codex_state.transfer.copying import copy_state
-from codex_state.transfer.importing import (
-    ImportedDatabase,
-    ImportKind,
-    ImportOutcome,
-    ImportReport,
-    import_original,
-)
-from codex_state.transfer.reports import (
+from codex_state.transfer.copying import (
     CopyProgress,
     CopyReport,
     CopyStage,
@@ -16,6 +8,14 @@ from codex_state.transfer.reports import (
     OnCopyProgress,
     RowOutcome,
     TableCopy,
+    copy_state,
+)
+from codex_state.transfer.importing import (
+    ImportedDatabase,
+    ImportKind,
+    ImportOutcome,
+    ImportReport,
+    import_original,
 )
 
 __all__ = [
