@@ -89,12 +89,13 @@ def backup(
 def _backup_of_server(context: typer.Context, codex_home: str | None, settings: StateSettings, target: Path) -> int:
     from pydantic import SecretStr
 
+    from codex_state.database import file_url
     from codex_state.runtime import StateRuntime
     from codex_state.transfer import copy_state
 
     if target.exists() or target.is_symlink():
         raise InvalidInputError(f"{target} is there already; name another file")
-    url = SecretStr(f"sqlite:///{target.absolute()}")
+    url = SecretStr(file_url(target.absolute()).render_as_string())
     to = settings.model_copy(update={"database_url": url, "log_max_bytes": None, "log_max_age": None})
     with (
         opened(context, codex_home, needs_home=False) as source,
