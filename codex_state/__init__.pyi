@@ -165,17 +165,17 @@ from .runtime import (
     StateRuntime as StateRuntime,
 )
 from .settings import StateSettings as StateSettings
-from .transfer.copying import copy_state as copy_state
+from .transfer.copying import (
+    CopyProgress as CopyProgress,
+    CopyReport as CopyReport,
+    CopyStage as CopyStage,
+    RowOutcome as RowOutcome,
+    copy_state as copy_state,
+)
 from .transfer.importing import (
     ImportKind as ImportKind,
     ImportOutcome as ImportOutcome,
     ImportReport as ImportReport,
     ImportedDatabase as ImportedDatabase,
     import_original as import_original,
-)
-from .transfer.reports import (
-    CopyProgress as CopyProgress,
-    CopyReport as CopyReport,
-    CopyStage as CopyStage,
-    RowOutcome as RowOutcome,
 )

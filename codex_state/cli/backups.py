@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from codex_state.cli.opening import opened, patiently, settings_for
-from codex_state.cli.options import CodexHome, Json
+from codex_state.cli.context import CodexHome, Json, opened, patiently, settings_for
 from codex_state.cli.output import counted, note, one_line, write, write_json
 from codex_state.errors import StateError
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import patiently, settings_for
-from codex_state.cli.options import CodexHome, Json
+from codex_state.cli.context import CodexHome, Json, patiently, settings_for
 from codex_state.cli.output import counted, note, one_line, write, write_json
 from codex_state.errors import StateError
 

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import opened
-from codex_state.cli.options import CodexHome, Json, Limit, ScopeKey, ScopeKind
-from codex_state.cli.output import json_value, note, record_of, rfc3339, write_json
+from codex_state.cli.context import CodexHome, Json, Limit, ScopeKey, ScopeKind, opened
+from codex_state.cli.memories import database_time
+from codex_state.cli.output import (
+    Column,
+    json_value,
+    note,
+    record_of,
+    rfc3339,
+    short_key,
+    since,
+    until,
+    write_json,
+    write_table,
+)
 from codex_state.cli.parsing import thread_id_of
-from codex_state.cli.scopes import database_time
-from codex_state.cli.tables import Column, short_key, since, until, write_table
 from codex_state.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli.opening import opened
-from codex_state.cli.options import CodexHome, GlobalOptions, Json
+from codex_state.cli.context import CodexHome, GlobalOptions, Json, opened
 from codex_state.cli.output import counted, flush, moment_of, one_line, record_of, write, write_json, write_json_line
 from codex_state.cli.parsing import bytes_of, epoch_seconds_of, thread_id_of
 
@@ -202,7 +201,7 @@ def _printer(*, as_json: bool) -> Callable[[LogEntry], None]:
         return lambda entry: write_json_line(_as_json(entry))
     if not sys.stdout.isatty():
         return lambda entry: write(_text_of(entry).plain + "\n")
-    from codex_state.cli.tables import console_of
+    from codex_state.cli.output import console_of
 
     console = console_of()
     # Without wrapping: a log line is as long as it is.

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codex_state.cli.freshness import NoRefresh, freshen
-from codex_state.cli.opening import opened
-from codex_state.cli.options import CodexHome, Json, Limit
-from codex_state.cli.output import counted, flush, json_value, note, one_line, rfc3339, write, write_drawn, write_json
+from codex_state.cli.context import CodexHome, Json, Limit, NoRefresh, freshen, opened
+from codex_state.cli.output import (
+    ago,
+    console_of,
+    counted,
+    flush,
+    json_value,
+    note,
+    one_line,
+    rfc3339,
+    write,
+    write_drawn,
+    write_json,
+)
 from codex_state.cli.parsing import source_of
-from codex_state.cli.tables import ago, console_of
 from codex_state.cli.transcripts import kinds_of
 from codex_state.errors import InvalidInputError
 

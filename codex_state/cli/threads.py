@@ -9,13 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codex_state.cli.freshness import NoRefresh, freshen
+from codex_state.cli.context import (
+    CodexHome,
+    Json,
+    Limit,
+    NoRefresh,
+    ThreadId,
+    begun_backfills,
+    freshen,
+    not_found,
+    opened,
+)
 from codex_state.cli.memories import memories_of
-from codex_state.cli.opening import begun_backfills, not_found, opened
-from codex_state.cli.options import CodexHome, Json, Limit, ThreadId
-from codex_state.cli.output import columns_of, counted, note, one_line, record_of, write, write_json
+from codex_state.cli.output import (
+    Column,
+    ago,
+    columns_of,
+    counted,
+    note,
+    one_line,
+    record_of,
+    write,
+    write_details,
+    write_json,
+    write_table,
+)
 from codex_state.cli.parsing import source_of, thread_id_of
-from codex_state.cli.tables import Column, ago, write_details, write_table
 from codex_state.cli.transcripts import cat
 from codex_state.errors import InvalidInputError, RolloutError
 

@@ -104,9 +104,9 @@ class Database:
             if path == settings.database_path:
                 break
             if access is Access.READ_ONLY:
-                return opened(_file_url(path), access)
+                return opened(file_url(path), access)
             # Never a new one of that name, which would be taken for the state.
-            database = opened(_file_url(path), Access.EXISTING)
+            database = opened(file_url(path), Access.EXISTING)
             if _keeps_its_name(database, path):
                 return database
             database.close()
@@ -275,7 +275,7 @@ def url_of(settings: StateSettings) -> URL:
         ConfigurationError: the URL of the settings is malformed.
     """
     if settings.database_url is None:
-        return _file_url(settings.database_path)
+        return file_url(settings.database_path)
     return _parsed(settings.database_url.get_secret_value())
 
 
@@ -290,8 +290,8 @@ def file_of(settings: StateSettings) -> Path | None:
     return sqlite_path(url_of(settings))
 
 
-def _file_url(path: Path) -> URL:
-    # Not as a text: a path may have characters that mean something in a URL.
+def file_url(path: Path) -> URL:
+    """The URL of an SQLite file. It isn't made as a text: a path may have characters that mean something in a URL."""
     return URL.create("sqlite", database=str(path))
 
 

@@ -120,7 +120,7 @@ class Thread(StateModel, table=True):
     archived: bool = Field(
         default=False, sa_column=FlagColumn(columns.IntegerFlag(), nullable=False, server_default="0")
     )
-    """Whether ``archived_at`` is set; every write derives it from there."""
+    """Whether ``archived_at`` is set; every write of a repository derives it from there."""
     archived_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """Since when it is archived; ``None`` when it isn't."""
     git_sha: str | None = Field(default=None, sa_column=Column(columns.text))

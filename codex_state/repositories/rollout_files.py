@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.types import TypeEngine
 
 from codex_state.database.execute import atomically, by_index, execute
-from codex_state.database.sql import is_any_of
+from codex_state.database.sql import among
 from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileState, Thread
 from codex_state.models.base import table_of
@@ -109,9 +109,9 @@ _PAGE = (
     .order_by(_files.c.path)
     .limit(bindparam("row_limit", type_=big_integer))
 )
-_given_ids = select(given_rows(thread_id=UuidText()).c.thread_id).scalar_subquery()
+_given_ids = select(given_rows(thread_id=UuidText()).c.thread_id)
 # By the threads' index: all files of a home are more than theirs, which PostgreSQL can't know of a home that is new.
-_OF_THREADS = _rows.where(func.coalesce(_OF_HOME, false()), is_any_of(_files.c.thread_id, _given_ids))
+_OF_THREADS = _rows.where(func.coalesce(_OF_HOME, false()), among(_files.c.thread_id, _given_ids))
 _AT = _rows.where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
 _insert_file = insert(_files).values(
     {column.key: bindparam(column.key, type_=stored_type(column.type)) for column in _files.columns}
@@ -169,7 +169,7 @@ _MOVE_HOME = (
     )
     .returning(_threads.c.id)
 )
-_HOMES = select(_threads.c.id, _threads.c.home).where(is_any_of(_threads.c.id, _given_ids))
+_HOMES = select(_threads.c.id, _threads.c.home).where(among(_threads.c.id, _given_ids))
 
 
 class RolloutFileRepository(Repository):

@@ -17,8 +17,8 @@ from memory_support import CWD, OTHER, add_threads, claim, cwd_key, let_leases_e
 from sqlmodel import col, update
 
 from codex_state import MemoryScope, Phase1Job, Phase1Options, Phase1Status, StateRuntime, StateSettings, memory_root
-from codex_state.cli.tables import left
-from codex_state.cli.unclaimed import why_nothing
+from codex_state.cli.memory import why_nothing
+from codex_state.cli.output import left
 
 EXTRACTORS = """
 import asyncio, pathlib, time
