@@ -18,6 +18,7 @@ from codex_state.rollout.files import is_archived, modified_seconds, relative_to
 from codex_state.rollout.fold import Fold, tool_drafts
 from codex_state.rollout.format import RolloutItem, SessionMeta
 from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
+from codex_state.rollout.inventory import follow_home
 from codex_state.rollout.threads import ThreadMetadataBuilder, draft_of
 from codex_state.runtime import State, StateRuntime
 
@@ -96,6 +97,8 @@ def _apply(
         fold.add(item)
     draft = fold.finish()
     draft.rollout_path = str(builder.rollout_path)
+    if existing is not None and existing.rollout_path != builder.rollout_path:
+        follow_home(state, runtime)
     draft.cwd = normalized_cwd_text(draft.cwd)
     if updated_at is not None:
         draft.updated_at, draft.updated_ns = to_epoch_seconds(updated_at), nanoseconds_of(updated_at)
