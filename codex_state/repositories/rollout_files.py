@@ -146,15 +146,22 @@ _WITHOUT_THREADS = (
         ),
     )
 )
+_stored_path = type_coerce(_threads.c.rollout_path, text)
 _SAMPLE = (
     select(_files.c.path, _stored(_threads.c.rollout_path))
     .join(_threads, _threads.c.id == _files.c.thread_id)
-    .where(_OF_HOME, _is_indexed, _threads.c.home == _files.c.home)
+    .where(
+        _OF_HOME,
+        _is_indexed,
+        _threads.c.home == _files.c.home,
+        # Not where a file was moved within the home, which is for the next refresh.
+        func.substr(_stored_path, func.length(_stored_path) - func.length(_files.c.path))
+        == literal_column("'/'").concat(_files.c.path),
+    )
     .order_by(_files.c.path)
     .limit(literal_column("1"))
 )
 _old_root = bindparam("old_root", type_=text)
-_stored_path = type_coerce(_threads.c.rollout_path, text)
 _MOVE_HOME = (
     update(_threads)
     .where(
@@ -219,7 +226,7 @@ class RolloutFileRepository(Repository):
         return [row.path for row in self._all(_WITHOUT_THREADS, {"of_home": home})]
 
     def sample(self, home: str = LOCAL_HOME) -> tuple[str, str] | None:
-        """One indexed file, and where its thread's row says that it lies."""
+        """One indexed file, and where its thread's row says that it lies, in some home."""
         row = self._one(_SAMPLE, {"of_home": home})
         return None if row is None else (row.path, row.rollout_path)
 

@@ -31,7 +31,7 @@ from codex_state.models import BackfillLease, BackfillState, BackfillStatus, Cla
 from codex_state.rollout.extractors import in_process, in_workers, worker_count
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.index import Settled, Settling, store, store_singly
-from codex_state.rollout.inventory import Change, Comparison, old_root_of
+from codex_state.rollout.inventory import Change, Comparison, follow_home, old_root_of
 from codex_state.rollout.names import NameSources
 from codex_state.rollout.worker import Result
 from codex_state.runtime import State, StateRuntime
@@ -246,10 +246,8 @@ class _Run:
     def all_batches(self, workers: int | None) -> None:
         """Handle every change, take the names that users gave, and note that the index is complete."""
         runtime = self._runtime
-        if (old_root := old_root_of(runtime)) is not None:
-            new_root = f"{runtime.codex_home}/"
-            self.under_lease(lambda state: state.rollout_files.move_home(old_root, new_root, runtime.home))
-            _log.info("the home was moved from %s, which its rows say now", old_root)
+        if old_root_of(runtime) is not None:
+            self.under_lease(lambda state: follow_home(state, runtime))
         names = NameSources(runtime)
         changes, files_total, bytes_total = self._changes()
         if workers is None:

@@ -26,7 +26,7 @@ from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
 from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
-from codex_state.rollout.inventory import Change, file_row, paths_of
+from codex_state.rollout.inventory import Change, file_row, follow_home, paths_of
 from codex_state.rollout.reading import git_of
 from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
 from codex_state.runtime import State, StateRuntime
@@ -234,7 +234,12 @@ def take_in(runtime: StateRuntime, paths: Iterable[str]) -> None:
         elif (runtime.codex_home / path.partition("/")[0]).is_dir():
             batch.append((Change(path, None, row), None))
     settled = Settling(runtime).settle(batch)
-    runtime.run(lambda state: store(state, settled, runtime.home))
+    runtime.run(lambda state: _store_one_by_one(state, settled, runtime))
+
+
+def _store_one_by_one(state: State, settled: Settled, runtime: StateRuntime) -> None:
+    follow_home(state, runtime)
+    store(state, settled, runtime.home)
 
 
 def look_at(runtime: StateRuntime, path: str) -> FoundFile | None:
@@ -268,7 +273,7 @@ def index_rollout(runtime: StateRuntime, path: Path) -> Thread:
         settled = Settled([extraction])
     else:
         settled = Settling(runtime).settle([(Change(inside, found, None), result)])
-    runtime.run(lambda state: store(state, settled, runtime.home))
+    runtime.run(lambda state: _store_one_by_one(state, settled, runtime))
     with runtime.read() as state:
         thread = state.threads.get(UUID(extraction.draft.id))
     assert thread is not None

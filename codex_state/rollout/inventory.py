@@ -7,6 +7,7 @@ read again, because its next change might not show.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ from codex_state.rollout.files import (
     parse_any_name,
     walk_rollouts,
 )
-from codex_state.runtime import StateRuntime
+from codex_state.runtime import State, StateRuntime
+
+_log = logging.getLogger("codex_state")
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -119,17 +122,29 @@ class Comparison:
 
 
 def old_root_of(runtime: StateRuntime) -> str | None:
-    """Where the home lay when its rows were written, if that was elsewhere; it ends with ``/``.
-
-    Files are known relative to the home. Rows say whole paths, which callers want, so those of a home that was moved or
-    copied have to be written once more.
-    """
+    """Where the home lay when its rows were written, if that was elsewhere; it ends with ``/``."""
     with runtime.read() as state:
-        sample = state.rollout_files.sample(runtime.home)
+        return _old_root_in(state, runtime)
+
+
+def follow_home(state: State, runtime: StateRuntime) -> None:
+    """Have all rows of a home that was moved or copied say where their files lie now.
+
+    Files are known relative to the home. Rows say whole paths, which callers want. One row tells where all of them say
+    that the home lies, so whoever writes the path of one has the others follow before.
+    """
+    old_root = _old_root_in(state, runtime)
+    if old_root is not None:
+        state.rollout_files.move_home(old_root, f"{runtime.codex_home}/", runtime.home)
+        _log.info("the home was moved from %s, which its rows say now", old_root)
+
+
+def _old_root_in(state: State, runtime: StateRuntime) -> str | None:
+    sample = state.rollout_files.sample(runtime.home)
     if sample is None:
         return None
     path, stored = sample
-    if not stored.endswith(f"/{path}") or stored == f"{runtime.codex_home}/{path}":
+    if stored == f"{runtime.codex_home}/{path}":
         return None
     root = stored.removesuffix(path)
     try:

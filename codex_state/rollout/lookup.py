@@ -22,7 +22,7 @@ from pathlib import Path
 from uuid import UUID
 
 from codex_state.errors import DatabaseError, DatabaseReadOnlyError, RolloutError, ThreadNotFoundError, UsageError
-from codex_state.models import Thread, ThreadQuery, ThreadsPage, UnreadableRow
+from codex_state.models import RolloutFileState, Thread, ThreadQuery, ThreadsPage, UnreadableRow
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.rollout.files import (
     ARCHIVED_SESSIONS_DIRECTORY,
@@ -37,7 +37,7 @@ from codex_state.rollout.files import (
 )
 from codex_state.rollout.format import canonical_uuid
 from codex_state.rollout.index import index_rollout, take_in
-from codex_state.rollout.inventory import known_paths, paths_of
+from codex_state.rollout.inventory import follow_home, known_paths, paths_of
 from codex_state.rollout.reading import owner_of
 from codex_state.runtime import StateRuntime
 
@@ -236,7 +236,7 @@ def archive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
     """Move all files of the thread to ``archived_sessions`` and mark the thread archived. Again is fine.
 
     Returns:
-        Where the thread's newest rollout lies now.
+        Where the thread's newest rollout that can be read lies now.
 
     Raises:
         ThreadNotFoundError: the thread has no rollout in this home.
@@ -260,7 +260,7 @@ def unarchive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
     """Move all files of the thread back under ``sessions`` and mark the thread not archived. Again is fine.
 
     Returns:
-        Where the thread's newest rollout lies now.
+        Where the thread's newest rollout that can be read lies now.
 
     Raises:
         ThreadNotFoundError: the thread has no rollout in this home.
@@ -283,7 +283,7 @@ def unarchive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
 
 
 def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], str]) -> tuple[Path, datetime]:
-    """Move all files of the thread and take in where they are. Returns where its newest is, and its time."""
+    """Move all files of the thread and take in where they are. Returns where the one that counts is, and its time."""
     home = runtime.codex_home
     targets = {path: target(path) for path in files_of_thread(runtime, thread_id)}
     if not targets:
@@ -296,7 +296,14 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
         _move(home / path, home / to)
     if moved:
         take_in(runtime, [*moved, *targets.values()])
-    newest = home / max(targets.values(), key=lambda path: rank(path, str(thread_id)))
+    else:
+        runtime.run(follow_home, runtime)
+    spelled = str(thread_id)
+    with runtime.read() as state:
+        known = state.rollout_files.of_threads({spelled}, runtime.home).get(spelled, [])
+    # The newest that can be read: the row comes from it, as after a refresh.
+    indexed = {row.path for row in known if row.state == RolloutFileState.INDEXED} & set(targets.values())
+    newest = home / max(indexed or targets.values(), key=lambda path: rank(path, spelled))
     return newest, from_epoch_seconds(modified_seconds(newest.stat()))
 
 

@@ -39,6 +39,7 @@ from codex_state.rollout.format import (
     spawned_agent_path,
 )
 from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
+from codex_state.rollout.inventory import follow_home
 from codex_state.rollout.times import parse_timestamp
 from codex_state.runtime import State, StateRuntime
 
@@ -320,6 +321,8 @@ def _apply(
         fold.add(item)
     draft = fold.finish()
     draft.rollout_path = str(builder.rollout_path)
+    if existing is not None and existing.rollout_path != builder.rollout_path:
+        follow_home(state, runtime)
     draft.cwd = normalized_cwd_text(draft.cwd)
     if updated_at is not None:
         draft.updated_at, draft.updated_ns = to_epoch_seconds(updated_at), nanoseconds_of(updated_at)
