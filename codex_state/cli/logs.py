@@ -50,13 +50,13 @@ def logs(
             "--from",
             "--since",
             metavar="TIME",
-            help="Not before: RFC 3339, unix seconds, or 2h for two hours ago.",
+            help="Not before: RFC 3339, unix seconds, 2h (ago), yesterday, or 2026-11-01.",
             show_default=False,
         ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="TIME", help="Not after: likewise.", show_default=False),
+        typer.Option("--to", "--until", metavar="TIME", help="Not after: likewise.", show_default=False),
     ] = None,
     module: Annotated[
         list[str] | None,
@@ -93,7 +93,7 @@ def logs(
     query = LogQuery(
         level=level or None,
         from_ts=epoch_seconds_of(from_) if from_ else None,
-        to_ts=epoch_seconds_of(to) if to else None,
+        to_ts=epoch_seconds_of(to, end_of_day=True) if to else None,
         module_like=_given(module),
         file_like=_given(file),
         thread_ids=tuple(str(thread_id_of(text)) for text in _given(thread_id)),

@@ -30,6 +30,7 @@ from codex_state.models.memory import (
     ThreadMemory,
 )
 from codex_state.models.queries import (
+    SUBAGENT,
     Anchor,
     LogQuery,
     SortKey,
@@ -59,6 +60,7 @@ __all__ = [
     "SCOPE_CWD",
     "SCOPE_USER",
     "SHOWN_THREADS",
+    "SUBAGENT",
     "Anchor",
     "BackfillLease",
     "BackfillState",

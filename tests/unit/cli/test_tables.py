@@ -73,7 +73,7 @@ def test_progress_is_told_in_one_line(seconds: float, figures: str) -> None:
     [
         (StateError("x"), 1),
         (DatabaseCorruptError("x"), 1),
-        (SchemaTooNewError("x"), 1),
+        (SchemaTooNewError("x"), 4),
         (InvalidInputError("x"), 2),
         (DatabaseBusyError("x"), 3),
         (BackfillTimeoutError("x"), 3),
