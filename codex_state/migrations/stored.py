@@ -13,7 +13,7 @@ from codex_state.database_errors import ForeignSchemaError, SchemaTooNewError, c
 from codex_state.models import metadata
 from codex_state.state_files import VERSION_TABLE
 
-HEAD = "0021_log_segments"
+HEAD = "0023_own_work"
 """The revision that this version speaks."""
 
 _REVISIONS = "SELECT version_num FROM codex_state_version"
