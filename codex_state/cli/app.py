@@ -21,6 +21,7 @@ from codex_state.cli import (
     memories,
     memory,
     scopes,
+    stats,
     threads,
     version,
 )
@@ -30,6 +31,7 @@ from codex_state.cli.output import one_line
 _ORDER = (
     "backfill",
     "threads",
+    "stats",
     "homes",
     "import",
     "memory",
@@ -63,6 +65,7 @@ app = typer.Typer(
 )
 app.command("backfill")(backfill.backfill)
 app.add_typer(threads.app, name="threads")
+app.command("stats")(stats.stats)
 app.command("homes")(homes.homes)
 app.command("import")(importing.import_)
 app.add_typer(memory.app, name="memory")

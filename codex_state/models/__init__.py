@@ -39,6 +39,7 @@ from codex_state.models.queries import (
     UnshownThreads,
 )
 from codex_state.models.rollout_file import FileRow, RolloutFile, RolloutFileState
+from codex_state.models.statistics import GroupBy, StatisticsPage, StatisticsQuery, ThreadStatistics
 from codex_state.models.thread import (
     EXTRACTABLE_THREADS,
     IS_SHOWN,
@@ -68,6 +69,7 @@ __all__ = [
     "ConsolidationLock",
     "DynamicTool",
     "FileRow",
+    "GroupBy",
     "HolderWrite",
     "Lease",
     "LockLease",
@@ -90,10 +92,13 @@ __all__ = [
     "SkipReason",
     "Skipped",
     "SortKey",
+    "StatisticsPage",
+    "StatisticsQuery",
     "StateModel",
     "Thread",
     "ThreadMemory",
     "ThreadQuery",
+    "ThreadStatistics",
     "ThreadsPage",
     "UnreadableRow",
     "UnshownThreads",

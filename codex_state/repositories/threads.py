@@ -28,15 +28,18 @@ from codex_state.clock import server_now
 from codex_state.errors import InvalidInputError, InvalidRowError
 from codex_state.models import (
     Anchor,
+    StatisticsPage,
+    StatisticsQuery,
     Thread,
     ThreadQuery,
     ThreadsPage,
+    ThreadStatistics,
     UnreadableRow,
     UnshownThreads,
     nanoseconds_of,
 )
 from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, text
-from codex_state.repositories import thread_listing, thread_names, thread_references
+from codex_state.repositories import thread_listing, thread_names, thread_references, thread_statistics
 from codex_state.repositories.base import Repository, columns_of, later_than, select_entity, table_of
 from codex_state.repositories.given_rows import parameters_of, storable
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
@@ -146,6 +149,7 @@ _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
 
 
 _EVERYTHING = ThreadQuery()
+_ALL_DAYS = StatisticsQuery()
 
 _Readable = tuple[list[Thread], list[UnreadableRow], int]
 
@@ -261,6 +265,22 @@ class ThreadRepository(Repository):
         if row is None:
             raise AssertionError("a count has one row")
         return UnshownThreads(row.unshown - row.gone, row.gone, row.unshown < _COUNTED_UNSHOWN)
+
+    def statistics(self, query: StatisticsQuery = _ALL_DAYS) -> StatisticsPage:
+        """How many turns and tokens threads took, added up by the query's groups.
+
+        What a fork took over from its parent counts for the parent alone. Each call looks at the rows of all threads.
+        """
+        if query.limit <= 0:
+            groups: list[ThreadStatistics] = []
+        else:
+            rows = self._all(*thread_statistics.statement_of(query, grouped=True))
+            groups = [thread_statistics.statistics_of(row, query.by) for row in rows]
+        if 0 < len(groups) <= query.limit:
+            return StatisticsPage(groups, thread_statistics.added_up(groups), more=False)
+        (row,) = self._all(*thread_statistics.statement_of(query, grouped=False))
+        total = thread_statistics.statistics_of(row, None)
+        return StatisticsPage(groups[: max(query.limit, 0)], total, more=bool(total.threads))
 
     def find_rollout_path(self, thread_id: UUID, *, archived: bool | None = None) -> Path | None:
         """Where the row says the rollout lies, without looking at the file; ``None`` when it doesn't say.
