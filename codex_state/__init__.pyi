@@ -83,6 +83,9 @@ from .models import (
     DynamicTool as DynamicTool,
     GroupBy as GroupBy,
     HolderWrite as HolderWrite,
+    Holding as Holding,
+    JobQuery as JobQuery,
+    JobState as JobState,
     Lease as Lease,
     LockLease as LockLease,
     LogEntry as LogEntry,
@@ -110,8 +113,11 @@ from .models import (
     ThreadQuery as ThreadQuery,
     ThreadsPage as ThreadsPage,
     ThreadStatistics as ThreadStatistics,
+    ToldJob as ToldJob,
     UnreadableRow as UnreadableRow,
     UnshownThreads as UnshownThreads,
+    WorkKind as WorkKind,
+    WorkOverview as WorkOverview,
     thread_key as thread_key,
 )
 from .repositories import (
@@ -125,6 +131,7 @@ from .repositories import (
     RolloutFileRepository as RolloutFileRepository,
     ThreadMemoryRepository as ThreadMemoryRepository,
     ThreadRepository as ThreadRepository,
+    WorkRepository as WorkRepository,
 )
 from .repositories.imports import ImportOutcome as ImportOutcome
 from .rollout.archive import (

@@ -24,6 +24,7 @@ from codex_state.cli import (
     stats,
     threads,
     version,
+    watching,
 )
 from codex_state.cli.options import CodexHome, GlobalOptions
 from codex_state.cli.output import one_line
@@ -37,6 +38,7 @@ _ORDER = (
     "memory",
     "memories",
     "jobs",
+    "workers",
     "scopes",
     "locks",
     "db",
@@ -71,6 +73,7 @@ app.command("import")(importing.import_)
 app.add_typer(memory.app, name="memory")
 app.add_typer(memories.app, name="memories")
 app.add_typer(jobs.app, name="jobs")
+app.command("workers")(watching.workers)
 app.command("scopes")(scopes.scopes)
 app.command("locks")(scopes.locks)
 database.app.command("copy")(copying.copy)

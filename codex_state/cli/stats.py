@@ -196,9 +196,6 @@ def _brief(number: int) -> str:
     """A number in at most six characters: ``1,234``, ``12.3k``, ``4.56M``."""
     if number < 10_000:
         return f"{number:,}"
-    size, unit = float(number), ""
-    for unit in "kMGTPE":
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}{unit}"
+    power = next(power for power in range(1, 7) if power == 6 or number < 999.5 * 1000**power)
+    size = number / 1000**power
+    return f"{size:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}{'kMGTPE'[power - 1]}"

@@ -52,6 +52,7 @@ from codex_state.models.thread import (
     open_threads,
     thread_key,
 )
+from codex_state.models.work import Holding, JobQuery, JobState, ToldJob, WorkKind, WorkOverview
 
 __all__ = [
     "CRASHES_ALLOWED",
@@ -71,6 +72,9 @@ __all__ = [
     "FileRow",
     "GroupBy",
     "HolderWrite",
+    "Holding",
+    "JobQuery",
+    "JobState",
     "Lease",
     "LockLease",
     "LogEntry",
@@ -92,16 +96,19 @@ __all__ = [
     "SkipReason",
     "Skipped",
     "SortKey",
+    "StateModel",
     "StatisticsPage",
     "StatisticsQuery",
-    "StateModel",
     "Thread",
     "ThreadMemory",
     "ThreadQuery",
     "ThreadStatistics",
     "ThreadsPage",
+    "ToldJob",
     "UnreadableRow",
     "UnshownThreads",
+    "WorkKind",
+    "WorkOverview",
     "metadata",
     "nanoseconds_of",
     "open_threads",

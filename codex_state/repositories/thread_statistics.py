@@ -115,15 +115,11 @@ def _statement(shape: _Shape) -> Select[Any]:
     group = _day(shape.offsets) if shape.by is GroupBy.DAY else func.nullif(_GROUPS[shape.by], literal_column("''"))
     key = group.label("group_key")
     order = [key.desc()] if shape.by is GroupBy.DAY else [own.desc(), key]
-    return (
-        statement.add_columns(key)
-        .group_by(key)
-        .order_by(*order)
-        .limit(bindparam("row_limit", type_=BigInteger()))
-    )
+    return statement.add_columns(key).group_by(key).order_by(*order).limit(bindparam("row_limit", type_=BigInteger()))
 
 
 _KINDS = ("tokens_input", "tokens_cached", "tokens_output", "tokens_reasoning")
+_NUMBERS = ("threads", "turns", *_KINDS, "tokens_total", "uncounted")
 
 
 def _sum(column: ColumnElement[Any]) -> ColumnElement[int]:
@@ -138,7 +134,9 @@ def _day(offsets: Iterable[tuple[int, int]]) -> ColumnElement[int]:
     shift: ColumnElement[int] = literal_column(str(first), BigInteger())
     if changes:
         # The latest first: most threads are of these days.
-        branches = [(created >= literal_column(str(at)), literal_column(str(to))) for at, to in reversed(changes)]
+        branches: list[tuple[ColumnElement[bool], ColumnElement[Any]]] = [
+            (created >= literal_column(str(at)), literal_column(str(to))) for at, to in reversed(changes)
+        ]
         shift = case(*branches, else_=shift)
     return (created + shift) // literal_column(str(_DAY), BigInteger())
 
@@ -172,16 +170,15 @@ def offsets_of(zone: tzinfo | None) -> list[tuple[int, int]]:
 
 def statistics_of(row: Any, by: GroupBy | None) -> ThreadStatistics:
     """What a row of a statement says."""
-    key = None if by is None else row.group_key
+    key: str | None
     if by is GroupBy.DAY:
-        key = (_EPOCH + timedelta(days=key)).date().isoformat()
-    return ThreadStatistics(
-        key, row.threads, row.turns, *(getattr(row, name) for name in _KINDS), row.tokens_total, row.uncounted
-    )
+        key = (_EPOCH + timedelta(days=row.group_key)).date().isoformat()
+    else:
+        key = None if by is None else row.group_key
+    return ThreadStatistics(key, **{name: getattr(row, name) for name in _NUMBERS})
 
 
 def added_up(items: Iterable[ThreadStatistics]) -> ThreadStatistics:
     """All groups together."""
     groups = list(items)
-    names = ("threads", "turns", *_KINDS, "tokens_total", "uncounted")
-    return ThreadStatistics(None, *(sum(getattr(group, name) for group in groups) for name in names))
+    return ThreadStatistics(None, **{name: sum(getattr(group, name) for group in groups) for name in _NUMBERS})
