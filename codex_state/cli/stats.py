@@ -17,7 +17,7 @@ from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json, Limit
 from codex_state.cli.output import counted, note, write, write_json
 from codex_state.cli.parsing import epoch_seconds_of, source_of
-from codex_state.cli.tables import Column, console_of, write_table
+from codex_state.cli.tables import Column, bar_of, console_of, write_table
 from codex_state.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _write_table(by: str, page: StatisticsPage) -> None:
         rows = [*rows, replace(page.total, key=_TOTAL)]
     most = max((item.tokens_total for item in page.items), default=0)
     width = console_of().width // 5
-    write_table(_columns(by, lambda item: "" if item.key == _TOTAL else _bar(item.tokens_total, most, width)), rows)
+    write_table(_columns(by, lambda item: "" if item.key == _TOTAL else bar_of(item.tokens_total, most, width)), rows)
     if page.more:
         note("there are more: raise --limit")
     elif not page.items:
@@ -181,15 +181,6 @@ def _columns(by: str, bar: Callable[[ThreadStatistics], str]) -> list[Column[Thr
         number("TOKENS", "tokens_total"),
         Column("", bar, below_width=_PIPED, style="green"),
     ]
-
-
-def _bar(value: int, most: int, width: int) -> str:
-    """A share of the width, in eighths of a character where the terminal has those."""
-    eighths = 0 if most <= 0 else max(round(8 * width * value / most), int(value > 0))
-    whole, rest = divmod(eighths, 8)
-    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
-        return "#" * (whole + (rest >= 4) or int(eighths > 0))
-    return "█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
 
 
 def _brief(number: int) -> str:

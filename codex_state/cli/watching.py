@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ import typer
 from codex_state.cli.opening import opened
 from codex_state.cli.options import CodexHome, Json, Limit
 from codex_state.cli.output import flush, json_value, note, one_line, rfc3339, write, write_json, write_json_line
-from codex_state.cli.tables import Column, console_of, since, some_more, until, write_table
+from codex_state.cli.tables import Column, bar_of, console_of, since, some_more, table_of, until, write_table
 from codex_state.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from rich.console import Group, RenderableType
+    from rich.text import Text
 
     from codex_state.models import Holding, WorkOverview
     from codex_state.runtime import StateRuntime
@@ -29,7 +31,7 @@ _MOST_HOLDERS = 1000
 _CHROME = 9
 """Lines of the live view beside its two lists."""
 
-_STYLES = {"working": "green", "claimed": "cyan", "over": "yellow", "failed": "red", "dead": "red"}
+_STYLES = {"working": "green", "claimed": "cyan", "over": "yellow", "failed": "red"}
 
 
 def workers(
@@ -95,7 +97,10 @@ def _live(runtime: StateRuntime, interval: float, window: timedelta, *, once: bo
     if once:
         console.print(_view(*_look(runtime, window), console.width, console.height))
         return
-    with Live(console=console, auto_refresh=False, screen=True) as live:
+    with (
+        suppress(KeyboardInterrupt),
+        Live(console=console, auto_refresh=False, screen=True, redirect_stdout=False, redirect_stderr=False) as live,
+    ):
         while True:
             live.update(_view(*_look(runtime, window), console.width, console.height), refresh=True)
             time.sleep(interval)
@@ -107,8 +112,8 @@ def _look(runtime: StateRuntime, window: timedelta) -> tuple[WorkOverview, list[
 
 
 def _by_holder(held: Sequence[Holding]) -> list[Holding]:
-    """Those of a process together, the most recently renewed first."""
-    return sorted(held, key=lambda each: (each.owner_name or "", each.owner, each.kind))
+    """Those of a process together. There may be many jobs, which come last."""
+    return sorted(held, key=lambda each: (each.state is not None, each.owner_name or "", each.owner, each.kind))
 
 
 def _state_of(each: Holding) -> str:
@@ -209,8 +214,8 @@ def _view(overview: WorkOverview, held: Sequence[Holding], width: int, height: i
         Text(
             f"codex-state jobs  {_clock(overview.now)}  (Ctrl-C ends)", style="bold", no_wrap=True, overflow="ellipsis"
         ),
-        _stretched(overview, width),
-        Text(", ".join(_figures(overview))),
+        _done(overview, width),
+        _coloured(_figures(overview)),
         Text(", ".join(_speed(overview))),
     ]
     room = max(height - _CHROME, 2)
@@ -226,40 +231,29 @@ def _view(overview: WorkOverview, held: Sequence[Holding], width: int, height: i
     holders = _by_holder(held)
     shown = holders[: max(room, 1)]
     if shown:
-        who = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        columns = [column for column in _columns() if column.from_width <= width]
-        for column in columns:
-            who.add_column(
-                column.header,
-                no_wrap=True,
-                overflow="ellipsis",
-                justify="right" if column.right else "left",
-                style=column.style,
-                ratio=1 if column.takes_the_rest else None,
-            )
-        for each in shown:
-            state = _state_of(each)
-            cells = [
-                one_line(str(column.value(each) if column.short is None else column.short(each))) for column in columns
-            ]
-            who.add_row(
-                *(
-                    Text(cell, style=_STYLES.get(state, "") if column.header == "STATE" else "")
-                    for column, cell in zip(columns, cells, strict=True)
-                )
-            )
-        parts += [Text(""), who]
+        parts += [Text(""), table_of(_columns(), shown, width)]
         if len(holders) > len(shown):
             parts.append(Text(f"and {len(holders) - len(shown):,} more: `codex-state workers` lists all", style="dim"))
     return Group(*parts)
 
 
-def _stretched(overview: WorkOverview, width: int) -> RenderableType:
+def _coloured(figures: Sequence[str]) -> Text:
+    """Figures of which those that aren't nothing have the colour of their state."""
+    from rich.text import Text
+
+    texts = (
+        Text(each, style="" if each.startswith("0 ") else _STYLES.get(each.rpartition(" ")[2], "")) for each in figures
+    )
+    return Text(", ").join(texts)
+
+
+def _done(overview: WorkOverview, width: int) -> Text:
     """How much is done, as a bar."""
-    from rich.progress_bar import ProgressBar
+    from rich.text import Text
 
     from codex_state.models import JobState
 
     done = overview.jobs[JobState.DONE]
     total = done + overview.left + overview.jobs[JobState.FAILED]
-    return ProgressBar(total=max(total, 1), completed=done, width=max(min(width, 100), 10))
+    share = f"{done / max(total, 1):4.0%} done "
+    return Text(share).append(bar_of(done, total, min(width, 100) - len(share)), style="green")
