@@ -50,6 +50,7 @@ from codex_state.repositories import (
     RolloutFileRepository,
     ThreadMemoryRepository,
     ThreadRepository,
+    WorkRepository,
 )
 from codex_state.repositories.base import require_session
 from codex_state.settings import StateSettings
@@ -126,6 +127,11 @@ class State:
     def named_locks(self) -> NamedLockRepository:
         """Who does what a service has given a name."""
         return NamedLockRepository(self.session)
+
+    @cached_property
+    def work(self) -> WorkRepository:
+        """Who holds what and how jobs stand, for people who watch."""
+        return WorkRepository(self.session)
 
     @cached_property
     def backfill(self) -> BackfillRepository:

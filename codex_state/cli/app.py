@@ -20,7 +20,9 @@ from codex_state.cli import (
     memories,
     memory,
     search,
+    stats,
     threads,
+    watching,
 )
 from codex_state.cli.context import CodexHome, GlobalOptions, Json
 from codex_state.cli.output import one_line, write, write_json
@@ -29,11 +31,13 @@ _ORDER = (
     "backfill",
     "threads",
     "search",
+    "stats",
     "homes",
     "import",
     "memory",
     "memories",
     "jobs",
+    "workers",
     "scopes",
     "locks",
     "db",
@@ -64,11 +68,13 @@ app = typer.Typer(
 app.command("backfill")(backfill.backfill)
 app.add_typer(threads.app, name="threads")
 app.command("search", no_args_is_help=True)(search.search)
+app.command("stats")(stats.stats)
 app.command("homes")(backfill.homes)
 app.command("import")(importing.import_)
 app.add_typer(memory.app, name="memory")
 app.add_typer(memories.app, name="memories")
 app.add_typer(jobs.app, name="jobs")
+app.command("workers")(watching.workers)
 app.command("scopes")(memories.scopes)
 app.command("locks")(memories.locks)
 app.add_typer(database.app, name="db")

@@ -230,19 +230,24 @@ def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
         return
     if not rows:
         return
+    console = console_of()
+    console.print(table_of(columns, rows, console.width))
+
+
+def table_of(columns: Sequence[Column[RowT]], rows: Sequence[RowT], width: int) -> Table:
+    """A listing for a terminal of this width."""
     from rich.table import Table
     from rich.text import Text
 
-    console = console_of()
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    shown = [column for column in columns if column.from_width <= console.width < (column.below_width or sys.maxsize)]
+    shown = [column for column in columns if column.from_width <= width < (column.below_width or sys.maxsize)]
     cells = [[_short(column, row) for column in shown] for row in rows]
-    folds = console.width < WIDE and any(column.folded_to for column in shown)
-    widths = _widths(shown, cells, console.width)
-    for column, width in zip(shown, widths, strict=True):
+    folds = width < WIDE and any(column.folded_to for column in shown)
+    widths = _widths(shown, cells, width)
+    for column, its_width in zip(shown, widths, strict=True):
         table.add_column(
             column.header,
-            width=width,
+            width=its_width,
             no_wrap=True,
             overflow="ellipsis",
             justify="right" if column.right else "left",
@@ -251,9 +256,9 @@ def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
     for texts in cells:
         whole = [Text(text) for text in texts]
         if folds:
-            whole = [_in_lines(text, width) for text, width in zip(whole, widths, strict=True)]
+            whole = [_in_lines(text, its_width) for text, its_width in zip(whole, widths, strict=True)]
         table.add_row(*whole)
-    console.print(table)
+    return table
 
 
 def _in_lines(text: Text, width: int) -> Text:
@@ -342,6 +347,15 @@ def _brief(seconds: int) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit}"
     return f"{seconds}s"
+
+
+def bar_of(value: int, most: int, width: int) -> str:
+    """A bar for a share of ``most``, in eighths of a character where the terminal has those."""
+    eighths = 0 if most <= 0 else max(round(8 * width * value / most), int(value > 0))
+    whole, rest = divmod(eighths, 8)
+    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        return "#" * (whole + (rest >= 4) or int(eighths > 0))
+    return "█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
 
 
 def some_more(rows: Sequence[RowT], limit: int) -> tuple[Sequence[RowT], bool]:

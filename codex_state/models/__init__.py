@@ -39,6 +39,7 @@ from codex_state.models.queries import (
     UnreadableRow,
     UnshownThreads,
 )
+from codex_state.models.statistics import GroupBy, StatisticsPage, StatisticsQuery, ThreadStatistics
 from codex_state.models.thread import (
     EXTRACTABLE_THREADS,
     IS_SHOWN,
@@ -51,6 +52,7 @@ from codex_state.models.thread import (
     open_threads,
     thread_key,
 )
+from codex_state.models.work import Holding, JobQuery, JobState, ToldJob, WorkKind, WorkOverview
 
 __all__ = [
     "CRASHES_ALLOWED",
@@ -69,7 +71,11 @@ __all__ = [
     "ConsolidationLock",
     "DynamicTool",
     "FileRow",
+    "GroupBy",
     "HolderWrite",
+    "Holding",
+    "JobQuery",
+    "JobState",
     "Lease",
     "LockLease",
     "LogEntry",
@@ -92,12 +98,18 @@ __all__ = [
     "Skipped",
     "SortKey",
     "StateModel",
+    "StatisticsPage",
+    "StatisticsQuery",
     "Thread",
     "ThreadMemory",
     "ThreadQuery",
+    "ThreadStatistics",
     "ThreadsPage",
+    "ToldJob",
     "UnreadableRow",
     "UnshownThreads",
+    "WorkKind",
+    "WorkOverview",
     "metadata",
     "nanoseconds_of",
     "open_threads",

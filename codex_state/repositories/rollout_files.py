@@ -126,6 +126,12 @@ _DROP = delete(_files).where(_OF_HOME, _files.c.path == bindparam("of_path", typ
 _FORGET = update(_files).where(_OF_HOME).values(mtime_ns=null()).returning(_files.c.path)
 _FORGET_FAILED = _FORGET.where(_files.c.state == literal_column(f"'{RolloutFileState.FAILED.value}'", text))
 _is_indexed = _files.c.state == literal_column(f"'{RolloutFileState.INDEXED.value}'", text)
+_FORGET_UNCOUNTED = _FORGET.where(
+    _is_indexed,
+    _files.c.thread_id.in_(
+        select(_threads.c.id).where(_threads.c.turns.is_(None), _threads.c.home == bindparam("of_home", type_=text))
+    ),
+)
 # The row was lost, or another home has it, which lost its file or whose file was written earlier than this one.
 _WITHOUT_THREADS = (
     select(_files.c.path)
@@ -220,6 +226,16 @@ class RolloutFileRepository(Repository):
             How many.
         """
         return len(self._all(_FORGET_FAILED if failed else _FORGET, {"of_home": home}))
+
+    def count_again(self, home: str = LOCAL_HOME) -> int:
+        """Have the next refresh read the files of threads whose turns and tokens by kind nobody has counted.
+
+        These were indexed by versions that didn't. ``ThreadStatistics.uncounted`` tells whether there are any.
+
+        Returns:
+            How many.
+        """
+        return len(self._all(_FORGET_UNCOUNTED, {"of_home": home}))
 
     def without_threads(self, home: str = LOCAL_HOME) -> Sequence[str]:
         """Indexed files whose thread has no row, or another home's by a file that is gone or was written earlier."""

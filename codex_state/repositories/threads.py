@@ -46,16 +46,19 @@ from codex_state.models import (
     Anchor,
     BackfillState,
     DynamicTool,
+    StatisticsPage,
+    StatisticsQuery,
     Thread,
     ThreadQuery,
     ThreadsPage,
+    ThreadStatistics,
     UnreadableRow,
     UnshownThreads,
     nanoseconds_of,
 )
 from codex_state.models.base import columns_of, table_of
 from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, text
-from codex_state.repositories import thread_listing
+from codex_state.repositories import thread_listing, thread_statistics
 from codex_state.repositories.base import (
     Repository,
     given_rows,
@@ -201,6 +204,7 @@ _NOTE_NAMES_OF_THE_ORIGINAL = (
 )
 
 _EVERYTHING = ThreadQuery()
+_ALL_DAYS = StatisticsQuery()
 
 _Readable = tuple[list[Thread], list[UnreadableRow], int]
 
@@ -333,6 +337,22 @@ class ThreadRepository(Repository):
         if row is None:
             raise AssertionError("a count has one row")
         return UnshownThreads(row.unshown - row.gone, row.gone, row.unshown < _COUNTED_UNSHOWN)
+
+    def statistics(self, query: StatisticsQuery = _ALL_DAYS) -> StatisticsPage:
+        """How many turns and tokens threads took, added up by the query's groups.
+
+        What a fork took over from its parent counts for the parent alone. Each call looks at the rows of all threads.
+        """
+        if query.limit <= 0:
+            groups: list[ThreadStatistics] = []
+        else:
+            rows = self._all(*thread_statistics.statement_of(query, grouped=True))
+            groups = [thread_statistics.statistics_of(row, query.by) for row in rows]
+        if 0 < len(groups) <= query.limit:
+            return StatisticsPage(groups, thread_statistics.added_up(groups), more=False)
+        (row,) = self._all(*thread_statistics.statement_of(query, grouped=False))
+        total = thread_statistics.statistics_of(row, None)
+        return StatisticsPage(groups[: max(query.limit, 0)], total, more=bool(total.threads))
 
     def find_rollout_path(self, thread_id: UUID, *, archived: bool | None = None) -> Path | None:
         """Where the row says the rollout lies, without looking at the file; ``None`` when it doesn't say.

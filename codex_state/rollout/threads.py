@@ -30,8 +30,10 @@ from codex_state.rollout.format import (
     RolloutItem,
     SessionMeta,
     SettingsApplied,
+    TaskStarted,
     TokenCount,
     TurnContext,
+    TurnStarted,
     UserMessage,
     approval_text,
     compact_json,
@@ -43,12 +45,28 @@ from codex_state.rollout.inventory import follow_home
 from codex_state.rollout.times import parse_timestamp
 from codex_state.runtime import State, StateRuntime
 
-COMPARED_FIELDS = tuple(name for name in ROLLOUT_COLUMNS if name not in ("archived", "memory_mode", "name", "name_at"))
-"""What ``diff_fields`` compares, in its order: what a rollout tells of its thread."""
+_COUNTED = frozenset(
+    {"turns", "tokens_inherited", "tokens_input", "tokens_cached", "tokens_output", "tokens_reasoning"}
+)
+COMPARED_FIELDS = tuple(
+    name for name in ROLLOUT_COLUMNS if name not in {"archived", "memory_mode", "name", "name_at"} | _COUNTED
+)
+"""What ``diff_fields`` compares, in its order: what a rollout tells of its thread, but for what is counted of it."""
 
 _GIT_FIELDS = ("git_sha", "git_branch", "git_origin_url")
 _AFFECTING = frozenset(
-    {SessionMeta, TurnContext, SettingsApplied, TokenCount, UserMessage, ItemCompleted, GoalUpdated, NameUpdated}
+    {
+        SessionMeta,
+        TurnContext,
+        SettingsApplied,
+        TokenCount,
+        TurnStarted,
+        TaskStarted,
+        UserMessage,
+        ItemCompleted,
+        GoalUpdated,
+        NameUpdated,
+    }
 )
 
 
