@@ -40,6 +40,10 @@ class Program:
         self._worker = worker
         self._streams = streams
 
+    def has_ended(self) -> bool:
+        """Whether it has ended by now."""
+        return self._worker.has_ended()
+
     def wait(self) -> Finished:
         """Wait for its end."""
         with self._streams as directory:
