@@ -82,9 +82,10 @@ def _require_source(settings: StateSettings) -> None:
     """Opening would create it."""
     from codex_state.database import file_of
     from codex_state.errors import StateError
+    from codex_state.state_files import is_missing
 
     path = file_of(settings)
-    if path is not None and not path.exists():
+    if path is not None and is_missing(path):
         raise StateError(f"there is no database at {path}, so there is nothing to copy")
 
 

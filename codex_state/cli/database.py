@@ -226,9 +226,10 @@ def _reach(database: Database, settings: StateSettings) -> None:
 def _absent(settings: StateSettings) -> str | None:
     """That there is no file yet, and what to do; ``None`` when there is one, or a server."""
     from codex_state.database import file_of
+    from codex_state.state_files import is_missing
 
     path = file_of(settings)
-    if path is None or path.exists():
+    if path is None or not is_missing(path):
         return None
     return f"there is no database at {path} yet; run `codex-state db upgrade`"
 

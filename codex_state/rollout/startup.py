@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from codex_state.errors import BackfillTimeoutError
 from codex_state.models import BackfillState
-from codex_state.rollout.backfilling import backfill, is_fresh
+from codex_state.rollout.backfilling import backfill, look
 from codex_state.rollout.progress import BackfillOutcome, BackfillReport, OnProgress
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
@@ -48,9 +48,13 @@ def freshen(runtime: StateRuntime, *, on_progress: OnProgress | None = None) -> 
     Costs a look at every file's size and time when nothing is; then nothing is claimed or written.
 
     Returns:
-        What was done; ``None`` when there was nothing to do. ``RUNNING`` when another process does it now.
+        What was done, and what can't be read; ``None`` when there was nothing of either. ``RUNNING`` when another
+        process does it now.
     """
-    return None if is_fresh(runtime) else backfill(runtime, refresh=True, on_progress=on_progress)
+    looked = look(runtime)
+    if looked is None:
+        return backfill(runtime, refresh=True, on_progress=on_progress)
+    return looked if looked.failed else None
 
 
 def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) -> None:
