@@ -204,7 +204,7 @@ class StateRuntime:
         if settings.database_url is None:
             state_files.make_directory(settings.database_path.parent)
         database = Database.of(settings)
-        created = database.path is not None and not database.path.exists()
+        created = database.path is not None and state_files.is_missing(database.path)
         runtime = cls(settings, database)
         try:
             if database.path is not None:

@@ -25,11 +25,12 @@ def backup(
     """
     from codex_state import transfer
     from codex_state.database import file_of
+    from codex_state.database.state_files import is_missing
 
     settings = settings_for(context, codex_home, needs_home=False)
     path = file_of(settings)
     if path is not None:
-        if not path.exists():
+        if is_missing(path):
             raise StateError(f"there is no database at {path} yet; run `codex-state backfill`")
         size = transfer.back_up_file(path, target)
     else:

@@ -226,9 +226,10 @@ def _reach(database: Database, settings: StateSettings) -> None:
 def _absent(settings: StateSettings) -> str | None:
     """That there is no file yet, and what to do; ``None`` when there is one, or a server."""
     from codex_state.database import file_of
+    from codex_state.database.state_files import is_missing
 
     path = file_of(settings)
-    if path is None or path.exists():
+    if path is None or not is_missing(path):
         return None
     return f"there is no database at {path} yet; run `codex-state db upgrade`"
 
@@ -317,10 +318,11 @@ def _settings_of_target(settings: StateSettings, url: str) -> StateSettings:
 def _require_source(settings: StateSettings) -> None:
     """Opening would create it."""
     from codex_state.database import file_of
+    from codex_state.database.state_files import is_missing
     from codex_state.errors import StateError
 
     path = file_of(settings)
-    if path is not None and not path.exists():
+    if path is not None and is_missing(path):
         raise StateError(f"there is no database at {path}, so there is nothing to copy")
 
 

@@ -39,6 +39,9 @@ _log = logging.getLogger("codex_state")
 
 _UNBOUNDED = LogBounds()
 
+_LONGEST_WAIT = timedelta(days=20)
+"""Longer ones have more milliseconds than PostgreSQL and SQLite can count."""
+
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
@@ -137,7 +140,7 @@ class Database:
         Raises:
             ConfigurationError: the URL is malformed or of a database that isn't supported.
         """
-        parsed = _parsed(url)
+        parsed, busy_timeout = _parsed(url), min(busy_timeout, _LONGEST_WAIT)
         match parsed.get_backend_name():
             case "sqlite":
                 opened: weakref.WeakSet[StateConnection] = weakref.WeakSet()
@@ -312,9 +315,9 @@ def _keeps_its_name(database: Database, path: Path) -> bool:
         with database.autocommit() as session:
             session.connection().exec_driver_sql("SELECT count(*) FROM sqlite_master")
     except DatabaseUnavailableError:
-        if path.exists():
+        if not state_files.is_missing(path):
             raise
-    return path.exists()
+    return not state_files.is_missing(path)
 
 
 def prepare_sqlite_file(database: Database) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from codex_state import migrations
 from codex_state.database import Database, file_url, prepare_sqlite_file
-from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE, make_private_file, read_only_uri
+from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE, is_missing, make_private_file, read_only_uri
 from codex_state.errors import DatabaseBusyError, SchemaTooNewError, classify
 from codex_state.migrations.environment import known_revisions
 
@@ -69,7 +69,7 @@ def salvage(path: Path) -> Salvaged:
             raise DatabaseBusyError(f"somebody writes to {path}; stop what uses it, and try again")
         for suffix in ("-wal", "-shm", ""):
             each = path.with_name(path.name + suffix)
-            if each.exists():
+            if not is_missing(each):
                 each.rename(aside.with_name(aside.name + suffix))
         fresh.rename(path)
     except sqlite3.Error as error:

@@ -198,12 +198,27 @@ def is_fresh(runtime: StateRuntime) -> bool:
 
     A file that couldn't be read before and looks the same is as fresh as it gets.
     """
+    return look(runtime) is not None
+
+
+def look(runtime: StateRuntime) -> BackfillReport | None:
+    """What can't be looked into just now, beside an index that ``is_fresh``; ``None`` when that isn't fresh."""
     with runtime.read() as state:
         if not state.backfill.is_complete(runtime.home):
-            return False
+            return None
     if old_root_of(runtime) is not None or NameSources(runtime).changed:
-        return False
-    return all(change.is_retry for change in Comparison(runtime))
+        return None
+    report = BackfillReport(BackfillOutcome.COMPLETE)
+
+    def note(problem: WalkProblem) -> None:
+        if not problem.is_link:
+            report.add_failure(problem.path, problem.error)
+
+    for change in Comparison(runtime, note):
+        if not change.is_retry:
+            return None
+        report.add_failure(change.path, (change.known and change.known.error) or "unknown")
+    return report
 
 
 def _run_fenced(
@@ -401,9 +416,13 @@ def freshen(runtime: StateRuntime, *, on_progress: OnProgress | None = None) -> 
     Costs a look at every file's size and time when nothing is; then nothing is claimed or written.
 
     Returns:
-        What was done; ``None`` when there was nothing to do. ``RUNNING`` when another process does it now.
+        What was done, and what can't be read; ``None`` when there was nothing of either. ``RUNNING`` when another
+        process does it now.
     """
-    return None if is_fresh(runtime) else backfill(runtime, refresh=True, on_progress=on_progress)
+    looked = look(runtime)
+    if looked is None:
+        return backfill(runtime, refresh=True, on_progress=on_progress)
+    return looked if looked.failed else None
 
 
 def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) -> None:

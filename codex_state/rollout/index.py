@@ -24,7 +24,7 @@ from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import IntegrityViolationError, InvalidInputError, RolloutError
 from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
-from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
+from codex_state.rollout.files import FoundFile, is_archived, is_directory, may_be_file, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.inventory import Change, file_row, follow_home, paths_of
 from codex_state.rollout.reading import git_of
@@ -231,7 +231,7 @@ def take_in(runtime: StateRuntime, paths: Iterable[str]) -> None:
         if found is not None:
             result = extract_one(f"{runtime.codex_home}/{path}", runtime.default_provider)
             batch.append((Change(path, found, row), result))
-        elif (runtime.codex_home / path.partition("/")[0]).is_dir():
+        elif is_directory(runtime.codex_home / path.partition("/")[0]) and not may_be_file(runtime.codex_home / path):
             batch.append((Change(path, None, row), None))
     settled = Settling(runtime).settle(batch)
     runtime.run(lambda state: _store_one_by_one(state, settled, runtime))

@@ -23,6 +23,7 @@ from codex_state.rollout.files import (
     FoundFile,
     OnProblem,
     WalkProblem,
+    is_directory,
     parse_any_name,
     walk_rollouts,
 )
@@ -74,7 +75,7 @@ class Comparison:
     def __iter__(self) -> Iterator[Change]:
         home = self._runtime.codex_home
         self._unseen = [
-            f"{root}/" for root in (SESSIONS_DIRECTORY, ARCHIVED_SESSIONS_DIRECTORY) if not (home / root).is_dir()
+            f"{root}/" for root in (SESSIONS_DIRECTORY, ARCHIVED_SESSIONS_DIRECTORY) if not is_directory(home / root)
         ]
         with self._runtime.read() as state:
             orphans = frozenset(state.rollout_files.without_threads(self._runtime.home))
@@ -116,7 +117,7 @@ class Comparison:
     def _note(self, problem: WalkProblem) -> None:
         if not problem.is_link:
             inside = os.path.relpath(problem.path, self._runtime.codex_home)
-            self._unseen.append(Path(inside).as_posix() + ("/" if Path(problem.path).is_dir() else ""))
+            self._unseen.append(Path(inside).as_posix() + ("/" if is_directory(Path(problem.path)) else ""))
         if self._on_problem is not None:
             self._on_problem(problem)
 

@@ -29,6 +29,8 @@ from codex_state.rollout.files import (
     SESSIONS_DIRECTORY,
     find_rollouts,
     is_archived,
+    is_directory,
+    may_be_file,
     modified_seconds,
     plain_name,
     rank,
@@ -99,7 +101,7 @@ def with_its_rollout(runtime: StateRuntime, thread: Thread) -> Thread | None:
 def existing_rollout(path: Path) -> Path | None:
     """The file that holds a rollout now: itself, or its compressed form; ``None`` when both are gone."""
     for candidate in (path, path.with_name(path.name + ".zst"), path.with_name(plain_name(path.name))):
-        if candidate.is_file():
+        if may_be_file(candidate):
             return candidate
     return None
 
@@ -108,7 +110,7 @@ def files_of_thread(runtime: StateRuntime, thread_id: UUID) -> list[str]:
     """All files of a thread in this home, relative to it: those that say so, and those that are only named so."""
     home = runtime.codex_home
     named = [path.relative_to(home).as_posix() for path in find_rollouts(home, thread_id)]
-    known = [path for path in known_paths(runtime, thread_id) if (home / path).is_file()]
+    known = [path for path in known_paths(runtime, thread_id) if may_be_file(home / path)]
     paths = dict.fromkeys([*named, *known])
     return [path for path in paths if owner_of(home / path) in (None, str(thread_id))]
 
@@ -141,7 +143,7 @@ def list_threads(
 
 def _still_there(runtime: StateRuntime, thread: Thread, wanted: ThreadQuery) -> Iterator[Thread]:
     path = thread.rollout_path
-    if path is None or thread.home != runtime.home or thread.gone_at is not None or path.is_file():
+    if path is None or thread.home != runtime.home or thread.gone_at is not None or may_be_file(path):
         yield thread
         return
     try:
@@ -152,7 +154,7 @@ def _still_there(runtime: StateRuntime, thread: Thread, wanted: ThreadQuery) -> 
         return
     if now is None or now.archived != wanted.archived:
         return
-    is_there = now.gone_at is None and (now.rollout_path is None or now.rollout_path.is_file())
+    is_there = now.gone_at is None and (now.rollout_path is None or may_be_file(now.rollout_path))
     if is_there or wanted.all:
         yield now
 
@@ -164,11 +166,11 @@ def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
         take_in(runtime, {inside, *known_paths(runtime, thread_id), *_other_places(inside)})
         with runtime.read() as state:
             known = state.rollout_files.get(inside, runtime.home)
-        if known is not None or any((runtime.codex_home / each).is_file() for each in _other_places(inside)):
+        if known is not None or any(may_be_file(runtime.codex_home / each) for each in _other_places(inside)):
             return
-        if not (runtime.codex_home / inside.partition("/")[0]).is_dir():
+        if not is_directory(runtime.codex_home / inside.partition("/")[0]):
             return  # a file on a disk that isn't mounted isn't gone
-    elif not path.parent.is_dir():
+    elif not is_directory(path.parent):
         return
     with runtime.begin() as state:
         state.threads.mark_gone({thread_id}, runtime.home)
