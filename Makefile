@@ -38,6 +38,7 @@ check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/service.py
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_migrations.py
 
@@ -45,6 +46,10 @@ check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on 
 format: .venv/.dev  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: reference
+reference: .venv/.dev  ## Write docs/reference.md from the code
+	$(BIN)/python tests/reference.py
 
 .PHONY: bench
 bench: .venv/.bench  ## Measure against floors taken in the same run

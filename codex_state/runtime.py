@@ -34,6 +34,7 @@ from codex_state.database.errors import (
     SchemaOutdatedError,
     ServerUnavailableError,
 )
+from codex_state.database.patience import Patience, waiting
 from codex_state.database.write_queue import working_for
 from codex_state.errors import ConfigurationError, InvalidInputError, StateError, UsageError
 from codex_state.models import LOCAL_HOME, Lease
@@ -63,17 +64,6 @@ LeaseT = TypeVar("LeaseT", bound=Lease[Any])
 
 _RETRY_BASE_SECONDS = 0.01
 _RETRY_MAX_SECONDS = 0.5
-
-_UNAVAILABLE_MAX_SECONDS = 2.0
-"""A server that is away for long is asked about once a second by each caller."""
-
-_REFUSALS_AHEAD = 3
-"""A restart takes longer than a conflict: the back-off begins that many steps later."""
-
-
-def _backoff(step: int) -> float:
-    # Bounded before the power: a caller may wait for a server for days.
-    return _RETRY_BASE_SECONDS * (1 << min(step, 16))
 
 
 class State:
@@ -396,28 +386,25 @@ class StateRuntime:
     def _again(self, unit: Callable[[], ResultT], attempts: int, retry_for: timedelta | None) -> ResultT:
         if retry_for is not None and not isinstance(retry_for, timedelta):
             raise InvalidInputError(f"retry_for: not a duration: {retry_for!r}; give timedelta(seconds={retry_for!r})")
-        patience = (self.settings.retry_for if retry_for is None else retry_for).total_seconds()
-        attempt, refusals, deadline = 1, 0, None
+        patience = Patience(self.settings.retry_for if retry_for is None else retry_for)
+        attempt = 1
         while True:
             try:
-                return unit()
+                with waiting(patience):
+                    return unit()
             except ServerUnavailableError as error:
                 # It never began, so it can't be what brings the server down: no need to count how often it was tried.
-                deadline = deadline or time.monotonic() + patience
-                left = deadline - time.monotonic()
-                if left <= 0:
+                # The patience of its connection is over, or a pooler is there and its server isn't.
+                if not patience.outlasts(error):
                     raise
-                refusals += 1
-                longest = min(_UNAVAILABLE_MAX_SECONDS, left, _backoff(refusals + _REFUSALS_AHEAD))
-                _log.info("the server is away; unit of work is tried again for %.1f s: %s", left, error)
             except DatabaseError as error:
                 if not error.retryable or attempt >= attempts:
                     raise
-                longest = min(_RETRY_MAX_SECONDS, _backoff(attempt))
                 _log.info("unit of work is tried again after attempt %d: %s", attempt, error)
+                # Full jitter, so that those who collided don't meet again. Bounded before the power.
+                longest = min(_RETRY_MAX_SECONDS, _RETRY_BASE_SECONDS * (1 << min(attempt, 16)))
+                time.sleep(random.uniform(0, longest))  # noqa: S311
                 attempt += 1
-            # Full jitter, so that those who collided don't meet again, nor all come at once to a server that is back.
-            time.sleep(random.uniform(0, longest))  # noqa: S311
 
     def close(self) -> None:
         """Close every connection. The runtime can't be used afterwards."""

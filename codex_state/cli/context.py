@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from codex_state.cli.output import counted, note, rfc3339, shown_progress
 from codex_state.errors import ConfigurationError, InvalidInputError, StateError, ThreadNotFoundError
 
 if TYPE_CHECKING:
+    from codex_state.errors import ServerUnavailableError
     from codex_state.models import BackfillState
     from codex_state.runtime import StateRuntime
     from codex_state.settings import StateSettings
@@ -81,8 +81,6 @@ def home_of(context: typer.Context, codex_home: str | None) -> Path | None:
 
 ResultT = TypeVar("ResultT")
 
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
-
 
 def settings_for(context: typer.Context, codex_home: str | None, *, needs_home: bool = True) -> StateSettings:
     """The settings: the environment's, with the home that was given on the command line.
@@ -125,23 +123,14 @@ def opened(
 
 
 def patiently(settings: StateSettings, opening: Callable[[], ResultT]) -> ResultT:
-    """What ``opening`` gives, tried again while the server is away: for ``retry_for`` of the settings, in total."""
-    from codex_state.errors import ServerUnavailableError
+    """What ``opening`` gives. Where it waits for a server that is away, say so."""
+    from codex_state.database.patience import Patience, waiting
 
-    give_up = time.monotonic() + settings.retry_for.total_seconds()
-    pause, told = _FIRST_PAUSE_SECONDS, False
-    while True:
-        try:
-            return opening()
-        except ServerUnavailableError as error:
-            left = give_up - time.monotonic()
-            if left <= 0:
-                raise
-            if not told:
-                note(f"waiting for the server for at most {settings.retry_for.total_seconds():.0f} s: {error}")
-                told = True
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    def tell(error: ServerUnavailableError) -> None:
+        note(f"waiting for the server for at most {settings.retry_for.total_seconds():.0f} s: {error}")
+
+    with waiting(Patience(settings.retry_for, tell)):
+        return opening()
 
 
 def hint_when_incomplete(runtime: StateRuntime) -> None:

@@ -28,6 +28,7 @@ from codex_state.database.engine import StatePool, Views
 from codex_state.database.engine import translate_errors as translate_errors
 from codex_state.database.errors import DatabaseUnavailableError, place_of
 from codex_state.database.log_bounds import UNFINISHED, LogBounds, LogUpkeep, Sweep, finish
+from codex_state.database.patience import wait_for_server
 from codex_state.database.postgresql import open_postgresql
 from codex_state.database.sqlite import Access as Access
 from codex_state.database.sqlite import StateConnection, close_inherited, open_sqlite, sqlite_path
@@ -95,6 +96,7 @@ class Database:
                 url,
                 pool_size=settings.pool_size,
                 busy_timeout=settings.busy_timeout,
+                retry_for=settings.retry_for,
                 transaction_pooling=settings.transaction_pooling,
                 log_bounds=LogBounds(
                     max_bytes=settings.log_max_bytes, max_rows=settings.log_max_rows, max_age=settings.log_max_age
@@ -122,6 +124,7 @@ class Database:
         *,
         pool_size: int = 5,
         busy_timeout: timedelta = timedelta(seconds=5),
+        retry_for: timedelta = timedelta(0),
         transaction_pooling: bool = False,
         log_bounds: LogBounds = _UNBOUNDED,
         access: Access = Access.CREATE,
@@ -132,6 +135,7 @@ class Database:
             url: an SQLAlchemy URL.
             pool_size: how many connections are kept open at most.
             busy_timeout: how long a statement waits for another's write to end.
+            retry_for: how long a connection waits for a server that is away.
             transaction_pooling: the URL leads to a pooler that may give each transaction another connection to the
                 server, like PgBouncer with ``pool_mode = transaction``.
             log_bounds: within which the logs are kept by whoever writes to them.
@@ -152,7 +156,9 @@ class Database:
                 views = open_postgresql(
                     parsed, pool_size=pool_size, busy_timeout=busy_timeout, transaction_pooling=transaction_pooling
                 )
-                return cls(views, weakref.WeakSet(), log_bounds)
+                database = cls(views, weakref.WeakSet(), log_bounds)
+                wait_for_server(database.engine, retry_for)
+                return database
             case other:
                 raise ConfigurationError(f"unsupported database {other!r}; use sqlite or postgresql")
 

@@ -35,6 +35,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from sqlalchemy.pool import QueuePool
 
+from codex_state.database.patience import Patience, waiting
 from codex_state.database.sql import trust_clock
 from codex_state.errors import DatabaseError, InvalidInputError, LeaseLost, StateError
 from codex_state.memory.async_bridge import finishing, underneath
@@ -369,7 +370,8 @@ class LeaseKeeper:
 
 def _connected(session: ExitStack, runtime: StateRuntime) -> State:
     state = session.enter_context(runtime.autocommit())
-    state.session.connection()
+    with waiting(Patience(timedelta(0))):  # whoever renews has other leases to look after, and a moment to give up
+        state.session.connection()
     return state
 
 

@@ -39,6 +39,7 @@ from codex_state.models.queries import (
     UnreadableRow,
     UnshownThreads,
 )
+from codex_state.models.relations import relate
 from codex_state.models.statistics import GroupBy, StatisticsPage, StatisticsQuery, ThreadStatistics
 from codex_state.models.thread import (
     EXTRACTABLE_THREADS,
@@ -117,4 +118,5 @@ __all__ = [
 ]
 
 # Snapshots are made without the constructor, which is what otherwise makes SQLAlchemy finish its mapping.
+relate()
 entities.configure()

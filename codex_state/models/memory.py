@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, text
+from sqlalchemy.orm import Mapped
 from sqlmodel import Field
 
 from codex_state.models import columns
 from codex_state.models.base import StateModel
 from codex_state.models.comparisons import FlagColumn
 from codex_state.models.leases import MemoryScope, Phase1Key
+
+if TYPE_CHECKING:
+    from codex_state.models.thread import Thread
 
 
 class ThreadMemory(StateModel, table=True):
@@ -59,6 +64,10 @@ class ThreadMemory(StateModel, table=True):
     """Since when it counts as wrong; ``None`` while it doesn't."""
     invalid_reason: str | None = Field(default=None, sa_column=Column(columns.text))
     """Why it counts as wrong."""
+
+    if TYPE_CHECKING:  # mapped by models.relations
+        thread: ClassVar[Mapped[Thread]]
+        """The thread that it belongs to."""
 
     @property
     def scope(self) -> MemoryScope:
@@ -144,6 +153,10 @@ class Phase1Job(StateModel, table=True):
     """How often its work ended with its worker since it last succeeded or was requeued."""
     source_ns: int | None = Field(default=None, sa_column=Column(columns.big_integer))
     """Which of the versions within the second of ``source_updated_at``: the thread's ``updated_ns`` at the claim."""
+
+    if TYPE_CHECKING:  # mapped by models.relations
+        thread: ClassVar[Mapped[Thread]]
+        """The thread that it belongs to."""
 
     @property
     def scope(self) -> MemoryScope:

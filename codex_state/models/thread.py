@@ -6,17 +6,20 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Column, Connection, ForeignKey, Index, Table, event, inspect, text, update
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapped, Mapper
 from sqlmodel import Field
 
 from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX
 from codex_state.models import columns
 from codex_state.models.base import StateModel
 from codex_state.models.comparisons import FlagColumn
+
+if TYPE_CHECKING:
+    from codex_state.models.memory import Phase1Job, ThreadMemory
 
 LOCAL_HOME = "local"
 """The ``home`` of every row in a database that serves one Codex home, which an SQLite file always does."""
@@ -205,6 +208,20 @@ class Thread(StateModel, table=True):
         """What people are shown of it in one line: its name, else its title, first message or preview, else nothing."""
         return self.name or self.title or self.first_user_message or self.preview or ""
 
+    if (
+        TYPE_CHECKING
+    ):  # mapped by models.relations: in a class SQLAlchemy and pydantic would have their own ideas of them
+        dynamic_tools: ClassVar[Mapped[list[DynamicTool]]]
+        """The tools that it was started with, in their order."""
+        memories: ClassVar[Mapped[list[ThreadMemory]]]
+        """What was remembered of it: one for each scope."""
+        jobs: ClassVar[Mapped[list[Phase1Job]]]
+        """The extractions of its memory: one for each scope."""
+        parent: ClassVar[Mapped[Thread | None]]
+        """The thread that spawned it as a sub-agent, where that is known."""
+        children: ClassVar[Mapped[list[Thread]]]
+        """The sub-agents that it spawned, in the order of their start."""
+
 
 def thread_key(
     *,
@@ -314,3 +331,7 @@ class DynamicTool(StateModel, table=True):
     """Whether a model is told of it only when it looks for it."""
     namespace: str | None = Field(default=None, sa_column=Column(columns.text))
     """The group that its name belongs to, if any."""
+
+    if TYPE_CHECKING:  # mapped by models.relations
+        thread: ClassVar[Mapped[Thread]]
+        """The thread that it belongs to."""

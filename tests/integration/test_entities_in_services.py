@@ -13,10 +13,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 from sqlalchemy import MetaData, and_, case, false, func, inspect, literal, not_, or_, true
-from sqlalchemy.orm import aliased, registry
+from sqlalchemy.orm import aliased, registry, selectinload
+from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from codex_state import (
+    Claimed,
+    DynamicTool,
     IntegrityViolationError,
     InvalidInputError,
     LogEntry,
@@ -29,10 +32,12 @@ from codex_state import (
     Thread,
     ThreadMemory,
     ThreadQuery,
+    UsageError,
     thread_key,
 )
-from codex_state.models import StateModel, entities
-from codex_state.testing.samples import NOON, a_thread
+from codex_state.models import StateModel
+from codex_state.models.base import entities
+from codex_state.testing.samples import NOON, a_thread, a_tool
 
 own = MetaData()
 
@@ -314,3 +319,76 @@ def test_own_filters_and_repositories_agree(runtime: StateRuntime, threads: dict
     with Session(runtime.engine) as session:
         listed = State(session).threads.list_ids(ThreadQuery(archived=True, all=True))
     assert listed == [threads["old"]]
+
+
+@pytest.fixture
+def family(runtime: StateRuntime) -> tuple[Thread, Thread]:
+    """A thread with tools, a job and a memory, and the sub-agent that it spawned."""
+    parent = a_thread()
+    child = a_thread(parent_thread_id=parent.id)
+
+    def store(state: State) -> None:
+        state.threads.upsert_many([parent, child])
+        state.dynamic_tools.persist(a_tool(parent, position) for position in (1, 0))
+        key = Phase1Key(parent.id, MemoryScope.user())
+        claimed = state.phase1_jobs.try_claim(
+            key, owner=uuid4(), source_updated_at=parent.updated_at, lease=timedelta(hours=1)
+        )
+        assert isinstance(claimed, Claimed)
+        assert state.thread_memories.upsert_if_owner(claimed.lease, "raw", "summary")
+
+    runtime.run(store)
+    return parent, child
+
+
+def test_a_session_of_a_service_follows_what_belongs_to_a_thread(
+    runtime: StateRuntime, family: tuple[Thread, Thread]
+) -> None:
+    with Session(runtime.engine) as session:
+        parent, child = (session.get_one(Thread, thread.id) for thread in family)
+        assert [tool.position for tool in parent.dynamic_tools] == [0, 1]
+        assert [memory.memory_summary for memory in parent.memories] == ["summary"]
+        assert [job.scope for job in parent.jobs] == [MemoryScope.user()]
+        assert parent.children == [child]
+        assert child.parent is parent
+        assert parent.parent is None
+        assert [part.thread for part in (*parent.dynamic_tools, *parent.memories, *parent.jobs)] == [parent] * 4
+        with_tools = select(Thread.id).where(Thread.dynamic_tools.any(col(DynamicTool.position) == 1))
+        assert session.exec(with_tools).all() == [parent.id]
+        joined = select(Thread.id, ThreadMemory.raw_memory).join(Thread.memories)
+        assert session.exec(joined).all() == [(parent.id, "raw")]
+
+
+def test_what_was_loaded_before_is_there_after_the_session_and_the_rest_is_an_error(
+    runtime: StateRuntime, family: tuple[Thread, Thread]
+) -> None:
+    with Session(runtime.engine) as session:
+        loaded = select(Thread).where(Thread.id == family[0].id).options(selectinload(Thread.dynamic_tools))
+        thread = session.exec(loaded).one()
+    assert [tool.position for tool in thread.dynamic_tools] == [0, 1]
+    assert thread.model_dump().keys() == Thread.model_fields.keys()
+    assert Thread.model_validate_json(thread.model_dump_json()) == thread
+    with pytest.raises(DetachedInstanceError):
+        _ = thread.memories
+
+
+@pytest.mark.parametrize("name", [relation.key for relation in inspect(Thread).relationships])
+def test_a_thread_of_no_session_does_not_claim_that_nothing_belongs_to_it(
+    runtime: StateRuntime, family: tuple[Thread, Thread], name: str
+) -> None:
+    handed_out = runtime.run_read(lambda state: state.threads.get(family[0].id))
+    for thread in (handed_out, Thread(id=uuid4(), source="cli")):
+        with pytest.raises(UsageError, match=r"session\.get\(Thread"):
+            getattr(thread, name)
+
+
+def test_what_belongs_to_a_thread_is_only_looked_at(runtime: StateRuntime, family: tuple[Thread, Thread]) -> None:
+    with Session(runtime.engine) as session:
+        parent, _child = (session.get_one(Thread, thread.id) for thread in family)
+        parent.dynamic_tools.clear()
+        parent.children.clear()
+        with pytest.raises(ValueError, match="dynamic_tools"):
+            parent.dynamic_tools = []  # type: ignore[misc]
+        session.commit()
+        assert len(parent.dynamic_tools) == 2
+        assert len(parent.children) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -11,10 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from relay import Relay
-from sqlalchemy import make_url, text
+from sqlalchemy import event, make_url, text
+from sqlmodel import Session
 
 from codex_state import (
+    AsyncStateRuntime,
     DatabaseUnavailableError,
     ServerUnavailableError,
     State,
@@ -23,6 +27,7 @@ from codex_state import (
     ThreadQuery,
 )
 from codex_state.database import Database
+from codex_state.database.patience import Patience, waiting
 from codex_state.testing.samples import a_thread
 
 AWAY_SECONDS = 1.5
@@ -54,7 +59,7 @@ def outage(postgres_settings: StateSettings, tmp_path_factory: pytest.TempPathFa
 def runtime(postgres_settings: StateSettings, outage: Outage) -> Iterator[StateRuntime]:
     url = outage.wire.url.render_as_string(hide_password=False)
     settings = postgres_settings.model_copy(update={"retry_for": timedelta(seconds=60)})
-    with StateRuntime(settings, Database.open(url)) as opened:
+    with StateRuntime(settings, Database.open(url, retry_for=settings.retry_for)) as opened:
         yield opened
 
 
@@ -88,6 +93,63 @@ def test_a_unit_of_work_outlives_a_server_that_is_away_for_a_while(
         runtime.engine.dispose()
     with away(outage):
         assert getattr(runtime, mode)(work) == found
+
+
+@pytest.mark.parametrize("mode", ["begin", "read", "autocommit"])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_block_that_has_not_begun_waits_for_a_server_that_is_away(
+    runtime: StateRuntime, outage: Outage, mode: str, *, pooled: bool
+) -> None:
+    assert runtime.run(store) == 1
+    if not pooled:
+        runtime.engine.dispose()
+    with away(outage, 0.3), getattr(runtime, mode)() as state:
+        assert read(state) == 1
+
+
+def test_sessions_of_a_service_wait_for_a_server_that_is_away(runtime: StateRuntime, outage: Outage) -> None:
+    runtime.engine.dispose()
+    with away(outage, 0.3), Session(runtime.engine) as session:
+        assert State(session).threads.list_ids(ThreadQuery(limit=9)) == []
+
+
+def test_opening_waits_for_a_server_that_is_away(postgres_settings: StateSettings, outage: Outage) -> None:
+    url = SecretStr(outage.wire.url.render_as_string(hide_password=False))
+    settings = postgres_settings.model_copy(update={"database_url": url, "retry_for": timedelta(seconds=60)})
+    with away(outage, 0.3), StateRuntime.open(settings) as opened:
+        assert opened.run(store) == 1
+
+
+def test_async_callers_wait_for_a_server_that_is_away(postgres_settings: StateSettings, outage: Outage) -> None:
+    url = SecretStr(outage.wire.url.render_as_string(hide_password=False))
+    settings = postgres_settings.model_copy(update={"database_url": url, "retry_for": timedelta(seconds=60)})
+
+    async def units() -> tuple[int, int]:
+        async with AsyncStateRuntime.open(settings) as opened:
+            stored = await opened.autocommit(store)
+            opened.sync.engine.dispose()
+            with away(outage, 0.3):
+                return stored, await opened.autocommit(read)
+
+    with away(outage, 0.3):
+        assert asyncio.run(units()) == (1, 1)
+
+
+def test_what_a_service_does_before_each_connection_is_done_before_the_waiting(
+    runtime: StateRuntime, outage: Outage
+) -> None:
+    runtime.engine.dispose()
+    asked: list[str] = []
+    event.listen(runtime.engine, "do_connect", lambda *_: asked.append("for a password"))
+    with away(outage, 0.3):
+        assert runtime.run_autocommit(read) == 0
+    assert asked == ["for a password"]
+
+
+def test_whoever_waits_in_a_unit_of_its_own_time_waits_no_longer(runtime: StateRuntime, outage: Outage) -> None:
+    outage.begin()
+    with pytest.raises(ServerUnavailableError), waiting(Patience(timedelta(0))), runtime.autocommit() as state:
+        read(state)
 
 
 def test_how_often_a_connection_was_refused_does_not_count_as_an_attempt(runtime: StateRuntime, outage: Outage) -> None:
