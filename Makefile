@@ -16,7 +16,7 @@ help:  ## Show what can be made
 	@touch $@
 
 .venv/.dev: .venv/.run
-	$(BIN)/python -m pip install --quiet --editable '.[cli,postgres,otel]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[cli,postgres,otel,testing]' --group dev
 	@touch $@
 
 .venv/.bench: .venv/.dev

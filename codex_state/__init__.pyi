@@ -80,7 +80,11 @@ from .models import (
     Claimed as Claimed,
     ConsolidationLock as ConsolidationLock,
     DynamicTool as DynamicTool,
+    GroupBy as GroupBy,
     HolderWrite as HolderWrite,
+    Holding as Holding,
+    JobQuery as JobQuery,
+    JobState as JobState,
     Lease as Lease,
     LockLease as LockLease,
     LogEntry as LogEntry,
@@ -101,12 +105,18 @@ from .models import (
     SkipReason as SkipReason,
     Skipped as Skipped,
     SortKey as SortKey,
+    StatisticsPage as StatisticsPage,
+    StatisticsQuery as StatisticsQuery,
     Thread as Thread,
     ThreadMemory as ThreadMemory,
     ThreadQuery as ThreadQuery,
     ThreadsPage as ThreadsPage,
+    ThreadStatistics as ThreadStatistics,
+    ToldJob as ToldJob,
     UnreadableRow as UnreadableRow,
     UnshownThreads as UnshownThreads,
+    WorkKind as WorkKind,
+    WorkOverview as WorkOverview,
     thread_key as thread_key,
 )
 from .repositories import (
@@ -120,6 +130,7 @@ from .repositories import (
     RolloutFileRepository as RolloutFileRepository,
     ThreadMemoryRepository as ThreadMemoryRepository,
     ThreadRepository as ThreadRepository,
+    WorkRepository as WorkRepository,
 )
 from .rollout.backfilling import (
     BackfillFailure as BackfillFailure,
@@ -165,17 +176,17 @@ from .runtime import (
     StateRuntime as StateRuntime,
 )
 from .settings import StateSettings as StateSettings
-from .transfer.copying import copy_state as copy_state
+from .transfer.copying import (
+    CopyProgress as CopyProgress,
+    CopyReport as CopyReport,
+    CopyStage as CopyStage,
+    RowOutcome as RowOutcome,
+    copy_state as copy_state,
+)
 from .transfer.importing import (
     ImportKind as ImportKind,
     ImportOutcome as ImportOutcome,
     ImportReport as ImportReport,
     ImportedDatabase as ImportedDatabase,
     import_original as import_original,
-)
-from .transfer.reports import (
-    CopyProgress as CopyProgress,
-    CopyReport as CopyReport,
-    CopyStage as CopyStage,
-    RowOutcome as RowOutcome,
 )

@@ -52,6 +52,12 @@ class ThreadDraft(Struct, gc=False):
     parent_thread_id: str | None = None
     forked_from_id: str | None = None
     updated_ns: int = 0
+    turns: int | None = None
+    tokens_inherited: int = 0
+    tokens_input: int = 0
+    tokens_cached: int = 0
+    tokens_output: int = 0
+    tokens_reasoning: int = 0
 
 
 class ToolDraft(Struct, gc=False):

@@ -52,6 +52,7 @@ from codex_state.repositories import (
     RolloutFileRepository,
     ThreadMemoryRepository,
     ThreadRepository,
+    WorkRepository,
 )
 from codex_state.repositories.base import require_session
 from codex_state.settings import StateSettings
@@ -117,6 +118,11 @@ class State:
     def named_locks(self) -> NamedLockRepository:
         """Who does what a service has given a name."""
         return NamedLockRepository(self.session)
+
+    @cached_property
+    def work(self) -> WorkRepository:
+        """Who holds what and how jobs stand, for people who watch."""
+        return WorkRepository(self.session)
 
     @cached_property
     def backfill(self) -> BackfillRepository:
@@ -189,7 +195,7 @@ class StateRuntime:
         if settings.database_url is None:
             state_files.make_directory(settings.database_path.parent)
         database = Database.of(settings)
-        created = database.path is not None and not database.path.exists()
+        created = database.path is not None and state_files.is_missing(database.path)
         runtime = cls(settings, database)
         try:
             if database.path is not None:

@@ -71,7 +71,7 @@ class StateSettings(BaseSettings):
     """The provider of threads that name none. See ``provider``."""
 
     busy_timeout: timedelta = Field(default=timedelta(seconds=5), ge=timedelta(0))
-    """How long a statement waits, in total, for another process's write to end."""
+    """How long a statement waits, in total, for another process's write to end; at most 20 days."""
 
     retry_for: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
     """How long a unit of work waits, in total, for a database server that is away: refused connections, a restart."""
@@ -145,9 +145,15 @@ class StateSettings(BaseSettings):
         if "\0" in str(path):
             raise ValueError("a path can't hold a NUL character")
         try:
-            return path.expanduser().absolute()
+            absolute = path.expanduser().absolute()
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{path} can't be made absolute: {error}") from None
+        try:
+            (str(absolute) + os.path.realpath(absolute)).encode()
+        except UnicodeEncodeError:
+            # Neither a database's texts nor SQLite's file names can hold it.
+            raise ValueError(f"the path {os.fsencode(absolute)!r} isn't UTF-8; rename the directory") from None
+        return absolute
 
     @model_validator(mode="after")
     def _known_database(self) -> Self:

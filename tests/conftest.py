@@ -23,8 +23,10 @@ pytest.register_assert_rewrite("codex_state.testing.conformance")
 # are interrupted by a test would go on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How fast an example runs says something about the machine, nothing about the code.
-settings.register_profile("gate", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+# How fast an example runs says something about the machine, nothing about the code. What gates tries the same examples
+# each time; ``--hypothesis-profile=search`` looks for new ones.
+settings.register_profile("search", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("gate", settings.get_profile("search"), derandomize=True)
 settings.load_profile("gate")
 
 

@@ -124,6 +124,12 @@ def thread_row(number: int, **values: Any) -> dict[str, Any]:
         "pinned": 0,
         "original_name": "hello",
         "updated_ns": 123_456_789,
+        "turns": 2,
+        "tokens_inherited": number,
+        "tokens_input": 9,
+        "tokens_cached": 8,
+        "tokens_output": 7,
+        "tokens_reasoning": 6,
     } | values
 
 

@@ -12,32 +12,32 @@ from typer.core import TyperGroup
 from codex_state.cli import (
     backfill,
     backups,
-    copying,
     database,
     doctor,
-    homes,
     importing,
     jobs,
     logs,
     memories,
     memory,
-    scopes,
     search,
+    stats,
     threads,
-    version,
+    watching,
 )
-from codex_state.cli.options import CodexHome, GlobalOptions
-from codex_state.cli.output import one_line
+from codex_state.cli.context import CodexHome, GlobalOptions, Json
+from codex_state.cli.output import one_line, write, write_json
 
 _ORDER = (
     "backfill",
     "threads",
     "search",
+    "stats",
     "homes",
     "import",
     "memory",
     "memories",
     "jobs",
+    "workers",
     "scopes",
     "locks",
     "db",
@@ -68,20 +68,20 @@ app = typer.Typer(
 app.command("backfill")(backfill.backfill)
 app.add_typer(threads.app, name="threads")
 app.command("search", no_args_is_help=True)(search.search)
-app.command("homes")(homes.homes)
+app.command("stats")(stats.stats)
+app.command("homes")(backfill.homes)
 app.command("import")(importing.import_)
 app.add_typer(memory.app, name="memory")
 app.add_typer(memories.app, name="memories")
 app.add_typer(jobs.app, name="jobs")
-app.command("scopes")(scopes.scopes)
-app.command("locks")(scopes.locks)
-database.app.command("copy")(copying.copy)
+app.command("workers")(watching.workers)
+app.command("scopes")(memories.scopes)
+app.command("locks")(memories.locks)
 app.add_typer(database.app, name="db")
 app.add_typer(logs.app, name="logs")
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backups.backup)
 app.command("restore")(backups.restore)
-app.command("version")(version.version)
 
 
 class _StderrHandler(logging.Handler):
@@ -104,3 +104,25 @@ def codex_state(
     log.handlers = [_StderrHandler()]
     log.setLevel(logging.INFO if verbose else logging.WARNING)
     log.propagate = False
+
+
+@app.command()
+def version(*, as_json: Json = False) -> None:
+    """Print the versions of codex-state, its schema, Python and SQLite."""
+    import platform
+    import sqlite3
+    from importlib.metadata import version as version_of
+
+    from codex_state.migrations import HEAD
+
+    versions = {
+        "codex_state": version_of("codex-state"),
+        "schema": HEAD,
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+    }
+    if as_json:
+        write_json(versions)
+        return
+    write(f"codex-state {versions['codex_state']}\n")
+    write(f"schema {versions['schema']}, Python {versions['python']}, SQLite {versions['sqlite']}\n")

@@ -1,4 +1,4 @@
-"""``codex-state backfill``: bring the index up to date with the rollouts."""
+"""``codex-state backfill`` and ``homes``: bring the index up to date with the rollouts, and how far each home's is."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.freshness import quiet_log
-from codex_state.cli.opening import holder_of, opened
-from codex_state.cli.options import CodexHome, Json
-from codex_state.cli.output import counted, note, one_line, write, write_json
-from codex_state.cli.progress import shown_progress
+from codex_state.cli.context import CodexHome, Json, begun_backfills, holder_of, opened, quiet_log
+from codex_state.cli.output import (
+    Column,
+    ago,
+    counted,
+    note,
+    one_line,
+    record_of,
+    shown_progress,
+    write,
+    write_json,
+    write_table,
+)
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from codex_state.rollout import BackfillReport
+
 
 _NAMED_FAILURES = 20
 
@@ -96,3 +107,30 @@ def _name_failures(report: BackfillReport) -> None:
         note(f"and {more}; --json names the first {len(report.failures):,}")
     for skipped in report.skipped[:_NAMED_FAILURES]:
         note(f"passed over: {one_line(skipped.path)}: {skipped.error}")
+
+
+def homes(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:
+    """List the homes that share the database: how far each is indexed, and by whom."""
+    with opened(context, codex_home, needs_home=False) as runtime:
+        backfills = begun_backfills(runtime)
+        this = runtime.home
+    if as_json:
+        write_json({"items": [record_of(backfill) for backfill in backfills], "this_home": this})
+        return
+    write_table(
+        [
+            Column("HOME", lambda b: b.home, takes_the_rest=True, style="cyan"),
+            Column("INDEX", lambda b: b.status.value),
+            Column("COMPLETED", lambda b: b.last_success_at, lambda b: _ago(b.last_success_at), style="dim"),
+            Column("MOVED", lambda b: b.updated_at, lambda b: ago(b.updated_at), style="dim"),
+            Column("BY", lambda b: b.owner_name, lambda b: b.owner_name or "-", from_width=80),
+            Column("SINCE", lambda b: b.claimed_at, lambda b: _ago(b.claimed_at), from_width=100, style="dim"),
+        ],
+        backfills,
+    )
+    if this not in {backfill.home for backfill in backfills}:
+        note(f"this home, {this}, isn't indexed yet; run `codex-state backfill`")
+
+
+def _ago(moment: datetime | None) -> str:
+    return "-" if moment is None else ago(moment)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from codex_state.cli.opening import opened, patiently, settings_for
-from codex_state.cli.options import CodexHome, Json
+from codex_state.cli.context import CodexHome, Json, opened, patiently, settings_for
 from codex_state.cli.output import counted, note, one_line, write, write_json
 from codex_state.errors import StateError
 
@@ -26,11 +25,12 @@ def backup(
     """
     from codex_state import transfer
     from codex_state.database import file_of
+    from codex_state.database.state_files import is_missing
 
     settings = settings_for(context, codex_home, needs_home=False)
     path = file_of(settings)
     if path is not None:
-        if not path.exists():
+        if is_missing(path):
             raise StateError(f"there is no database at {path} yet; run `codex-state backfill`")
         size = transfer.back_up_file(path, target)
     else:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import patiently, settings_for
-from codex_state.cli.options import CodexHome, Json
+from codex_state.cli.context import CodexHome, Json, patiently, settings_for
 from codex_state.cli.output import counted, note, one_line, write, write_json
 from codex_state.errors import StateError
 
@@ -33,11 +32,12 @@ def doctor(
     Exit status 1 when a problem is left.
     """
     from codex_state.database import file_of
+    from codex_state.database.state_files import is_missing
     from codex_state.doctor import Severity, check_file
 
     settings = settings_for(context, codex_home)
     path, done = file_of(settings), list[str]()
-    if path is not None and not path.exists():
+    if path is not None and is_missing(path):
         raise StateError(f"there is no database at {path} yet; run `codex-state backfill`")
     found = [] if path is None else list(check_file(path, full=full))
     if repair and path is not None:

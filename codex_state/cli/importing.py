@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import hint_when_incomplete, opened
-from codex_state.cli.options import CodexHome, Json
-from codex_state.cli.output import counted, note, one_line, write, write_json
-from codex_state.cli.tables import Column, write_table
+from codex_state.cli.context import CodexHome, Json, hint_when_incomplete, opened
+from codex_state.cli.output import Column, counted, note, one_line, write, write_json, write_table
 
 if TYPE_CHECKING:
     from codex_state.transfer import ImportedDatabase, ImportReport

@@ -2,79 +2,133 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.opening import opened
-from codex_state.cli.options import CodexHome, Json, Limit, ScopeKey, ScopeKind
-from codex_state.cli.output import json_value, note, record_of, rfc3339, write_json
+from codex_state.cli.context import CodexHome, Json, Limit, ScopeKey, ScopeKind, opened
+from codex_state.cli.output import (
+    Column,
+    columns_of,
+    json_value,
+    note,
+    record_of,
+    rfc3339,
+    short_key,
+    since,
+    some_more,
+    until,
+    write_details,
+    write_json,
+    write_table,
+)
 from codex_state.cli.parsing import thread_id_of
-from codex_state.cli.scopes import database_time
-from codex_state.cli.tables import Column, short_key, since, until, write_table
+from codex_state.cli.watching import watch
 from codex_state.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from uuid import UUID
 
-    from codex_state.models import Phase1Job
-    from codex_state.runtime import State
+    from codex_state.models import JobQuery, Phase1Job, ToldJob
+    from codex_state.runtime import State, StateRuntime
 
-_WAITING, _CLAIMABLE, _OVER = "waiting", "claimable", "over"
-_STATES_OF = {"running": {"running", _OVER}, "succeeded": {"succeeded"}, "failed": {"failed", _WAITING, _CLAIMABLE}}
-"""What the stored states are told as: of the failed jobs, some may be claimed again later, and some now; of the running
-ones, some were left behind."""
+_State = Literal["claimed", "working", "over", "claimable", "retry_later", "failed", "done"]
 
 _HALF_AN_ID = 19
 _ROOM_FOR_BOTH = 160
+_AT_ONCE = 200
+"""So many jobs are requeued in one transaction."""
 
 app = typer.Typer(no_args_is_help=True, help="The jobs that extract memories.")
+app.command("watch")(watch)
+
+Lease = Annotated[
+    int,
+    typer.Option(metavar="SECONDS", min=0, help="The lease of jobs of older versions, which don't name theirs."),
+]
+Reason = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Only jobs that failed with this in their reason.", show_default=False),
+]
+Holder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Only jobs of this session, or with this in the name of their host and process.",
+        show_default=False,
+    ),
+]
 
 
 @app.command("list")
 def list_jobs(
     context: typer.Context,
     *,
-    status: Annotated[
-        Literal["running", "succeeded", "failed"] | None,
-        typer.Option(help="Only jobs in this state.", show_default=False),
-    ] = None,
-    lease: Annotated[
-        int,
-        typer.Option(metavar="SECONDS", min=0, help="The lease of jobs of older versions, which don't name theirs."),
-    ] = 3600,
+    status: Annotated[_State | None, typer.Option(help="Only jobs in this state.", show_default=False)] = None,
+    reason: Reason = None,
+    holder: Holder = None,
+    lease: Lease = 3600,
     limit: Limit = 50,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
     """List jobs, the most recently started first: who holds them, what is left of the lease, why they failed.
 
-    A running job counts as started anew with each renewal of its lease; it is over when nobody renewed it for as long
-    as it was granted, and then its worker left it behind. A failed one is waiting while its retry time
-    lies ahead, and claimable when that has come, as it has for jobs that were given back or requeued.
+    A job that is held is claimed until its work begins, and then working; it is over when nobody renewed its lease for
+    as long as it was granted, and then its worker left it behind. One that failed is to be tried again later while its
+    retry time lies ahead, and claimable when that has come, as it has for jobs that were given back or requeued.
     """
-    from codex_state.models import Phase1Status
+    from codex_state.models import JobQuery, JobState
 
-    wanted = None if status is None else Phase1Status(status)
+    query = JobQuery(
+        states=[] if status is None else [JobState(status)],
+        reason=reason,
+        holder=holder,
+        limit=limit + 1,
+        lease=timedelta(seconds=lease),
+    )
     with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
-        jobs = state.phase1_jobs.list(status=wanted, limit=limit)
-        now = database_time(state)
-        counts = _counts(state, now, lease)
-    duration = timedelta(seconds=lease)
-    if as_json:
-        ends = [_lease_end(job, duration) for job in jobs]
-        items = [record_of(job) | {"lease_ends_at": json_value(end)} for job, end in zip(jobs, ends, strict=True)]
-        write_json({"items": items})
+        jobs, more = some_more(state.work.jobs(query), limit)
+        counts = None if as_json else state.work.overview(lease=query.lease).jobs
+    if counts is None:
+        write_json({"items": [_record(job) for job in jobs]})
         return
-    write_table(_columns(now, duration), jobs)
-    total = sum(count for state, count in counts.items() if status is None or state in _STATES_OF[status])
-    told = [f"{count:,} {state}" for state, count in counts.items() if count or state in _STATES_OF]
-    if total > len(jobs):
-        told[0] = f"{len(jobs):,} of {total:,} shown (--limit): {told[0]}"
-    note(", ".join(told) if any(counts.values()) else "no jobs yet")
+    write_table(_columns(), jobs)
+    told = [f"{count:,} {state.value}" for state, count in counts.items() if count]
+    if more:
+        note(f"the first {len(jobs):,} are shown (--limit)")
+    note(", ".join(told) if told else "no jobs yet")
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    *,
+    thread: Annotated[str, typer.Argument(metavar="THREAD_ID", help="Whose job.", show_default=False)],
+    scope_kind: ScopeKind = None,
+    scope_key: ScopeKey = None,
+    lease: Lease = 3600,
+    codex_home: CodexHome = None,
+    as_json: Json = False,
+) -> None:
+    """Show all that is known of a thread's jobs, one for each scope of its memories."""
+    query = _query(thread_id_of(thread), scope_kind, scope_key, lease=lease)
+    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
+        jobs = state.work.jobs(query)
+    if as_json:
+        write_json({"items": [_record(job) for job in jobs]})
+    else:
+        for told in jobs:
+            details = columns_of(told.job)
+            write_details([("state", told.state.value), ("lease ends", told.lease_ends_at), *details])
+    if not jobs:
+        note(f"{query.thread_id} has no job{' in that scope' if scope_kind else ''} yet: nobody has claimed one")
+        raise typer.Exit(exits.FAILED)
 
 
 @app.command()
@@ -86,154 +140,164 @@ def requeue(
     ] = None,
     scope_kind: ScopeKind = None,
     scope_key: ScopeKey = None,
+    reason: Reason = None,
+    holder: Holder = None,
     all_failed: Annotated[bool, typer.Option("--all-failed", help="Every failed job, of every thread.")] = False,
+    limit: Limit = 50,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
     """Let jobs be claimed again, at once, that failed or were left behind, and forget their failures and crashes.
 
     A running job was left behind when its lease is over, or its process on this host is dead. Jobs that can be claimed
-    already are counted apart. One that is being worked on is left alone, with exit status 3.
+    already are counted apart. One that is being worked on is left alone, with exit status 3. All that match are
+    requeued; --limit is how many are listed.
     """
-    if (thread is None) is not all_failed:
-        raise InvalidInputError("give either a THREAD_ID or --all-failed")
+    if sum((thread is not None, all_failed, reason is not None or holder is not None)) != 1:
+        raise InvalidInputError("give a THREAD_ID, --reason or --holder, or --all-failed")
     thread_id = None if thread is None else thread_id_of(thread)
+    query = _query(thread_id, scope_kind, scope_key, reason=reason, holder=holder, failed_only=all_failed)
+    done = _Requeued()
     with opened(context, codex_home, needs_home=False) as runtime:
-        requeued, claimable, others = runtime.run(lambda state: _requeue(state, thread_id, scope_kind, scope_key))
-        with runtime.read() as state:
-            now = database_time(state)
+        for jobs in _matching(runtime, query):
+            done = runtime.run(partial(_requeue, jobs=jobs, done=done, limit=limit))
     if as_json:
-        items = [record_of(job) for job in requeued]
-        write_json({"requeued": len(requeued), "already_claimable": claimable, "items": items})
+        items = [record_of(told.job) for told in done.listed]
+        write_json({"requeued": done.requeued, "already_claimable": done.claimable, "items": items})
     else:
-        write_table(_columns(now, timedelta(0)), requeued)
-        note(f"{len(requeued)} requeued" + (f", {claimable} could be claimed already" if claimable else ""))
-    if requeued or claimable or all_failed:
+        write_table(_columns(), done.listed)
+        claimable = f", {done.claimable} could be claimed already" if done.claimable else ""
+        note(f"{done.requeued} requeued{claimable}")
+    if done.requeued or done.claimable or all_failed:
         return
-    running = next((job for job in others if job.status == "running"), None)
-    if running is not None:
-        seen = "" if running.started_at is None else f", last seen {rfc3339(running.started_at)}"
-        note(f"the job of {thread_id} is running; {running.owner_name or 'somebody'} holds it{seen}")
+    if done.running is not None:
+        seen = "" if done.running.started_at is None else f", last seen {rfc3339(done.running.started_at)}"
+        held = f"the job of {done.running.thread_id}"
+        note(f"{held} is running; {done.running.owner_name or 'somebody'} holds it{seen}")
         raise typer.Exit(exits.HELD)
-    note(
-        f"{thread_id} has no failed job"
-        + (", only succeeded ones" if others else " in that scope" if scope_kind else "")
-    )
+    what = f"{thread_id} has no failed job" if thread_id is not None else "no failed job matches"
+    note(what + (", only succeeded ones" if done.others else " in that scope" if scope_kind else ""))
     raise typer.Exit(exits.FAILED)
 
 
-def _requeue(
-    state: State, thread_id: UUID | None, kind: str | None, key: str | None
-) -> tuple[list[Phase1Job], int, Sequence[Phase1Job]]:
-    """Requeue what matches and failed or was left behind.
+@dataclass
+class _Requeued:
+    """What became of the jobs that matched."""
 
-    Returns:
-        What couldn't be claimed before, as it is now; how many jobs could; and the thread's others.
-    """
-    from codex_state.models import MemoryScope, Phase1Key, Requeue
-
-    matching = _jobs(state, thread_id, kind, key)
-    now = database_time(state)
-    requeued: list[Phase1Job] = []
-    others: list[Phase1Job] = []
-    claimable = 0
-    for job in matching:
-        job_key = Phase1Key(job.thread_id, MemoryScope(job.scope_kind, job.scope_key))
-        # Also what is claimable: its failures are forgotten.
-        if state.phase1_jobs.requeue(job_key) is not Requeue.REQUEUED:
-            others.append(job)
-        elif _state_of(job, now) == _CLAIMABLE:
-            claimable += 1
-        elif (as_it_is := state.phase1_jobs.get(job_key)) is not None:
-            requeued.append(as_it_is)
-    return requeued, claimable, others
+    requeued: int = 0
+    claimable: int = 0
+    """These could be claimed already."""
+    others: int = 0
+    running: Phase1Job | None = None
+    """One that is being worked on."""
+    listed: list[ToldJob] = field(default_factory=list)
 
 
-def _jobs(state: State, thread_id: UUID | None, kind: str | None, key: str | None) -> Sequence[Phase1Job]:
-    from sqlmodel import col, select
+def _requeue(state: State, jobs: Sequence[ToldJob], done: _Requeued, limit: int) -> _Requeued:
+    """Requeue those that failed or were left behind. Returns what was done with these added, however often it runs."""
+    from codex_state.models import JobQuery, JobState, Requeue
 
-    from codex_state.models import Phase1Job, Phase1Status
+    done = replace(done, listed=[*done.listed])
+    for told in jobs:
+        job, scope = told.job, told.job.scope
+        outcome = state.phase1_jobs.requeue(job.key)
+        # Also what is claimable is requeued: its failures are forgotten.
+        if outcome is not Requeue.REQUEUED:
+            done.others += 1
+            if outcome is Requeue.RUNNING:
+                done.running = done.running or job
+        elif told.state is JobState.CLAIMABLE:
+            done.claimable += 1
+        else:
+            done.requeued += 1
+            if len(done.listed) < limit:
+                itself = JobQuery(thread_id=job.thread_id, scope_kind=scope.kind, scope_key=scope.key)
+                done.listed += state.work.jobs(itself)
+    return done
 
-    statement = select(Phase1Job).order_by(
-        col(Phase1Job.thread_id), col(Phase1Job.scope_kind), col(Phase1Job.scope_key)
+
+def _matching(runtime: StateRuntime, query: JobQuery) -> Iterator[list[ToldJob]]:
+    """The jobs that match, some at a time. What is requeued meanwhile stays where it is in this order."""
+    while True:
+        with runtime.read() as state:
+            page = state.work.jobs(query)
+        if page:
+            yield page
+        if len(page) < query.limit:
+            return
+        query = replace(query, after=page[-1].job.key)
+
+
+def _query(
+    thread_id: UUID | None,
+    scope_kind: str | None,
+    scope_key: str | None,
+    *,
+    reason: str | None = None,
+    holder: str | None = None,
+    failed_only: bool = False,
+    lease: int = 3600,
+) -> JobQuery:
+    from codex_state.models import JobQuery, JobState
+
+    failed = [JobState.FAILED, JobState.RETRY_LATER, JobState.CLAIMABLE] if failed_only else []
+    return JobQuery(
+        states=failed,
+        thread_id=thread_id,
+        scope_kind=scope_kind,
+        scope_key=scope_key,
+        reason=reason,
+        holder=holder,
+        by_key=True,
+        limit=_AT_ONCE,
+        lease=timedelta(seconds=lease),
     )
-    if thread_id is None:
-        statement = statement.where(Phase1Job.status == Phase1Status.FAILED)
-    else:
-        statement = statement.where(Phase1Job.thread_id == thread_id)
-    if kind is not None:
-        statement = statement.where(Phase1Job.scope_kind == kind)
-    if key is not None:
-        statement = statement.where(Phase1Job.scope_key == key)
-    return state.session.exec(statement).all()
 
 
-def _lease_end(job: Phase1Job, lease: timedelta) -> datetime | None:
-    """When the lease of a running job is over, by the time that its row was granted."""
-    if job.started_at is None or job.status != "running":
-        return None
-    return job.started_at + (lease if job.lease_seconds is None else timedelta(seconds=job.lease_seconds))
+def _record(told: ToldJob) -> dict[str, Any]:
+    return record_of(told.job) | {"state": told.state.value, "lease_ends_at": json_value(told.lease_ends_at)}
 
 
-def _columns(now: datetime, lease: timedelta) -> list[Column[Phase1Job]]:
+def _columns() -> list[Column[ToldJob]]:
     """What a job is, its state, who holds it and what is left, or why it failed: the narrowest terminals show that."""
 
-    def ends(job: Phase1Job) -> datetime | None:
-        if _state_of(job, now) == _WAITING:
-            return job.retry_at
-        return _lease_end(job, lease)
+    def ends(told: ToldJob) -> datetime | None:
+        return told.job.retry_at if told.state == "retry_later" else told.lease_ends_at
 
-    def holder_or_reason(job: Phase1Job) -> str:
+    def left(told: ToldJob) -> str:
+        end = ends(told)
+        return "-" if end is None else until(end, told.now)
+
+    def holder_or_reason(told: ToldJob) -> str:
+        job = told.job
         if job.status != "running":
             return job.failure_reason or "-"
         return " at ".join(str(each) for each in (job.owner_session_id, job.owner_name) if each is not None) or "-"
 
     return [
-        Column("THREAD", lambda j: j.thread_id, folded_to=_HALF_AN_ID),
-        Column("SCOPE", lambda j: j.scope_kind),
-        Column("STATUS", lambda j: j.status.value, lambda j: _state_of(j, now, lease)),
-        Column("SINCE", lambda j: j.started_at, lambda j: since(j.started_at, now), from_width=80, style="dim"),
-        Column("TRY", lambda j: j.attempt, from_width=80, right=True),
-        Column("LEFT", ends, lambda j: "-" if (end := ends(j)) is None else until(end, now)),
-        Column("HOLDER OR REASON", holder_or_reason, below_width=_ROOM_FOR_BOTH, takes_the_rest=True),
-        Column("HOLDER", lambda j: j.owner_session_id, from_width=_ROOM_FOR_BOTH, style="dim"),
+        Column("THREAD", lambda t: t.job.thread_id, folded_to=_HALF_AN_ID),
+        Column("SCOPE", lambda t: t.job.scope_kind),
+        Column("STATE", lambda t: t.state.value),
         Column(
-            "PROCESS", lambda j: j.owner_name, lambda j: j.owner_name or "-", from_width=_ROOM_FOR_BOTH, style="dim"
+            "SINCE", lambda t: t.job.started_at, lambda t: since(t.job.started_at, t.now), from_width=80, style="dim"
         ),
-        Column("KEY", lambda j: j.scope_key, lambda j: short_key(j.scope_key), from_width=200, style="cyan"),
+        Column("TRY", lambda t: t.job.attempt, from_width=80, right=True),
+        Column("LEFT", ends, left),
+        Column("HOLDER OR REASON", holder_or_reason, below_width=_ROOM_FOR_BOTH, takes_the_rest=True),
+        Column("HOLDER", lambda t: t.job.owner_session_id, from_width=_ROOM_FOR_BOTH, style="dim"),
+        Column(
+            "PROCESS",
+            lambda t: t.job.owner_name,
+            lambda t: t.job.owner_name or "-",
+            from_width=_ROOM_FOR_BOTH,
+            style="dim",
+        ),
+        Column("KEY", lambda t: t.job.scope_key, lambda t: short_key(t.job.scope_key), from_width=200, style="cyan"),
         Column(
             "REASON",
-            lambda j: j.failure_reason,
-            lambda j: j.failure_reason or "-",
+            lambda t: t.job.failure_reason,
+            lambda t: t.job.failure_reason or "-",
             from_width=_ROOM_FOR_BOTH,
             takes_the_rest=True,
         ),
     ]
-
-
-def _state_of(job: Phase1Job, now: datetime, lease: timedelta = timedelta(0)) -> str:
-    if job.status == "running":
-        end = _lease_end(job, lease)
-        return _OVER if end is None or end <= now else job.status.value
-    if job.status != "failed" or job.retry_at is None:
-        return job.status.value
-    return _WAITING if job.retry_at > now else _CLAIMABLE
-
-
-def _counts(state: State, now: datetime, lease: int) -> dict[str, int]:
-    """How many jobs there are in each state that people are told of."""
-    from sqlmodel import col, func, select
-
-    from codex_state.models import Phase1Job, Phase1Status
-    from codex_state.repositories.job_claims import left_behind
-
-    counts = {status.value: count for status, count in state.phase1_jobs.count_by_status().items()}
-    retried = select(func.count()).where(Phase1Job.status == Phase1Status.FAILED, col(Phase1Job.retry_at) > now)
-    given_back = select(func.count()).where(Phase1Job.status == Phase1Status.FAILED, col(Phase1Job.retry_at) <= now)
-    counts[_WAITING] = state.session.exec(retried).one()
-    counts[_CLAIMABLE] = state.session.exec(given_back).one()
-    counts["failed"] -= counts[_WAITING] + counts[_CLAIMABLE]
-    over = select(func.count()).select_from(Phase1Job).where(left_behind())
-    counts[_OVER] = state.session.execute(over, {"new_lease_seconds": max(lease, 1)}).scalar_one()
-    counts["running"] -= counts[_OVER]
-    return counts

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli.opening import opened
-from codex_state.cli.options import CodexHome, GlobalOptions, Json
+from codex_state.cli.context import CodexHome, GlobalOptions, Json, opened
 from codex_state.cli.output import counted, flush, moment_of, one_line, record_of, write, write_json, write_json_line
 from codex_state.cli.parsing import bytes_of, epoch_seconds_of, thread_id_of
 
@@ -51,13 +50,13 @@ def logs(
             "--from",
             "--since",
             metavar="TIME",
-            help="Not before: RFC 3339, unix seconds, or 2h for two hours ago.",
+            help="Not before: RFC 3339, unix seconds, 2h (ago), yesterday, or 2026-11-01.",
             show_default=False,
         ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="TIME", help="Not after: likewise.", show_default=False),
+        typer.Option("--to", "--until", metavar="TIME", help="Not after: likewise.", show_default=False),
     ] = None,
     module: Annotated[
         list[str] | None,
@@ -94,7 +93,7 @@ def logs(
     query = LogQuery(
         level=level or None,
         from_ts=epoch_seconds_of(from_) if from_ else None,
-        to_ts=epoch_seconds_of(to) if to else None,
+        to_ts=epoch_seconds_of(to, end_of_day=True) if to else None,
         module_like=_given(module),
         file_like=_given(file),
         thread_ids=tuple(str(thread_id_of(text)) for text in _given(thread_id)),
@@ -202,7 +201,7 @@ def _printer(*, as_json: bool) -> Callable[[LogEntry], None]:
         return lambda entry: write_json_line(_as_json(entry))
     if not sys.stdout.isatty():
         return lambda entry: write(_text_of(entry).plain + "\n")
-    from codex_state.cli.tables import console_of
+    from codex_state.cli.output import console_of
 
     console = console_of()
     # Without wrapping: a log line is as long as it is.

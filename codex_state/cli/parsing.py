@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from codex_state.errors import InvalidInputError
+
+SUBAGENT = "subagent"
+"""The sources of all sub-agents."""
 
 PLAIN_SOURCES = ("cli", "vscode", "exec", "mcp", "unknown")
 
 _UNIX_SECONDS = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]+)?")
 _AGO = re.compile(r"(?P<count>[0-9]{1,9})\s*(?P<unit>[smhdw])", re.ASCII)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_DAYS_AGO = {"today": 0, "yesterday": 1}
 _BYTES = re.compile(r"(?P<count>[0-9]{1,12})\s*(?P<unit>[kmg]?)(?P<binary>i?)b?", re.ASCII | re.IGNORECASE)
 
 
@@ -31,13 +36,22 @@ def thread_id_of(text: str) -> UUID:
         ) from None
 
 
-def epoch_seconds_of(text: str) -> int:
-    """A moment as whole epoch seconds: RFC 3339 with a zone, seconds since 1970, or how long ago, like ``2h``.
+def epoch_seconds_of(text: str, *, end_of_day: bool = False) -> int:
+    """A moment as whole epoch seconds: RFC 3339 with a zone, seconds since 1970, how long ago, like ``2h``, or a day.
+
+    Days are local ones: ``today``, ``yesterday``, ``2026-11-01``.
+
+    Args:
+        text: what was typed.
+        end_of_day: whether a day means its last second, not its first.
 
     Raises:
-        InvalidInputError: it is neither.
+        InvalidInputError: it is none of these.
     """
     spelled = text.strip()
+    if (day := _day_of(spelled.lower())) is not None:
+        edge = day + timedelta(days=1) if end_of_day else day
+        return int(time.mktime(edge.timetuple())) - end_of_day
     if _UNIX_SECONDS.fullmatch(spelled):
         return int(spelled.partition(".")[0])
     if (ago := _AGO.fullmatch(spelled.lower())) is not None:
@@ -46,13 +60,25 @@ def epoch_seconds_of(text: str) -> int:
         moment = datetime.fromisoformat(spelled.upper())
     except ValueError:
         raise InvalidInputError(
-            f"malformed date {text!r}; expected RFC 3339 like 2026-01-31T08:00:00Z, unix seconds, or 2h (ago)"
+            f"malformed date {text!r}; expected RFC 3339 like 2026-01-31T08:00:00Z, a day like 2026-01-31 or "
+            "yesterday, unix seconds, or 2h (ago)"
         ) from None
     if moment.tzinfo is None:
         raise InvalidInputError(f"the date {text!r} has no zone; add Z for UTC, or an offset like +02:00")
     from codex_state.models.columns import to_epoch_seconds
 
     return to_epoch_seconds(moment)
+
+
+def _day_of(text: str) -> date | None:
+    if text in _DAYS_AGO:
+        return date.today() - timedelta(days=_DAYS_AGO[text])  # noqa: DTZ011 - the day that people have
+    if _DAY.fullmatch(text) is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def bytes_of(text: str) -> int:
@@ -79,7 +105,7 @@ def source_of(text: str) -> str:
     from codex_state.rollout.format import source_text
 
     spelled = text.strip()
-    if spelled in PLAIN_SOURCES:
+    if spelled == SUBAGENT or spelled in PLAIN_SOURCES:
         return spelled
     try:
         source = json.loads(spelled)
@@ -87,7 +113,7 @@ def source_of(text: str) -> str:
         source = None
     if not isinstance(source, dict) or len(source) != 1:
         raise InvalidInputError(
-            f"malformed source {text!r}; expected one of {', '.join(PLAIN_SOURCES)}, or JSON like "
+            f"malformed source {text!r}; expected one of {', '.join(PLAIN_SOURCES)}, {SUBAGENT}, or JSON like "
             '{"subagent":"review"}'
         )
     return source_text(source)

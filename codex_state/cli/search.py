@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli.freshness import NoRefresh, freshen
-from codex_state.cli.opening import opened
-from codex_state.cli.options import CodexHome, Json, Limit
-from codex_state.cli.output import counted, flush, json_value, note, one_line, rfc3339, write, write_drawn, write_json
-from codex_state.cli.parsing import source_of
-from codex_state.cli.tables import ago, console_of
+from codex_state.cli.context import CodexHome, Json, Limit, NoRefresh, freshen, opened
+from codex_state.cli.filters import (
+    Archived,
+    Branch,
+    Children,
+    Cursor,
+    Cwd,
+    Filters,
+    Model,
+    Providers,
+    Repo,
+    Since,
+    Sort,
+    Sources,
+    Until,
+)
+from codex_state.cli.output import (
+    ago,
+    console_of,
+    counted,
+    flush,
+    json_value,
+    note,
+    one_line,
+    rfc3339,
+    write,
+    write_drawn,
+    write_json,
+)
 from codex_state.cli.transcripts import kinds_of
 from codex_state.errors import InvalidInputError
 
@@ -60,26 +83,20 @@ def search(
             show_default=False,
         ),
     ] = None,
-    sort: Annotated[
-        Literal["created_at", "updated_at"], typer.Option(help="Newest first, by this time.")
-    ] = "updated_at",
-    archived: Annotated[bool, typer.Option("--archived", help="Only archived threads, instead of the others.")] = False,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(metavar="S", help="Only this source, as for `threads list`. Repeatable.", show_default=False),
-    ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(metavar="P", help="Only this model provider. Repeatable.", show_default=False),
-    ] = None,
-    no_children: Annotated[
-        bool, typer.Option("--no-children", help="Leave out threads that another one spawned: sub-agents.")
-    ] = False,
+    sort: Sort = "updated_at",
+    archived: Archived = False,
+    source: Sources = None,
+    provider: Providers = None,
+    cwd: Cwd = None,
+    since: Since = None,
+    until: Until = None,
+    branch: Branch = None,
+    repo: Repo = None,
+    model: Model = None,
+    children: Children = True,
     show_all: Annotated[bool, typer.Option("--all", help="Also threads with nothing to show in a list.")] = False,
     limit: Limit = 20,
-    cursor: Annotated[
-        str | None, typer.Option(metavar="C", help="Go on where the last search ended.", show_default=False)
-    ] = None,
+    cursor: Cursor = None,
     no_refresh: NoRefresh = False,
     codex_home: CodexHome = None,
     as_json: Json = False,
@@ -90,23 +107,29 @@ def search(
     themselves are looked through, as grep does.
     """
     from codex_state import rollout
-    from codex_state.models import Anchor, SortKey, ThreadQuery
     from codex_state.rollout.transcript import TranscriptKind
 
     wanted = [TranscriptKind(kind) for kind in sorted(kinds_of(kinds, "--in"))] if kinds else rollout.SAID
     sought = " ".join([*words, *(_excluded(word) for word in without or ())])
+    filters = Filters(
+        sort=sort,
+        archived=archived,
+        sources=source,
+        providers=provider,
+        cwd=cwd,
+        since=since,
+        until=until,
+        branch=branch,
+        repo=repo,
+        model=model,
+        children=children,
+        show_all=show_all,
+        limit=limit,
+        cursor=cursor,
+    )
+    filters.query(None)  # refuses what is wrong before anything is opened
     with opened(context, codex_home) as runtime:
-        query = ThreadQuery(
-            sort_key=SortKey(sort),
-            archived=archived,
-            sources=[source_of(text) for text in source or ()],
-            providers=provider or (),
-            home=runtime.home,
-            children=not no_children,
-            all=show_all,
-            limit=limit,
-            anchor=None if cursor is None else Anchor.parse(cursor),
-        )
+        query = filters.query(runtime.home)
         found = rollout.search(runtime, sought, query, kinds=wanted)
         freshen(runtime, no_refresh=no_refresh)
         if as_json:

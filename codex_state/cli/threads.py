@@ -4,18 +4,56 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codex_state.cli.freshness import NoRefresh, freshen
+from codex_state.cli.context import (
+    CodexHome,
+    Json,
+    Limit,
+    NoRefresh,
+    ThreadId,
+    begun_backfills,
+    freshen,
+    not_found,
+    opened,
+)
+from codex_state.cli.filters import (
+    Archived,
+    Branch,
+    Children,
+    Cursor,
+    Cwd,
+    Filters,
+    Model,
+    Name,
+    Providers,
+    Repo,
+    Since,
+    Sort,
+    Sources,
+    Text,
+    Until,
+    whole_page,
+)
 from codex_state.cli.memories import memories_of
-from codex_state.cli.opening import begun_backfills, not_found, opened
-from codex_state.cli.options import CodexHome, Json, Limit, ThreadId
-from codex_state.cli.output import columns_of, counted, note, one_line, record_of, write, write_json
-from codex_state.cli.parsing import source_of, thread_id_of
-from codex_state.cli.tables import Column, ago, write_details, write_table
+from codex_state.cli.output import (
+    Column,
+    ago,
+    columns_of,
+    counted,
+    note,
+    one_line,
+    record_of,
+    write,
+    write_details,
+    write_json,
+    write_table,
+)
+from codex_state.cli.parsing import thread_id_of
 from codex_state.cli.transcripts import cat
 from codex_state.errors import InvalidInputError, RolloutError
 
@@ -30,6 +68,8 @@ if TYPE_CHECKING:
 _UNREADABLE_NAMED = 3
 """So many rows that can't be read are named, and the others counted."""
 
+_MOST_COUNTED = 1_000_000
+
 _MEMORIES_SHOWN = _CHILDREN_SHOWN = 100
 """So many of a thread's memories, and of the threads that it spawned, are shown at most."""
 
@@ -40,22 +80,18 @@ app = typer.Typer(no_args_is_help=True, help="List threads, read one, archive it
 def list_threads(
     context: typer.Context,
     *,
-    sort: Annotated[
-        Literal["created_at", "updated_at"], typer.Option(help="Newest first, by this time.")
-    ] = "updated_at",
-    archived: Annotated[bool, typer.Option("--archived", help="Only archived threads, instead of the others.")] = False,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="S",
-            help="Only this source: cli, vscode, exec, mcp, or JSON. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(metavar="P", help="Only this model provider. Repeatable.", show_default=False),
-    ] = None,
+    sort: Sort = "updated_at",
+    archived: Archived = False,
+    source: Sources = None,
+    provider: Providers = None,
+    cwd: Cwd = None,
+    since: Since = None,
+    until: Until = None,
+    branch: Branch = None,
+    repo: Repo = None,
+    model: Model = None,
+    name: Name = None,
+    text: Text = None,
     home: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Of this home instead; `homes` names them.", show_default=False),
@@ -66,52 +102,57 @@ def list_threads(
     show_all: Annotated[
         bool, typer.Option("--all", help="Also those with nothing to show, or whose rollout is gone.")
     ] = False,
-    no_children: Annotated[
-        bool, typer.Option("--no-children", help="Leave out threads that another one spawned: sub-agents.")
-    ] = False,
+    children: Children = True,
     tree: Annotated[bool, typer.Option("--tree", help="Show spawned threads below their parents on the page.")] = False,
     limit: Limit = 50,
-    cursor: Annotated[
-        str | None, typer.Option(metavar="C", help="Go on where the last page ended.", show_default=False)
-    ] = None,
+    cursor: Cursor = None,
+    total: Annotated[bool, typer.Option("--total", help="Also tell how many there are on all pages.")] = False,
     no_refresh: NoRefresh = False,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
     """List threads, newest first: those with a name, a message or another text to show, and those without a rollout."""
-    from codex_state import rollout
-    from codex_state.models import Anchor, SortKey, ThreadQuery
-
     if home is not None and all_homes:
         raise InvalidInputError("--home names one home and --all-homes means every home; give one of the two")
     if tree and as_json:
         raise InvalidInputError("--tree is for people; in JSON, parent_thread_id tells a thread's parent")
-    anchor = None if cursor is None else Anchor.parse(cursor)
-    sources = [source_of(text) for text in source or ()]
+    filters = Filters(
+        sort=sort,
+        archived=archived,
+        sources=source,
+        providers=provider,
+        cwd=cwd,
+        since=since,
+        until=until,
+        branch=branch,
+        repo=repo,
+        model=model,
+        name=name,
+        text=text,
+        children=children,
+        show_all=show_all,
+        limit=limit,
+        cursor=cursor,
+    )
+    filters.query(None)  # refuses what is wrong before anything is opened
     with opened(context, codex_home) as runtime:
         freshen(runtime, no_refresh=no_refresh)
-        query = ThreadQuery(
-            sort_key=SortKey(sort),
-            archived=archived,
-            sources=sources,
-            providers=provider or (),
-            home=None if all_homes else runtime.home if home is None else home,
-            children=not no_children,
-            all=show_all,
-            limit=limit,
-            anchor=anchor,
-        )
-        page = rollout.list_threads(runtime, query)
-        unshown = None if as_json or show_all or anchor else _unshown(runtime, query)
+        query = filters.query(None if all_homes else runtime.home if home is None else home)
+        page = whole_page(runtime, query)
+        unshown = None if as_json or show_all or cursor else _unshown(runtime, query)
+        with runtime.read() as state:
+            count = state.threads.count(replace(query, limit=_MOST_COUNTED)) if total else None
         if home is not None:
             _hint_when_unknown(runtime, home)
     if as_json:
-        write_json(_page_as_json(page))
+        write_json(_page_as_json(page) | ({} if count is None else {"total": count}))
     else:
         branches = _branches_of(page.items) if tree else [(thread, "") for thread in page.items]
         leads = {thread.id: lead for thread, lead in branches}
         write_table(_columns(sort, with_home=all_homes, leads=leads), [thread for thread, _ in branches])
         _note_what_follows(page)
+    if count is not None and not as_json:
+        note(f"{'at least ' if count == _MOST_COUNTED else ''}{counted(count, 'thread')} in all")
     if unshown is not None:
         _note_unshown(unshown)
     _note_unreadable(page)

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli.freshness import NoRefresh, freshen
-from codex_state.cli.opening import not_found, opened
-from codex_state.cli.options import CodexHome, ThreadId
+from codex_state.cli.context import CodexHome, NoRefresh, ThreadId, freshen, not_found, opened
 from codex_state.cli.output import counted, note, one_line, rfc3339, text_lines, write, write_drawn, write_json_line
 from codex_state.cli.pager import paged
 from codex_state.cli.parsing import thread_id_of
@@ -173,7 +171,7 @@ def _drawer() -> Callable[[_Line], str]:
     from rich.padding import Padding
     from rich.text import Text
 
-    from codex_state.cli.tables import console_of
+    from codex_state.cli.output import console_of
 
     # Not written by rich itself: it would end the process when the user leaves the pager, and fail where a character
     # can't be shown.

@@ -40,6 +40,9 @@ _log = logging.getLogger("codex_state")
 
 _UNBOUNDED = LogBounds()
 
+_LONGEST_WAIT = timedelta(days=20)
+"""Longer ones have more milliseconds than PostgreSQL and SQLite can count."""
+
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
@@ -106,9 +109,9 @@ class Database:
             if path == settings.database_path:
                 break
             if access is Access.READ_ONLY:
-                return opened(_file_url(path), access)
+                return opened(file_url(path), access)
             # Never a new one of that name, which would be taken for the state.
-            database = opened(_file_url(path), Access.EXISTING)
+            database = opened(file_url(path), Access.EXISTING)
             if _keeps_its_name(database, path):
                 return database
             database.close()
@@ -141,7 +144,7 @@ class Database:
         Raises:
             ConfigurationError: the URL is malformed or of a database that isn't supported.
         """
-        parsed = _parsed(url)
+        parsed, busy_timeout = _parsed(url), min(busy_timeout, _LONGEST_WAIT)
         match parsed.get_backend_name():
             case "sqlite":
                 opened: weakref.WeakSet[StateConnection] = weakref.WeakSet()
@@ -281,7 +284,7 @@ def url_of(settings: StateSettings) -> URL:
         ConfigurationError: the URL of the settings is malformed.
     """
     if settings.database_url is None:
-        return _file_url(settings.database_path)
+        return file_url(settings.database_path)
     return _parsed(settings.database_url.get_secret_value())
 
 
@@ -296,8 +299,8 @@ def file_of(settings: StateSettings) -> Path | None:
     return sqlite_path(url_of(settings))
 
 
-def _file_url(path: Path) -> URL:
-    # Not as a text: a path may have characters that mean something in a URL.
+def file_url(path: Path) -> URL:
+    """The URL of an SQLite file. It isn't made as a text: a path may have characters that mean something in a URL."""
     return URL.create("sqlite", database=str(path))
 
 
@@ -318,9 +321,9 @@ def _keeps_its_name(database: Database, path: Path) -> bool:
         with database.autocommit() as session:
             session.connection().exec_driver_sql("SELECT count(*) FROM sqlite_master")
     except DatabaseUnavailableError:
-        if path.exists():
+        if not state_files.is_missing(path):
             raise
-    return path.exists()
+    return not state_files.is_missing(path)
 
 
 def prepare_sqlite_file(database: Database) -> None:

@@ -75,18 +75,19 @@ class _Prepared(ABC):
     def __init__(self, compiled: SQLCompiler, dialect: Dialect, names: Iterable[str]) -> None:
         self._text = str(compiled)
         self._names = tuple(names)
-        self._processors: Mapping[str, Any] = compiled._bind_processors  # noqa: SLF001 - what SQLAlchemy's execution reads
+        self._processors: Mapping[str, _Convert] = {
+            name: compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect) for name in self._names
+        }
         self._constants = {
             name: bind.effective_value
             for name in self._names
             if (bind := compiled.binds[name]).unique or not bind.required
         }
-        columns = compiled._result_columns  # noqa: SLF001
+        columns = _columns_of(compiled)
         self._result_converts = _converts(
-            column.type._cached_result_processor(dialect, None)  # noqa: SLF001
-            for column in columns
+            column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns
         )
-        row: Any = namedtuple("Row", [column.keyname for column in columns])  # type: ignore[misc]
+        row: Any = namedtuple("Row", [column.key for column in columns])  # type: ignore[misc]
         self._make_row = row._make
 
     @abstractmethod
@@ -175,6 +176,13 @@ class _PreparedOnPsycopg(_Prepared):
         return {
             name: parameters[name] if convert is None else convert(parameters[name]) for name, convert in self._converts
         }
+
+
+def _columns_of(compiled: SQLCompiler) -> Sequence[ColumnElement[Any]]:
+    """What a statement returns: a query's columns, or those of RETURNING, also where SQLAlchemy adds it by itself."""
+    if compiled.isinsert or compiled.isupdate or compiled.isdelete:
+        return tuple(compiled.effective_returning or ())
+    return tuple(getattr(compiled.statement, "exported_columns", ()))
 
 
 _BY_DRIVER: dict[str, type[_PreparedOnSqlite] | type[_PreparedOnPsycopg]] = {

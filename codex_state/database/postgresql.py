@@ -60,6 +60,7 @@ _TRUSTED_SECONDS = 30.0
 def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transaction_pooling: bool) -> Views:
     """The engine of a PostgreSQL database."""
     options: dict[str, Any] = dict(_patience_of(url))
+    options["client_encoding"] = "utf8"  # whatever the environment or the role says
     if transaction_pooling:
         # The connection to the server is another one in each transaction: a statement prepared on one isn't known to
         # the next, and PgBouncer refuses the parameter ``options``.
@@ -78,6 +79,7 @@ def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transa
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
     translate_errors(base)
     base.dialect.statement_compiler = checked(base.dialect.statement_compiler)
+    event.listen(base, "connect", _refuse_other_encodings)
     event.listen(base, "begin", _name_no_mode)
     event.listen(base, "checkout", _refuse_stale(base.dialect))
     autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
@@ -129,6 +131,17 @@ def _has_news(driver: Any) -> bool:
     poll = select.poll()
     poll.register(driver.pgconn.socket, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _refuse_other_encodings(driver: Any, _record: object) -> None:
+    # The server tells both with its first answer, so this costs no round trip.
+    info = driver.info
+    encoding = info.parameter_status("server_encoding")
+    if encoding not in {None, "UTF8"}:
+        raise ConfigurationError(
+            f"the database {info.dbname} on {info.host or 'localhost'} has the encoding {encoding}, which hasn't all "
+            "characters; create one by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and use that"
+        )
 
 
 def _name_no_mode(connection: Connection) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
 from codex_state.models.columns import SPELLING_ROUNDS
+from codex_state.models.comparisons import Spelled
 
 _MANUAL_CLOCK_ATTRIBUTE = "codex_state_manual_clock"
 
@@ -66,39 +67,49 @@ def _server_now_postgresql(_element: ColumnElement[int], compiler: SQLCompiler, 
     return manual or "CAST(floor(extract(epoch FROM clock_timestamp())) AS BIGINT)"
 
 
-class fresh_token(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
+class fresh_token(Spelled[str]):  # noqa: N801 - reads as the SQL function it is
     """A new random ownership token for every row that a statement touches (law L2)."""
 
     inherit_cache = True
     type = String()
     name = "fresh_token"
+    on_sqlite = "lower(hex(randomblob(16)))"
+    on_postgresql = "replace(CAST(gen_random_uuid() AS TEXT), '-', '')"
 
 
-class contains(FunctionElement[bool]):  # noqa: N801 - reads as the SQL function it is
+class contains(Spelled[bool]):  # noqa: N801 - reads as the SQL function it is
     """``contains(text, part)``: a case-sensitive search without wildcards, which LIKE has on neither database."""
 
     inherit_cache = True
     type = Boolean()
     name = "contains"
+    on_sqlite = "instr({0}, {1}) > 0"
+    on_postgresql = "strpos({0}, {1}) > 0"
 
 
-class matches(FunctionElement[bool]):  # noqa: N801 - reads as the SQL function it is
+class matches(Spelled[bool]):  # noqa: N801 - reads as the SQL function it is
     """``matches(text, pattern)``: LIKE with the wildcards ``%`` and ``_``, ASCII case ignored, and no escape."""
 
     inherit_cache = True
     type = Boolean()
     name = "matches"
+    on_sqlite = "{0} LIKE ({1})"
+    # its default escape is the backslash, which paths of Windows are full of
+    on_postgresql = "{0} ILIKE ({1}) ESCAPE ''"
 
 
-class byte_length(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
+class byte_length(Spelled[int]):  # noqa: N801 - reads as the SQL function it is
     """How many bytes of UTF-8 a text has."""
 
     inherit_cache = True
     type = BigInteger()
     name = "byte_length"
+    # octet_length() needs SQLite 3.43
+    on_sqlite = "length(CAST({0} AS BLOB))"
+    on_postgresql = "octet_length({0})"
 
 
-class unindexed(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+class unindexed(Spelled[Any]):  # noqa: N801 - reads as the SQL function it is
     """The same value, which SQLite won't look up in an index.
 
     Without statistics its planner prefers an equality to an order, even when almost every row is equal.
@@ -107,41 +118,38 @@ class unindexed(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function
     inherit_cache = True
     type = NullType()
     name = "unindexed"
+    on_sqlite = "+{0}"
+    on_postgresql = "{0}"
 
 
-class stored_text(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+class stored_text(Spelled[Any]):  # noqa: N801 - reads as the SQL function it is
     """``stored_text(column)``: a text in its bytes on SQLite, whose file may hold any under the name of text."""
 
     inherit_cache = True
     type = NullType()
     name = "stored_text"
+    on_sqlite = "CAST({0} AS BLOB)"
+    on_postgresql = "{0}"
 
 
-class json_rows(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+class json_rows(Spelled[Any]):  # noqa: N801 - reads as the SQL function it is
     """The elements of an array in JSON text as rows: many rows of values in one parameter of a constant statement."""
 
     inherit_cache = True
     type = NullType()
     name = "json_rows"
+    on_sqlite = "json_each({0})"
+    on_postgresql = "json_array_elements(CAST({0} AS JSON))"
 
 
-class json_item(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
+class json_item(Spelled[str]):  # noqa: N801 - reads as the SQL function it is
     """``json_item(row, index)``: one text of such a row, which is itself an array; ``NULL`` for a JSON null."""
 
     inherit_cache = True
     type = String()
     name = "json_item"
-
-
-class is_any_of(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
-    """``is_any_of(column, query)``: whether the query has the value, each looked up by an index of the column.
-
-    A join or an IN leaves PostgreSQL to decide, which reads all of a table that was small when it was last analysed.
-    """
-
-    inherit_cache = True
-    type = NullType()  # of a Boolean() SQLite is asked whether it is 1, which no index answers
-    name = "is_any_of"
+    on_sqlite = "json_extract({0}, '$[' || {1} || ']')"
+    on_postgresql = "({0} ->> {1})"
 
 
 class normal_path(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
@@ -152,15 +160,18 @@ class normal_path(FunctionElement[str]):  # noqa: N801 - reads as the SQL functi
     name = "normal_path"
 
 
-class among(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
+class among(Spelled[Any]):  # noqa: N801 - reads as the SQL function it is
     """``among(column, query)``: the column's value is one of the few that the query gives.
 
-    PostgreSQL runs the query first and looks each value up in the column's index, whatever it knows of the table.
+    PostgreSQL runs the query first and looks each value up in the column's index, whatever it knows of the table. A
+    join or an IN would leave it to decide, which reads all of a table that was small when it was last analysed.
     """
 
     inherit_cache = True
     type = NullType()  # for a truth value SQLAlchemy would write "= 1", and SQLite would look at every row
     name = "among"
+    on_sqlite = "{0} IN {1}"
+    on_postgresql = "{0} = ANY (ARRAY{1})"
 
     def __init__(self, column: ColumnElement[Any], query: Select[Any]) -> None:
         super().__init__(column, query.scalar_subquery())
@@ -189,113 +200,3 @@ def _normal_path(path: str, *, position: str) -> str:
         f"THEN upper(substr({drive}, 1, 1)) || rtrim(substr({drive}, 2), '\\') "
         f"WHEN {path} = '' THEN '' ELSE coalesce(nullif(rtrim({spelled}, '/'), ''), '/') END"
     )
-
-
-@compiles(fresh_token, "sqlite")
-def _fresh_token_sqlite(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "lower(hex(randomblob(16)))"
-
-
-@compiles(fresh_token, "postgresql")
-def _fresh_token_postgresql(_element: ColumnElement[str], _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "replace(CAST(gen_random_uuid() AS TEXT), '-', '')"
-
-
-@compiles(contains, "sqlite")
-def _contains_sqlite(element: contains, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"instr({compiler.process(element.clauses, **kw)}) > 0"
-
-
-@compiles(contains, "postgresql")
-def _contains_postgresql(element: contains, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"strpos({compiler.process(element.clauses, **kw)}) > 0"
-
-
-@compiles(matches, "sqlite")
-def _matches_sqlite(element: matches, compiler: SQLCompiler, **kw: Any) -> str:
-    text, pattern = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{text} LIKE ({pattern})"
-
-
-@compiles(matches, "postgresql")
-def _matches_postgresql(element: matches, compiler: SQLCompiler, **kw: Any) -> str:
-    # Its default escape is the backslash, which paths of Windows are full of.
-    text, pattern = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{text} ILIKE ({pattern}) ESCAPE ''"
-
-
-@compiles(byte_length, "sqlite")
-def _byte_length_sqlite(element: byte_length, compiler: SQLCompiler, **kw: Any) -> str:
-    # octet_length() needs SQLite 3.43.
-    return f"length(CAST({compiler.process(element.clauses, **kw)} AS BLOB))"
-
-
-@compiles(byte_length, "postgresql")
-def _byte_length_postgresql(element: byte_length, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"octet_length({compiler.process(element.clauses, **kw)})"
-
-
-@compiles(among, "sqlite")
-def _among_sqlite(element: among, compiler: SQLCompiler, **kw: Any) -> str:
-    column, query = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{column} IN {query}"
-
-
-@compiles(among, "postgresql")
-def _among_postgresql(element: among, compiler: SQLCompiler, **kw: Any) -> str:
-    column, query = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{column} = ANY (ARRAY{query})"
-
-
-@compiles(unindexed, "sqlite")
-def _unindexed_sqlite(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"+{compiler.process(element.clauses, **kw)}"
-
-
-@compiles(unindexed, "postgresql")
-def _unindexed_postgresql(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses, **kw)
-
-
-@compiles(is_any_of, "sqlite")
-def _is_any_of_sqlite(element: is_any_of, compiler: SQLCompiler, **kw: Any) -> str:
-    column, query = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{column} IN {query}"
-
-
-@compiles(is_any_of, "postgresql")
-def _is_any_of_postgresql(element: is_any_of, compiler: SQLCompiler, **kw: Any) -> str:
-    column, query = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{column} = ANY (ARRAY{query})"
-
-
-@compiles(stored_text, "sqlite")
-def _stored_text_sqlite(element: stored_text, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST({compiler.process(element.clauses, **kw)} AS BLOB)"
-
-
-@compiles(stored_text, "postgresql")
-def _stored_text_postgresql(element: stored_text, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses, **kw)
-
-
-@compiles(json_rows, "sqlite")
-def _json_rows_sqlite(element: json_rows, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"json_each({compiler.process(element.clauses, **kw)})"
-
-
-@compiles(json_rows, "postgresql")
-def _json_rows_postgresql(element: json_rows, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"json_array_elements(CAST({compiler.process(element.clauses, **kw)} AS JSON))"
-
-
-@compiles(json_item, "sqlite")
-def _json_item_sqlite(element: json_item, compiler: SQLCompiler, **kw: Any) -> str:
-    row, index = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"json_extract({row}, '$[' || {index} || ']')"
-
-
-@compiles(json_item, "postgresql")
-def _json_item_postgresql(element: json_item, compiler: SQLCompiler, **kw: Any) -> str:
-    row, index = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({row} ->> {index})"

@@ -275,7 +275,12 @@ def sqlite_path(url: URL) -> Path | None:
         return None
     if name.startswith("file:"):
         raise ConfigurationError("SQLite's file: URIs are not supported; give a plain path, sqlite:///path")
-    return Path(name).absolute()
+    path = Path(name).absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"the path {os.fsencode(path)!r} isn't UTF-8; name another one") from None
+    return path
 
 
 def open_sqlite(

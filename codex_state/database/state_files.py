@@ -344,7 +344,7 @@ def _is_regular_file(path: Path) -> bool:
 
 
 def _uri(path: Path, parameters: str) -> str:
-    return f"file:{quote(str(path.absolute()))}?{parameters}"
+    return f"file:{quote(os.fsencode(path.absolute()))}?{parameters}"
 
 
 @contextmanager

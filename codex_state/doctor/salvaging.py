@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from codex_state import migrations
-from codex_state.database import Database, prepare_sqlite_file
-from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE, make_private_file, read_only_uri
+from codex_state.database import Database, file_url, prepare_sqlite_file
+from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE, is_missing, make_private_file, read_only_uri
 from codex_state.errors import DatabaseBusyError, SchemaTooNewError, classify
 from codex_state.migrations.environment import known_revisions
 
@@ -60,7 +60,7 @@ def salvage(path: Path) -> Salvaged:
         with closing(_Damaged(path)) as damaged:
             _make_schema(fresh, damaged.revision)
             _fill(fresh, damaged, salvaged)
-        database = Database.open(f"sqlite:///{fresh}")
+        database = Database.open(file_url(fresh))
         try:
             migrations.upgrade(database.engine)
         finally:
@@ -69,7 +69,7 @@ def salvage(path: Path) -> Salvaged:
             raise DatabaseBusyError(f"somebody writes to {path}; stop what uses it, and try again")
         for suffix in ("-wal", "-shm", ""):
             each = path.with_name(path.name + suffix)
-            if each.exists():
+            if not is_missing(each):
                 each.rename(aside.with_name(aside.name + suffix))
         fresh.rename(path)
     except sqlite3.Error as error:
@@ -152,7 +152,7 @@ class _Damaged:
 
 
 def _make_schema(path: Path, revision: str) -> None:
-    database = Database.open(f"sqlite:///{path}")
+    database = Database.open(file_url(path))
     try:
         prepare_sqlite_file(database)
         migrations.upgrade(database.engine, revision)

@@ -44,6 +44,7 @@ from codex_state.memory.reports import (
 )
 from codex_state.memory.worker_pool import WorkerPool
 from codex_state.models import LOCAL_HOME, Claimed, Phase1Key, Phase1Lease, Phase1Status, Skipped, Thread
+from codex_state.rollout.files import may_be_file
 from codex_state.rollout.lookup import with_its_rollout
 from codex_state.runtime import AsyncStateRuntime, State, StateRuntime
 
@@ -477,7 +478,7 @@ class _Extraction:
 
 
 def _is_there(thread: Thread) -> bool:
-    return thread.rollout_path is not None and thread.rollout_path.is_file()
+    return thread.rollout_path is not None and may_be_file(thread.rollout_path)
 
 
 def _checked(extracted: object) -> ExtractedMemory | None:

@@ -20,6 +20,10 @@ from codex_state.errors import SchemaError
 from codex_state.migrations.revision import our_tables
 from codex_state.models import columns
 
+if TYPE_CHECKING:
+    from alembic.autogenerate.api import AutogenContext
+
+
 _OURS = "idx_"
 """Each index of ours is called so."""
 
@@ -86,10 +90,6 @@ def _in_the_way(guest: _Guest, error: Exception) -> SchemaError:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-if TYPE_CHECKING:
-    from alembic.autogenerate.api import AutogenContext
 
 
 def is_codex_state_table(name: str | None) -> bool:

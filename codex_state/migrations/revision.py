@@ -13,7 +13,7 @@ from codex_state.database.errors import ForeignSchemaError, SchemaTooNewError, c
 from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.models import metadata
 
-HEAD = "0022_readers"
+HEAD = "0023_own_work"
 """The revision that this version speaks."""
 
 _REVISIONS = "SELECT version_num FROM codex_state_version"

@@ -30,6 +30,7 @@ from codex_state.models.memory import (
     ThreadMemory,
 )
 from codex_state.models.queries import (
+    SUBAGENT,
     Anchor,
     LogQuery,
     SortKey,
@@ -39,6 +40,7 @@ from codex_state.models.queries import (
     UnshownThreads,
 )
 from codex_state.models.relations import relate
+from codex_state.models.statistics import GroupBy, StatisticsPage, StatisticsQuery, ThreadStatistics
 from codex_state.models.thread import (
     EXTRACTABLE_THREADS,
     IS_SHOWN,
@@ -51,6 +53,7 @@ from codex_state.models.thread import (
     open_threads,
     thread_key,
 )
+from codex_state.models.work import Holding, JobQuery, JobState, ToldJob, WorkKind, WorkOverview
 
 __all__ = [
     "CRASHES_ALLOWED",
@@ -60,6 +63,7 @@ __all__ = [
     "SCOPE_CWD",
     "SCOPE_USER",
     "SHOWN_THREADS",
+    "SUBAGENT",
     "Anchor",
     "BackfillLease",
     "BackfillState",
@@ -68,7 +72,11 @@ __all__ = [
     "ConsolidationLock",
     "DynamicTool",
     "FileRow",
+    "GroupBy",
     "HolderWrite",
+    "Holding",
+    "JobQuery",
+    "JobState",
     "Lease",
     "LockLease",
     "LogEntry",
@@ -91,12 +99,18 @@ __all__ = [
     "Skipped",
     "SortKey",
     "StateModel",
+    "StatisticsPage",
+    "StatisticsQuery",
     "Thread",
     "ThreadMemory",
     "ThreadQuery",
+    "ThreadStatistics",
     "ThreadsPage",
+    "ToldJob",
     "UnreadableRow",
     "UnshownThreads",
+    "WorkKind",
+    "WorkOverview",
     "metadata",
     "nanoseconds_of",
     "open_threads",

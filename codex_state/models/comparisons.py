@@ -11,7 +11,7 @@ compilers do it for the other side as well.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -40,21 +40,42 @@ from sqlalchemy.types import TypeEngine
 
 from codex_state.errors import InvalidInputError
 
+ResultT = TypeVar("ResultT")
 
-class epoch_of(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
+
+class Spelled(FunctionElement[ResultT]):
+    """SQL that each database spells in its own way, with ``{0}``, ``{1}`` … for the arguments."""
+
+    on_sqlite: ClassVar[str]
+    on_postgresql: ClassVar[str]
+
+
+@compiles(Spelled)
+def _spelled(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
+    spelling: str | None = getattr(element, f"on_{compiler.dialect.name}", None)
+    if spelling is None:  # where no database is meant, as in a printed statement
+        return str(compiler.visit_function(element, **kw))
+    return spelling.format(*(compiler.process(clause, **kw) for clause in element.clauses))
+
+
+class epoch_of(Spelled[int]):  # noqa: N801 - reads as the SQL function it is
     """A time of the database's own kind in whole epoch seconds. One without a zone is taken for UTC."""
 
     inherit_cache = True
     type = BigInteger()
     name = "epoch_of"
+    on_sqlite = "CAST(strftime('%s', {0}) AS INTEGER)"
+    on_postgresql = "CAST(floor(extract(epoch FROM {0})) AS BIGINT)"
 
 
-class id_as_text(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
+class id_as_text(Spelled[str]):  # noqa: N801 - reads as the SQL function it is
     """One of our ids as a text."""
 
     inherit_cache = True
     type = Text()
     name = "id_as_text"
+    on_sqlite = "{0}"
+    on_postgresql = "CAST({0} AS TEXT)"
 
 
 class plain_uuid(FunctionElement[Any]):  # noqa: N801 - reads as the SQL function it is
@@ -63,26 +84,6 @@ class plain_uuid(FunctionElement[Any]):  # noqa: N801 - reads as the SQL functio
     inherit_cache = True
     type = Uuid()
     name = "plain_uuid"
-
-
-@compiles(epoch_of, "sqlite")
-def _epoch_of_sqlite(element: epoch_of, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST(strftime('%s', {compiler.process(element.clauses, **kw)}) AS INTEGER)"
-
-
-@compiles(epoch_of, "postgresql")
-def _epoch_of_postgresql(element: epoch_of, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST(floor(extract(epoch FROM {compiler.process(element.clauses, **kw)})) AS BIGINT)"
-
-
-@compiles(id_as_text, "sqlite")
-def _id_as_text_sqlite(element: id_as_text, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses, **kw)
-
-
-@compiles(id_as_text, "postgresql")
-def _id_as_text_postgresql(element: id_as_text, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST({compiler.process(element.clauses, **kw)} AS TEXT)"
 
 
 @compiles(plain_uuid, "sqlite")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 from uuid import UUID
 
 from codex_state.errors import InvalidInputError, did_you_mean
+from codex_state.models.columns import normal_spelling, path_to_text
 from codex_state.models.thread import Thread
 
 
@@ -69,12 +71,29 @@ class ThreadQuery:
     archived: bool = False
     """Only archived threads, or only the others."""
     sources: Collection[str] = ()
+    """As rows have them; ``subagent`` is that of any sub-agent."""
     providers: Collection[str] = ()
     """Of these model providers."""
+    since: datetime | None = None
+    """Not before this time, by the sort key."""
+    until: datetime | None = None
+    """Not after this second."""
     home: str | None = None
     """Of this home; ``None`` means of any."""
+    cwd: Path | str | None = None
+    """In this directory or below, as it is spelled: a relative one isn't looked up."""
+    branch: str | None = None
+    """On this branch of git."""
+    repository: str | None = None
+    """Part of the URL of git's remote; ``%`` and ``_`` are wildcards, ASCII case is ignored. So for the next three."""
+    model: str | None = None
+    """Part of the model's name."""
+    name: str | None = None
+    """Part of the name that a user gave."""
+    text: str | None = None
+    """Part of what lists show of it: its name, title, first message or preview."""
     children: bool = True
-    """Also threads that another one spawned. No index leaves them out: a page without them reads past them."""
+    """Also threads that another one spawned."""
     all: bool = False
     """Also threads that aren't shown: with nothing to show but their id, or whose rollout is gone."""
     limit: int = 50
@@ -91,10 +110,35 @@ class ThreadQuery:
         object.__setattr__(self, "sort_key", _sort_key(self.sort_key))
         _refuse_single_text("sources", self.sources)
         _refuse_single_text("providers", self.providers)
+        for name in ("since", "until"):
+            moment = getattr(self, name)
+            if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
+                raise InvalidInputError(f"{name}: not a time with a zone: {moment!r}")
+        if self.cwd is not None:
+            object.__setattr__(self, "cwd", normal_spelling(path_to_text(Path(self.cwd))))
         if type(self.limit) is not int:
             raise InvalidInputError(f"limit: not a whole number: {self.limit!r}")
         if self.anchor is not None and not isinstance(self.anchor, Anchor):
             raise InvalidInputError(f"anchor: not an Anchor: {self.anchor!r}; Anchor.parse reads a cursor")
+
+    def by_index(self) -> ThreadQuery:
+        """The query without the filters that no index serves: a page looks at so many of its rows and no more."""
+        sources = () if SUBAGENT in self.sources else self.sources
+        return replace(
+            self,
+            sources=sources,
+            children=True,
+            cwd=None,
+            branch=None,
+            repository=None,
+            model=None,
+            name=None,
+            text=None,
+        )
+
+
+SUBAGENT = "subagent"
+"""The word for the sources of all sub-agents, in a query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +156,7 @@ class ThreadsPage:
 
     items: list[Thread]
     next_anchor: Anchor | None
-    """Where the next page starts; ``None`` on the last page."""
+    """Where the next page starts; ``None`` on the last page. A page may be short and not be the last: see ``list``."""
     num_scanned_rows: int
     """Rows read for this page, with the one that showed there is more."""
     unreadable: tuple[UnreadableRow, ...] = ()

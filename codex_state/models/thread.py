@@ -58,6 +58,13 @@ _BY_CREATED_AT = "archived", text(f"({IS_SHOWN})"), text("created_at DESC"), tex
 _IS_CHILD = text("parent_thread_id IS NOT NULL")
 
 
+_COUNTS_OF_TOKENS = ("tokens_inherited", "tokens_input", "tokens_cached", "tokens_output", "tokens_reasoning")
+
+
+def _count_of_tokens() -> Column[int]:
+    return Column(columns.big_integer, nullable=False, server_default="0")
+
+
 class MemoryMode(StrEnum):
     """What may be remembered of a thread. Rollouts may carry other texts; they are kept and count as not enabled."""
 
@@ -84,6 +91,7 @@ class Thread(StateModel, table=True):
         CheckConstraint("tokens_used >= 0", name="tokens_used"),
         CheckConstraint("pinned IN (0, 1)", name="pinned"),
         CheckConstraint("updated_ns >= 0", name="updated_ns"),
+        *(CheckConstraint(f"{name} >= 0", name=name) for name in ("turns", *_COUNTS_OF_TOKENS)),
         # What a page may ask for, and its order: each listing has an index that is best by any estimate.
         Index("idx_threads_archived", *_BY_UPDATED_AT),
         Index("idx_threads_created_at", *_BY_CREATED_AT),
@@ -119,11 +127,11 @@ class Thread(StateModel, table=True):
     approval_mode: str = Field(default=DEFAULT_APPROVAL, sa_column=Column(columns.text, nullable=False))
     """When the user is asked: ``untrusted``, ``on-failure``, ``on-request``, ``never``."""
     tokens_used: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
-    """How many tokens its turns have taken, as its rollout counts them."""
+    """How many tokens its turns have taken, as its rollout counts them: a fork's count goes on from its parent's."""
     archived: bool = Field(
         default=False, sa_column=FlagColumn(columns.IntegerFlag(), nullable=False, server_default="0")
     )
-    """Whether ``archived_at`` is set; every write derives it from there."""
+    """Whether ``archived_at`` is set; every write of a repository derives it from there."""
     archived_at: columns.Moment | None = Field(default=None, sa_column=Column(columns.EpochSeconds()))
     """Since when it is archived; ``None`` when it isn't."""
     git_sha: str | None = Field(default=None, sa_column=Column(columns.text))
@@ -181,6 +189,19 @@ class Thread(StateModel, table=True):
     updated_ns: int = Field(default=0, ge=0, sa_column=Column(columns.big_integer, nullable=False, server_default="0"))
     """The nanoseconds of ``updated_at`` within its second, which tell two versions in one second apart; 0 when they
     aren't known. Writes take them from a time that has them."""
+
+    turns: int | None = Field(default=None, ge=0, sa_column=Column(columns.big_integer))
+    """How many turns it took itself; ``None`` when nobody has counted them yet."""
+    tokens_inherited: int = Field(default=0, ge=0, sa_column=_count_of_tokens())
+    """How many of ``tokens_used`` were used before it began, by the thread that it was forked from."""
+    tokens_input: int = Field(default=0, ge=0, sa_column=_count_of_tokens())
+    """What it sent to models itself, with what was cached."""
+    tokens_cached: int = Field(default=0, ge=0, sa_column=_count_of_tokens())
+    """How many of these had been cached."""
+    tokens_output: int = Field(default=0, ge=0, sa_column=_count_of_tokens())
+    """What it had from models itself, with their reasoning."""
+    tokens_reasoning: int = Field(default=0, ge=0, sa_column=_count_of_tokens())
+    """How many of these were reasoning."""
 
     @property
     def display_name(self) -> str:

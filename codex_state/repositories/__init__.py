@@ -11,6 +11,7 @@ from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.rollout_files import RolloutFileRepository
 from codex_state.repositories.thread_memories import ThreadMemoryRepository
 from codex_state.repositories.threads import DynamicToolRepository, HomeRepository, ThreadRepository
+from codex_state.repositories.work import WorkRepository
 
 __all__ = [
     "BackfillRepository",
@@ -27,4 +28,5 @@ __all__ = [
     "RolloutFileRepository",
     "ThreadMemoryRepository",
     "ThreadRepository",
+    "WorkRepository",
 ]

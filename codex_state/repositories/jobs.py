@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from codex_state.database.execute import atomically, by_index
-from codex_state.database.sql import contains, is_any_of, json_item, json_rows, server_now, trust_clock, unindexed
+from codex_state.database.sql import among, contains, json_item, json_rows, server_now, trust_clock, unindexed
 from codex_state.errors import InvalidInputError, ThreadNotFoundError
 from codex_state.models import (
     CRASHES_ALLOWED,
@@ -185,7 +185,7 @@ _found = given_rows(thread_id=UuidText())
 _MISSED_THEIR_FILE = (
     update(_jobs)
     .where(
-        is_any_of(_jobs.c.thread_id, select(_found.c.thread_id).scalar_subquery()),
+        among(_jobs.c.thread_id, select(_found.c.thread_id)),
         unindexed(_jobs.c.status) == FAILED,
         _jobs.c.retry_at.is_(None),
         contains(_jobs.c.failure_reason, literal_column(f"'{FileNotFoundError.__name__}'", text)),

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.types import TypeEngine
 
 from codex_state.database.execute import atomically, by_index, execute
-from codex_state.database.sql import is_any_of
+from codex_state.database.sql import among
 from codex_state.drafts import ThreadDraft
 from codex_state.models import LOCAL_HOME, FileRow, RolloutFile, RolloutFileState, Thread
 from codex_state.models.base import table_of
@@ -109,9 +109,9 @@ _PAGE = (
     .order_by(_files.c.path)
     .limit(bindparam("row_limit", type_=big_integer))
 )
-_given_ids = select(given_rows(thread_id=UuidText()).c.thread_id).scalar_subquery()
+_given_ids = select(given_rows(thread_id=UuidText()).c.thread_id)
 # By the threads' index: all files of a home are more than theirs, which PostgreSQL can't know of a home that is new.
-_OF_THREADS = _rows.where(func.coalesce(_OF_HOME, false()), is_any_of(_files.c.thread_id, _given_ids))
+_OF_THREADS = _rows.where(func.coalesce(_OF_HOME, false()), among(_files.c.thread_id, _given_ids))
 _AT = _rows.where(_OF_HOME, _files.c.path == bindparam("of_path", type_=text))
 _insert_file = insert(_files).values(
     {column.key: bindparam(column.key, type_=stored_type(column.type)) for column in _files.columns}
@@ -126,6 +126,12 @@ _DROP = delete(_files).where(_OF_HOME, _files.c.path == bindparam("of_path", typ
 _FORGET = update(_files).where(_OF_HOME).values(mtime_ns=null()).returning(_files.c.path)
 _FORGET_FAILED = _FORGET.where(_files.c.state == literal_column(f"'{RolloutFileState.FAILED.value}'", text))
 _is_indexed = _files.c.state == literal_column(f"'{RolloutFileState.INDEXED.value}'", text)
+_FORGET_UNCOUNTED = _FORGET.where(
+    _is_indexed,
+    _files.c.thread_id.in_(
+        select(_threads.c.id).where(_threads.c.turns.is_(None), _threads.c.home == bindparam("of_home", type_=text))
+    ),
+)
 # The row was lost, or another home has it, which lost its file or whose file was written earlier than this one.
 _WITHOUT_THREADS = (
     select(_files.c.path)
@@ -146,15 +152,22 @@ _WITHOUT_THREADS = (
         ),
     )
 )
+_stored_path = type_coerce(_threads.c.rollout_path, text)
 _SAMPLE = (
     select(_files.c.path, _stored(_threads.c.rollout_path))
     .join(_threads, _threads.c.id == _files.c.thread_id)
-    .where(_OF_HOME, _is_indexed, _threads.c.home == _files.c.home)
+    .where(
+        _OF_HOME,
+        _is_indexed,
+        _threads.c.home == _files.c.home,
+        # Not where a file was moved within the home, which is for the next refresh.
+        func.substr(_stored_path, func.length(_stored_path) - func.length(_files.c.path))
+        == literal_column("'/'").concat(_files.c.path),
+    )
     .order_by(_files.c.path)
     .limit(literal_column("1"))
 )
 _old_root = bindparam("old_root", type_=text)
-_stored_path = type_coerce(_threads.c.rollout_path, text)
 _MOVE_HOME = (
     update(_threads)
     .where(
@@ -169,7 +182,7 @@ _MOVE_HOME = (
     )
     .returning(_threads.c.id)
 )
-_HOMES = select(_threads.c.id, _threads.c.home).where(is_any_of(_threads.c.id, _given_ids))
+_HOMES = select(_threads.c.id, _threads.c.home).where(among(_threads.c.id, _given_ids))
 
 
 class RolloutFileRepository(Repository):
@@ -214,12 +227,22 @@ class RolloutFileRepository(Repository):
         """
         return len(self._all(_FORGET_FAILED if failed else _FORGET, {"of_home": home}))
 
+    def count_again(self, home: str = LOCAL_HOME) -> int:
+        """Have the next refresh read the files of threads whose turns and tokens by kind nobody has counted.
+
+        These were indexed by versions that didn't. ``ThreadStatistics.uncounted`` tells whether there are any.
+
+        Returns:
+            How many.
+        """
+        return len(self._all(_FORGET_UNCOUNTED, {"of_home": home}))
+
     def without_threads(self, home: str = LOCAL_HOME) -> Sequence[str]:
         """Indexed files whose thread has no row, or another home's by a file that is gone or was written earlier."""
         return [row.path for row in self._all(_WITHOUT_THREADS, {"of_home": home})]
 
     def sample(self, home: str = LOCAL_HOME) -> tuple[str, str] | None:
-        """One indexed file, and where its thread's row says that it lies."""
+        """One indexed file, and where its thread's row says that it lies, in some home."""
         row = self._one(_SAMPLE, {"of_home": home})
         return None if row is None else (row.path, row.rollout_path)
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
     false,
     func,
     literal_column,
+    or_,
     select,
     tuple_,
     type_coerce,
@@ -34,18 +35,44 @@ from sqlalchemy import (
 from sqlalchemy.sql import Executable
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-from codex_state.database.sql import stored_text, unindexed
+from codex_state.database.sql import matches, normal_path, stored_text, unindexed
 from codex_state.errors import InvalidRowError
-from codex_state.models import IS_SHOWN, SortKey, Thread, ThreadQuery
+from codex_state.models import IS_SHOWN, SUBAGENT, Anchor, SortKey, Thread, ThreadQuery
 from codex_state.models.base import columns_of, table_of
 from codex_state.models.columns import EpochSeconds, UuidText, text
 
 _threads = table_of(Thread)
 
+_cwd = normal_path(_threads.c.cwd)
+
+
+def _part(name: str, *columns: ColumnElement[Any]) -> ColumnElement[bool]:
+    return or_(*(matches(column, bindparam(name, type_=text)) for column in columns))
+
+
 _FILTERS: dict[str, ColumnElement[bool]] = {
     "home": _threads.c.home == bindparam("home", type_=text),
+    "cwd": or_(
+        _cwd == bindparam("cwd", type_=text),
+        func.substr(_cwd, literal_column("1"), func.length(bindparam("below", type_=text))) == bindparam("below"),
+    ),
+    "branch": _threads.c.git_branch == bindparam("branch", type_=text),
+    "repository": _part("repository", _threads.c.git_origin_url),
+    "model": _part("model", _threads.c.model),
+    "name": _part("name", _threads.c.name),
+    "text": _part("text", *(_threads.c[name] for name in ("name", "title", "first_user_message", "preview"))),
 }
 """Which rows a field of the query lets through when it isn't ``None``."""
+
+_PARTS = frozenset({"repository", "model", "name", "text"})
+"""Of which a part is named."""
+
+_IS_SUBAGENTS = func.substr(_threads.c.source, literal_column("1"), literal_column("11")) == literal_column(
+    """'{"subagent"'""", text
+)
+
+LOOK_AT = 20_000
+"""So many rows a page looks at for filters that no index serves (law L10)."""
 
 _ALTERNATIVES = {"sources": _threads.c.source, "providers": _threads.c.model_provider}
 """The column whose values a field of the query names, which an index begins with."""
@@ -66,6 +93,10 @@ class Reads(Enum):
     """Every column as it is stored, with nothing made of it."""
     UNSHOWN = "unshown"
     """How many rows aren't shown, and of how many of them the rollout is gone."""
+    ANCHOR = "anchor"
+    """The key of the last row that a page looks at, whatever its filters that no index serves."""
+    TOTAL = "total"
+    """How many rows there are, up to the limit."""
 
 
 class _Shape(NamedTuple):
@@ -78,12 +109,20 @@ class _Shape(NamedTuple):
     children: bool
     anchored: bool
     stored_anchor: bool
+    since: bool
+    until: bool
+    to_anchor: bool
+    subagents: bool
     filters: tuple[str, ...]
     alternatives: tuple[tuple[str, int], ...]
 
 
 def statement_of(
-    query: ThreadQuery, reads: Reads = Reads.THREADS, *, stored_anchor: tuple[Any, Any] | None = None
+    query: ThreadQuery,
+    reads: Reads = Reads.THREADS,
+    *,
+    stored_anchor: tuple[Any, Any] | None = None,
+    to_anchor: Anchor | None = None,
 ) -> tuple[Executable, dict[str, Any]]:
     """The statement of a listing and its parameters.
 
@@ -91,15 +130,17 @@ def statement_of(
         query: what is listed.
         reads: what of it.
         stored_anchor: in place of the query's anchor, the time and id of a row as they are stored.
+        to_anchor: the last row that is looked at.
     """
     parameters: dict[str, Any] = {"row_limit": query.limit}
-    if stored_anchor is not None:
-        parameters |= zip(("anchor_ts", "anchor_id"), stored_anchor, strict=True)
-    elif query.anchor is not None:
-        parameters |= {"anchor_ts": query.anchor.ts, "anchor_id": query.anchor.id}
+    if reads is Reads.ANCHOR:
+        query, parameters = query.by_index(), {"row_limit": 1, "row_offset": LOOK_AT - 1}
+    parameters |= _bounds_of(query, stored_anchor, to_anchor)
     filters = {name: value for name in _FILTERS if (value := getattr(query, name)) is not None}
     # A value given twice would return its threads twice from two branches.
     alternatives = {name: values for name in _ALTERNATIVES if (values := sorted(set(getattr(query, name))))}
+    if subagents := SUBAGENT in query.sources:
+        parameters["other_sources"] = alternatives.pop("sources")
     shape = _Shape(
         reads,
         query.sort_key,
@@ -108,16 +149,40 @@ def statement_of(
         query.children,
         "anchor_ts" in parameters,
         stored_anchor is not None,
+        "since" in parameters,
+        "until" in parameters,
+        to_anchor is not None,
+        subagents,
         tuple(filters),
         tuple((name, len(values)) for name, values in alternatives.items()),
     )
-    parameters |= filters
+    parameters |= {name: f"%{value}%" if name in _PARTS else value for name, value in filters.items()}
+    if "cwd" in filters:
+        parameters["below"] = _below(filters["cwd"])
     if _has_a_branch_each(shape):
         for name, values in alternatives.items():
             parameters |= {f"{name}_{index}": value for index, value in enumerate(values)}
     else:
         parameters |= alternatives
     return _statement(shape), parameters
+
+
+def _bounds_of(query: ThreadQuery, stored_anchor: tuple[Any, Any] | None, to_anchor: Anchor | None) -> dict[str, Any]:
+    """The parameters of what is read of the order: from where, and to where."""
+    bounds = {name: moment for name in ("since", "until") if (moment := getattr(query, name)) is not None}
+    if stored_anchor is not None:
+        bounds |= zip(("anchor_ts", "anchor_id"), stored_anchor, strict=True)
+    elif query.anchor is not None:
+        bounds |= {"anchor_ts": query.anchor.ts, "anchor_id": query.anchor.id}
+    if to_anchor is not None:
+        bounds |= {"last_ts": to_anchor.ts, "last_id": to_anchor.id}
+    return bounds
+
+
+def _below(directory: str) -> str:
+    """How the paths begin that lie below a directory."""
+    separator = "\\" if "\\" in directory else "/"
+    return directory if directory.endswith(separator) else directory + separator
 
 
 def _has_a_branch_each(shape: _Shape) -> bool:
@@ -132,18 +197,21 @@ def _statement(shape: _Shape) -> Executable:
     branches = _branches(shape, _SHOWN)
     if shape.all:
         branches += _branches(shape, _UNSHOWN)
+    if shape.reads is Reads.TOTAL:
+        return select(func.count().label("total")).select_from(_ordered(shape, branches).subquery())
     return _ordered(shape, branches)
 
 
 def _ordered(shape: _Shape, branches: list[Select[Any]]) -> Select[Any]:
+    limit: ColumnElement[int] = bindparam("row_limit", type_=BigInteger())
     if len(branches) == 1:
-        return branches[0]
-    merged = union_all(*(select(branch.subquery()) for branch in branches)).subquery()
-    return (
-        select(merged)
-        .order_by(merged.c[shape.sort_key.value].desc(), merged.c.id.desc())
-        .limit(bindparam("row_limit", type_=BigInteger()))
-    )
+        ordered = branches[0]
+    else:
+        merged = union_all(*(select(branch.subquery()) for branch in branches)).subquery()
+        ordered = select(merged).order_by(merged.c[shape.sort_key.value].desc(), merged.c.id.desc()).limit(limit)
+    if shape.reads is Reads.ANCHOR:
+        return ordered.offset(bindparam("row_offset", type_=BigInteger()))
+    return ordered
 
 
 def _branches(shape: _Shape, shown: str) -> list[Select[Any]]:
@@ -170,8 +238,18 @@ def _unfiltered(shape: _Shape, shown: str) -> Select[Any]:
         .where(literal_column(IS_SHOWN) == literal_column(shown))
         .where(*(_beside_the_index(_FILTERS[name]) for name in shape.filters))
         .order_by(time.desc(), _threads.c.id.desc())
-        .limit(bindparam("row_limit", type_=BigInteger()))
+        .limit(_branch_limit(shape))
     )
+    if shape.since:
+        statement = statement.where(time >= bindparam("since", type_=EpochSeconds()))
+    if shape.until:
+        statement = statement.where(time <= bindparam("until", type_=EpochSeconds()))
+    if shape.to_anchor:
+        last = tuple_(bindparam("last_ts", type_=EpochSeconds()), bindparam("last_id", type_=UuidText()))
+        statement = statement.where(tuple_(time, _threads.c.id) >= last)
+    if shape.subagents:
+        others = unindexed(_threads.c.source).in_(bindparam("other_sources", expanding=True))
+        statement = statement.where(_beside_the_index(or_(_IS_SUBAGENTS, others)))
     if not shape.children:
         statement = statement.where(_beside_the_index(_NO_PARENT))
     if shape.anchored:
@@ -181,6 +259,18 @@ def _unfiltered(shape: _Shape, shown: str) -> Select[Any]:
         anchor = tuple_(bindparam("anchor_ts", type_=types[0]), bindparam("anchor_id", type_=types[1]))
         statement = statement.where(tuple_(time, _threads.c.id) < anchor)
     return statement
+
+
+def _branch_limit(shape: _Shape) -> ColumnElement[int]:
+    limit: ColumnElement[int] = bindparam("row_limit", type_=BigInteger())
+    if shape.reads is not Reads.ANCHOR or _is_one_branch(shape):
+        return limit
+    return limit + bindparam("row_offset", type_=BigInteger())  # any of them may be all there is
+
+
+def _is_one_branch(shape: _Shape) -> bool:
+    combinations = prod(count for _, count in shape.alternatives) if _has_a_branch_each(shape) else 1
+    return combinations == 1 and not shape.all
 
 
 def _beside_the_index(condition: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -194,7 +284,7 @@ def _beside_the_index(condition: ColumnElement[bool]) -> ColumnElement[bool]:
 
 def _read_columns(shape: _Shape, time: ColumnElement[Any]) -> list[ColumnElement[Any]]:
     match shape.reads:
-        case Reads.IDS:
+        case Reads.IDS | Reads.ANCHOR | Reads.TOTAL:
             return [_threads.c.id, time]
         case Reads.UNSHOWN:
             return [_threads.c.id, time, _threads.c.gone_at]

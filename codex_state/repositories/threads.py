@@ -46,16 +46,19 @@ from codex_state.models import (
     Anchor,
     BackfillState,
     DynamicTool,
+    StatisticsPage,
+    StatisticsQuery,
     Thread,
     ThreadQuery,
     ThreadsPage,
+    ThreadStatistics,
     UnreadableRow,
     UnshownThreads,
     nanoseconds_of,
 )
 from codex_state.models.base import columns_of, table_of
 from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, text
-from codex_state.repositories import thread_listing
+from codex_state.repositories import thread_listing, thread_statistics
 from codex_state.repositories.base import (
     Repository,
     given_rows,
@@ -201,6 +204,7 @@ _NOTE_NAMES_OF_THE_ORIGINAL = (
 )
 
 _EVERYTHING = ThreadQuery()
+_ALL_DAYS = StatisticsQuery()
 
 _Readable = tuple[list[Thread], list[UnreadableRow], int]
 
@@ -255,7 +259,8 @@ class ThreadRepository(Repository):
     def list(self, query: ThreadQuery = _EVERYTHING) -> ThreadsPage:
         """One page of threads, newest first; those of one second are ordered by id.
 
-        A row that can't be read doesn't count: the page names it beside the threads.
+        A row that can't be read doesn't count: the page names it beside the threads. With filters that no index serves,
+        a page looks at no more than 20,000 rows (law L10): it may be short, even empty, and have a ``next_anchor``.
 
         Raises:
             InvalidRowError: a thousand rows in a row can't be read.
@@ -264,23 +269,39 @@ class ThreadRepository(Repository):
             return ThreadsPage([], None, 0)
         wanted = replace(query, limit=query.limit + 1)
         unreadable: Sequence[UnreadableRow] = ()
+        to_anchor = self._last_looked_at(query)
         try:
-            found = self._entities(Thread, *statement_of(wanted))
+            found = self._entities(Thread, *statement_of(wanted, to_anchor=to_anchor))
             scanned = len(found)
         except InvalidRowError:
-            found, unreadable, scanned = self._readable(wanted)
+            found, unreadable, scanned = self._readable(wanted, to_anchor)
         items = found[: query.limit]
-        following = None
+        following = to_anchor
         if len(found) > query.limit:
             following = Anchor(getattr(items[-1], query.sort_key.value), items[-1].id)
         return ThreadsPage(items, following, scanned, tuple(unreadable))
 
-    def _readable(self, query: ThreadQuery) -> _Readable:
+    def _last_looked_at(self, query: ThreadQuery) -> Anchor | None:
+        """The last row that a page looks at; ``None`` when it looks at as many as there are."""
+        if query.by_index() == query:
+            return None
+        try:
+            row = self._one(*statement_of(query, Reads.ANCHOR))
+        except InvalidRowError:
+            return None  # rare enough to look at more
+        return None if row is None else Anchor(getattr(row, query.sort_key.value), row.id)
+
+    def count(self, query: ThreadQuery = _EVERYTHING) -> int:
+        """How many threads the query would list on all its pages, counted up to its limit."""
+        row = self._one(*statement_of(replace(query, anchor=None), Reads.TOTAL))
+        return 0 if row is None else int(row.total)
+
+    def _readable(self, query: ThreadQuery, to_anchor: Anchor | None) -> _Readable:
         """The threads that can be read, the rows between them that can't, and how many rows were looked at."""
         threads: list[Thread] = []
         unreadable: list[UnreadableRow] = []
         dialect = self._connection.dialect
-        statement, parameters = statement_of(query, Reads.STORED)
+        statement, parameters = statement_of(query, Reads.STORED, to_anchor=to_anchor)
         scanned = 0
         while len(unreadable) <= _MOST_UNREADABLE:
             rows = self._all(statement, parameters)
@@ -295,7 +316,7 @@ class ThreadRepository(Repository):
             if len(rows) < query.limit:
                 return threads, unreadable, scanned
             anchor = thread_listing.stored_anchor(rows[-1], query.sort_key)
-            statement, parameters = statement_of(query, Reads.STORED, stored_anchor=anchor)
+            statement, parameters = statement_of(query, Reads.STORED, stored_anchor=anchor, to_anchor=to_anchor)
         raise InvalidRowError(
             f"more than {_MOST_UNREADABLE:,} rows of threads can't be read, the first of them {unreadable[0].key!r}: "
             f"{unreadable[0].reason}"
@@ -316,6 +337,22 @@ class ThreadRepository(Repository):
         if row is None:
             raise AssertionError("a count has one row")
         return UnshownThreads(row.unshown - row.gone, row.gone, row.unshown < _COUNTED_UNSHOWN)
+
+    def statistics(self, query: StatisticsQuery = _ALL_DAYS) -> StatisticsPage:
+        """How many turns and tokens threads took, added up by the query's groups.
+
+        What a fork took over from its parent counts for the parent alone. Each call looks at the rows of all threads.
+        """
+        if query.limit <= 0:
+            groups: list[ThreadStatistics] = []
+        else:
+            rows = self._all(*thread_statistics.statement_of(query, grouped=True))
+            groups = [thread_statistics.statistics_of(row, query.by) for row in rows]
+        if 0 < len(groups) <= query.limit:
+            return StatisticsPage(groups, thread_statistics.added_up(groups), more=False)
+        (row,) = self._all(*thread_statistics.statement_of(query, grouped=False))
+        total = thread_statistics.statistics_of(row, None)
+        return StatisticsPage(groups[: max(query.limit, 0)], total, more=bool(total.threads))
 
     def find_rollout_path(self, thread_id: UUID, *, archived: bool | None = None) -> Path | None:
         """Where the row says the rollout lies, without looking at the file; ``None`` when it doesn't say.

@@ -31,7 +31,7 @@ from codex_state.models import BackfillLease, BackfillState, BackfillStatus, Cla
 from codex_state.rollout.extractors import in_process, in_workers, worker_count
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.index import Settled, Settling, store, store_singly
-from codex_state.rollout.inventory import Change, Comparison, old_root_of
+from codex_state.rollout.inventory import Change, Comparison, follow_home, old_root_of
 from codex_state.rollout.names import NameSources
 from codex_state.rollout.worker import Result
 from codex_state.runtime import State, StateRuntime
@@ -198,12 +198,27 @@ def is_fresh(runtime: StateRuntime) -> bool:
 
     A file that couldn't be read before and looks the same is as fresh as it gets.
     """
+    return look(runtime) is not None
+
+
+def look(runtime: StateRuntime) -> BackfillReport | None:
+    """What can't be looked into just now, beside an index that ``is_fresh``; ``None`` when that isn't fresh."""
     with runtime.read() as state:
         if not state.backfill.is_complete(runtime.home):
-            return False
+            return None
     if old_root_of(runtime) is not None or NameSources(runtime).changed:
-        return False
-    return all(change.is_retry for change in Comparison(runtime))
+        return None
+    report = BackfillReport(BackfillOutcome.COMPLETE)
+
+    def note(problem: WalkProblem) -> None:
+        if not problem.is_link:
+            report.add_failure(problem.path, problem.error)
+
+    for change in Comparison(runtime, note):
+        if not change.is_retry:
+            return None
+        report.add_failure(change.path, (change.known and change.known.error) or "unknown")
+    return report
 
 
 def _run_fenced(
@@ -246,10 +261,8 @@ class _Run:
     def all_batches(self, workers: int | None) -> None:
         """Handle every change, take the names that users gave, and note that the index is complete."""
         runtime = self._runtime
-        if (old_root := old_root_of(runtime)) is not None:
-            new_root = f"{runtime.codex_home}/"
-            self.under_lease(lambda state: state.rollout_files.move_home(old_root, new_root, runtime.home))
-            _log.info("the home was moved from %s, which its rows say now", old_root)
+        if old_root_of(runtime) is not None:
+            self.under_lease(lambda state: follow_home(state, runtime))
         names = NameSources(runtime)
         changes, files_total, bytes_total = self._changes()
         if workers is None:
@@ -403,9 +416,13 @@ def freshen(runtime: StateRuntime, *, on_progress: OnProgress | None = None) -> 
     Costs a look at every file's size and time when nothing is; then nothing is claimed or written.
 
     Returns:
-        What was done; ``None`` when there was nothing to do. ``RUNNING`` when another process does it now.
+        What was done, and what can't be read; ``None`` when there was nothing of either. ``RUNNING`` when another
+        process does it now.
     """
-    return None if is_fresh(runtime) else backfill(runtime, refresh=True, on_progress=on_progress)
+    looked = look(runtime)
+    if looked is None:
+        return backfill(runtime, refresh=True, on_progress=on_progress)
+    return looked if looked.failed else None
 
 
 def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) -> None:

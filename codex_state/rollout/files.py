@@ -7,8 +7,10 @@ directories are not followed (the two roots themselves may be links).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -141,6 +143,21 @@ def modified_seconds(status: os.stat_result) -> int:
     return status.st_mtime_ns // 1_000_000_000
 
 
+def may_be_file(path: Path) -> bool:
+    """Whether a file is at ``path``, or may be: what can't be looked at for lack of permission isn't gone."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        return error.errno not in {errno.ENAMETOOLONG, errno.ELOOP}
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory is at ``path`` and can be reached. Never raises."""
+    return os.path.isdir(path)  # noqa: PTH112 - pathlib's raises for lack of permission
+
+
 def walk_rollouts(
     home: Path, *, archived: bool | None = None, on_problem: OnProblem | None = None
 ) -> Iterator[FoundFile]:
@@ -157,7 +174,16 @@ def walk_rollouts(
     report = on_problem or (lambda _problem: None)
     for root in sorted((ARCHIVED_SESSIONS_DIRECTORY, SESSIONS_DIRECTORY)):
         in_archive = root == ARCHIVED_SESSIONS_DIRECTORY
-        if archived in (None, in_archive) and (home / root).is_dir():
+        if archived not in (None, in_archive):
+            continue
+        try:
+            is_there = stat.S_ISDIR((home / root).stat().st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            report(WalkProblem(str(home / root), error.strerror or str(error)))
+            continue
+        if is_there:
             yield from _walk(str(home / root), f"{root}/", report)
 
 

@@ -27,10 +27,11 @@ from codex_state.rollout.format import (
     RolloutItem,
     SessionMeta,
     SettingsApplied,
+    TaskStarted,
     ThreadSettings,
     TokenCount,
-    TokenUsageInfo,
     TurnContext,
+    TurnStarted,
     UserMessage,
     approval_text,
     canonical_uuid,
@@ -41,6 +42,7 @@ from codex_state.rollout.format import (
     source_text,
     trim,
 )
+from codex_state.rollout.own_work import OwnWork, add_earlier
 from codex_state.rollout.reading import Lines, open_rollout, skip_blank_lines, unreadable, why_unusable
 from codex_state.rollout.times import parse_timestamp
 
@@ -110,7 +112,7 @@ class Fold:
         """Whether something could not be read so far."""
         self._default_provider = default_provider
         self._response_came_first = False
-        self._usage: TokenUsageInfo | None = None
+        self.own_work = OwnWork(draft)
         self._salvaging = False
         self._salvaged = ThreadDraft("", "")
         """What was asked by lines that aren't whole: it counts where no whole line says what was asked."""
@@ -173,8 +175,10 @@ class Fold:
             self.first_meta = meta
             self._apply = _AFTER_HEAD
             self._begin(meta)
+            self.own_work.begins(meta)
         if meta.id != draft.id:
             # A fork's rollout may hold its parent's session_meta, which says nothing about the fork.
+            self.own_work.copies(timestamp)
             return
         draft.source = source_text(meta.source)
         draft.agent_nickname = meta.agent_nickname
@@ -235,11 +239,15 @@ class Fold:
         if effort is not UNSET:
             draft.reasoning_effort = effort
 
-    def _token_count(self, count: TokenCount, _timestamp: str) -> None:
+    def _token_count(self, count: TokenCount, timestamp: str) -> None:
         if count.info is not None:
-            self._usage = count.info
+            self.own_work.counted(count.info, self.draft, timestamp)
 
-    def _user_message(self, message: UserMessage, _timestamp: str) -> None:
+    def _turn_started(self, turn: TurnStarted, timestamp: str) -> None:
+        self.own_work.turn_started(turn.turn_id, self.draft, timestamp)
+
+    def _user_message(self, message: UserMessage, timestamp: str) -> None:
+        self.own_work.asked(timestamp)
         self._asked(message.message, has_image=bool(message.images or message.local_images))
 
     def _item_completed(self, event: ItemCompleted, _timestamp: str) -> None:
@@ -273,8 +281,7 @@ class Fold:
         draft = self.draft
         if not draft.id:
             _take(parse_rollout_name(os.path.basename(draft.rollout_path)), draft)  # noqa: PTH119 - as above
-        if self._usage is not None:
-            draft.tokens_used = max(0, self._usage.total_token_usage.total_tokens)
+        self.own_work.finish(draft)
         draft.first_user_message = draft.first_user_message or self._salvaged.first_user_message
         draft.title = draft.title or self._salvaged.title
         draft.model_provider = draft.model_provider or self._default_provider
@@ -300,6 +307,8 @@ _AFTER_HEAD: dict[type, Callable[[Fold, Any, str], None]] = {
     TurnContext: Fold._turn_context,  # noqa: SLF001
     SettingsApplied: Fold._settings_applied,  # noqa: SLF001
     TokenCount: Fold._token_count,  # noqa: SLF001
+    TurnStarted: Fold._turn_started,  # noqa: SLF001
+    TaskStarted: Fold._turn_started,  # noqa: SLF001
     UserMessage: Fold._user_message,  # noqa: SLF001
     ItemCompleted: Fold._item_completed,  # noqa: SLF001
     GoalUpdated: Fold._goal_updated,  # noqa: SLF001
@@ -435,7 +444,7 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
         draft.title = found.title or draft.title
         draft.first_user_message = found.first_user_message or draft.first_user_message
         draft.preview = found.preview or draft.preview
-        draft.tokens_used = draft.tokens_used or found.tokens_used
+        add_earlier(draft, found, fold.own_work.inherited)
         if not draft.name:
             draft.name, draft.name_at = found.name, found.name_at
         if not extraction.tools:

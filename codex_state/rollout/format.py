@@ -193,22 +193,41 @@ class ResponseItem(Struct, gc=False):
     type: str = ""
 
 
-class TokenUsage(Struct, kw_only=True, gc=False):
+class TokenUsage(Struct, kw_only=True, omit_defaults=True, gc=False):
     """Counted tokens."""
 
     total_tokens: _Int64
+    input_tokens: _Int64 = 0
+    cached_input_tokens: _Int64 = 0
+    """Of the input."""
+    output_tokens: _Int64 = 0
+    reasoning_output_tokens: _Int64 = 0
+    """Of the output."""
 
 
 class TokenUsageInfo(Struct, kw_only=True, omit_defaults=True, gc=False):
     """The token usage of a thread."""
 
     total_token_usage: TokenUsage
+    """Since the thread's history began, also where another thread began it."""
+    last_token_usage: Raw | UnsetType = UNSET
+    """Of the latest response alone, undecoded."""
 
 
 class TokenCount(Struct, tag="token_count", gc=False):
     """How many tokens were used so far."""
 
     info: TokenUsageInfo | None = None
+
+
+class TurnStarted(Struct, tag="turn_started", omit_defaults=True, gc=False):
+    """A turn began."""
+
+    turn_id: str | None = None
+
+
+class TaskStarted(TurnStarted, tag="task_started"):
+    """The same by its older name, which is still what is written."""
 
 
 class UserMessage(Struct, tag="user_message", omit_defaults=True, gc=False):
@@ -281,8 +300,8 @@ _OTHER_EVENTS = """
     realtime_conversation_list_voices_response realtime_conversation_realtime realtime_conversation_sdp
     realtime_conversation_started reasoning_content_delta reasoning_raw_content_delta remote_skill_downloaded
     request_permissions request_user_input safety_buffering session_configured shutdown_complete
-    skills_update_available stream_error sub_agent_activity task_complete task_started terminal_interaction
-    thread_queue_changed thread_rolled_back turn_aborted turn_complete turn_diff turn_moderation_metadata turn_started
+    skills_update_available stream_error sub_agent_activity task_complete terminal_interaction
+    thread_queue_changed thread_rolled_back turn_aborted turn_complete turn_diff turn_moderation_metadata
     undo_completed undo_started view_image_tool_call warning web_search_begin web_search_end
 """.split()  # noqa: SIM905 - a hundred lines of literals would hide the module
 
@@ -298,7 +317,16 @@ _other_event_types: list[type[Struct]] = [
     )
     for name in _OTHER_EVENTS
 ]
-_EVENTS: tuple[type[Struct], ...] = (TokenCount, UserMessage, ItemCompleted, GoalUpdated, NameUpdated, SettingsApplied)
+_EVENTS: tuple[type[Struct], ...] = (
+    TokenCount,
+    TurnStarted,
+    TaskStarted,
+    UserMessage,
+    ItemCompleted,
+    GoalUpdated,
+    NameUpdated,
+    SettingsApplied,
+)
 _Event: Any = functools.reduce(operator.or_, [*_EVENTS, *_other_event_types])
 
 RolloutItem = (
@@ -307,6 +335,7 @@ RolloutItem = (
     | Compacted
     | ResponseItem
     | TokenCount
+    | TurnStarted
     | UserMessage
     | ItemCompleted
     | GoalUpdated

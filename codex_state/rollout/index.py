@@ -24,9 +24,9 @@ from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import IntegrityViolationError, InvalidInputError, RolloutError
 from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
-from codex_state.rollout.files import FoundFile, is_archived, rank, relative_to
+from codex_state.rollout.files import FoundFile, is_archived, is_directory, may_be_file, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
-from codex_state.rollout.inventory import Change, file_row, paths_of
+from codex_state.rollout.inventory import Change, file_row, follow_home, paths_of
 from codex_state.rollout.reading import git_of
 from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
 from codex_state.runtime import State, StateRuntime
@@ -231,10 +231,15 @@ def take_in(runtime: StateRuntime, paths: Iterable[str]) -> None:
         if found is not None:
             result = extract_one(f"{runtime.codex_home}/{path}", runtime.default_provider)
             batch.append((Change(path, found, row), result))
-        elif (runtime.codex_home / path.partition("/")[0]).is_dir():
+        elif is_directory(runtime.codex_home / path.partition("/")[0]) and not may_be_file(runtime.codex_home / path):
             batch.append((Change(path, None, row), None))
     settled = Settling(runtime).settle(batch)
-    runtime.run(lambda state: store(state, settled, runtime.home))
+    runtime.run(lambda state: _store_one_by_one(state, settled, runtime))
+
+
+def _store_one_by_one(state: State, settled: Settled, runtime: StateRuntime) -> None:
+    follow_home(state, runtime)
+    store(state, settled, runtime.home)
 
 
 def look_at(runtime: StateRuntime, path: str) -> FoundFile | None:
@@ -268,7 +273,7 @@ def index_rollout(runtime: StateRuntime, path: Path) -> Thread:
         settled = Settled([extraction])
     else:
         settled = Settling(runtime).settle([(Change(inside, found, None), result)])
-    runtime.run(lambda state: store(state, settled, runtime.home))
+    runtime.run(lambda state: _store_one_by_one(state, settled, runtime))
     with runtime.read() as state:
         thread = state.threads.get(UUID(extraction.draft.id))
     assert thread is not None

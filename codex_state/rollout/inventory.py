@@ -7,6 +7,7 @@ read again, because its next change might not show.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,10 +23,13 @@ from codex_state.rollout.files import (
     FoundFile,
     OnProblem,
     WalkProblem,
+    is_directory,
     parse_any_name,
     walk_rollouts,
 )
-from codex_state.runtime import StateRuntime
+from codex_state.runtime import State, StateRuntime
+
+_log = logging.getLogger("codex_state")
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -71,7 +75,7 @@ class Comparison:
     def __iter__(self) -> Iterator[Change]:
         home = self._runtime.codex_home
         self._unseen = [
-            f"{root}/" for root in (SESSIONS_DIRECTORY, ARCHIVED_SESSIONS_DIRECTORY) if not (home / root).is_dir()
+            f"{root}/" for root in (SESSIONS_DIRECTORY, ARCHIVED_SESSIONS_DIRECTORY) if not is_directory(home / root)
         ]
         with self._runtime.read() as state:
             orphans = frozenset(state.rollout_files.without_threads(self._runtime.home))
@@ -113,23 +117,35 @@ class Comparison:
     def _note(self, problem: WalkProblem) -> None:
         if not problem.is_link:
             inside = os.path.relpath(problem.path, self._runtime.codex_home)
-            self._unseen.append(Path(inside).as_posix() + ("/" if Path(problem.path).is_dir() else ""))
+            self._unseen.append(Path(inside).as_posix() + ("/" if is_directory(Path(problem.path)) else ""))
         if self._on_problem is not None:
             self._on_problem(problem)
 
 
 def old_root_of(runtime: StateRuntime) -> str | None:
-    """Where the home lay when its rows were written, if that was elsewhere; it ends with ``/``.
-
-    Files are known relative to the home. Rows say whole paths, which callers want, so those of a home that was moved or
-    copied have to be written once more.
-    """
+    """Where the home lay when its rows were written, if that was elsewhere; it ends with ``/``."""
     with runtime.read() as state:
-        sample = state.rollout_files.sample(runtime.home)
+        return _old_root_in(state, runtime)
+
+
+def follow_home(state: State, runtime: StateRuntime) -> None:
+    """Have all rows of a home that was moved or copied say where their files lie now.
+
+    Files are known relative to the home. Rows say whole paths, which callers want. One row tells where all of them say
+    that the home lies, so whoever writes the path of one has the others follow before.
+    """
+    old_root = _old_root_in(state, runtime)
+    if old_root is not None:
+        state.rollout_files.move_home(old_root, f"{runtime.codex_home}/", runtime.home)
+        _log.info("the home was moved from %s, which its rows say now", old_root)
+
+
+def _old_root_in(state: State, runtime: StateRuntime) -> str | None:
+    sample = state.rollout_files.sample(runtime.home)
     if sample is None:
         return None
     path, stored = sample
-    if not stored.endswith(f"/{path}") or stored == f"{runtime.codex_home}/{path}":
+    if stored == f"{runtime.codex_home}/{path}":
         return None
     root = stored.removesuffix(path)
     try:

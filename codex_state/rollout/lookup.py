@@ -22,13 +22,15 @@ from pathlib import Path
 from uuid import UUID
 
 from codex_state.errors import DatabaseError, DatabaseReadOnlyError, RolloutError, ThreadNotFoundError, UsageError
-from codex_state.models import Thread, ThreadQuery, ThreadsPage, UnreadableRow
+from codex_state.models import RolloutFileState, Thread, ThreadQuery, ThreadsPage, UnreadableRow
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.rollout.files import (
     ARCHIVED_SESSIONS_DIRECTORY,
     SESSIONS_DIRECTORY,
     find_rollouts,
     is_archived,
+    is_directory,
+    may_be_file,
     modified_seconds,
     plain_name,
     rank,
@@ -37,7 +39,7 @@ from codex_state.rollout.files import (
 )
 from codex_state.rollout.format import canonical_uuid
 from codex_state.rollout.index import index_rollout, take_in
-from codex_state.rollout.inventory import known_paths, paths_of
+from codex_state.rollout.inventory import follow_home, known_paths, paths_of
 from codex_state.rollout.reading import owner_of
 from codex_state.runtime import StateRuntime
 
@@ -99,7 +101,7 @@ def with_its_rollout(runtime: StateRuntime, thread: Thread) -> Thread | None:
 def existing_rollout(path: Path) -> Path | None:
     """The file that holds a rollout now: itself, or its compressed form; ``None`` when both are gone."""
     for candidate in (path, path.with_name(path.name + ".zst"), path.with_name(plain_name(path.name))):
-        if candidate.is_file():
+        if may_be_file(candidate):
             return candidate
     return None
 
@@ -108,7 +110,7 @@ def files_of_thread(runtime: StateRuntime, thread_id: UUID) -> list[str]:
     """All files of a thread in this home, relative to it: those that say so, and those that are only named so."""
     home = runtime.codex_home
     named = [path.relative_to(home).as_posix() for path in find_rollouts(home, thread_id)]
-    known = [path for path in known_paths(runtime, thread_id) if (home / path).is_file()]
+    known = [path for path in known_paths(runtime, thread_id) if may_be_file(home / path)]
     paths = dict.fromkeys([*named, *known])
     return [path for path in paths if owner_of(home / path) in (None, str(thread_id))]
 
@@ -141,7 +143,7 @@ def list_threads(
 
 def _still_there(runtime: StateRuntime, thread: Thread, wanted: ThreadQuery) -> Iterator[Thread]:
     path = thread.rollout_path
-    if path is None or thread.home != runtime.home or thread.gone_at is not None or path.is_file():
+    if path is None or thread.home != runtime.home or thread.gone_at is not None or may_be_file(path):
         yield thread
         return
     try:
@@ -152,7 +154,7 @@ def _still_there(runtime: StateRuntime, thread: Thread, wanted: ThreadQuery) -> 
         return
     if now is None or now.archived != wanted.archived:
         return
-    is_there = now.gone_at is None and (now.rollout_path is None or now.rollout_path.is_file())
+    is_there = now.gone_at is None and (now.rollout_path is None or may_be_file(now.rollout_path))
     if is_there or wanted.all:
         yield now
 
@@ -164,11 +166,11 @@ def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
         take_in(runtime, {inside, *known_paths(runtime, thread_id), *_other_places(inside)})
         with runtime.read() as state:
             known = state.rollout_files.get(inside, runtime.home)
-        if known is not None or any((runtime.codex_home / each).is_file() for each in _other_places(inside)):
+        if known is not None or any(may_be_file(runtime.codex_home / each) for each in _other_places(inside)):
             return
-        if not (runtime.codex_home / inside.partition("/")[0]).is_dir():
+        if not is_directory(runtime.codex_home / inside.partition("/")[0]):
             return  # a file on a disk that isn't mounted isn't gone
-    elif not path.parent.is_dir():
+    elif not is_directory(path.parent):
         return
     with runtime.begin() as state:
         state.threads.mark_gone({thread_id}, runtime.home)
@@ -236,7 +238,7 @@ def archive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
     """Move all files of the thread to ``archived_sessions`` and mark the thread archived. Again is fine.
 
     Returns:
-        Where the thread's newest rollout lies now.
+        Where the thread's newest rollout that can be read lies now.
 
     Raises:
         ThreadNotFoundError: the thread has no rollout in this home.
@@ -260,7 +262,7 @@ def unarchive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
     """Move all files of the thread back under ``sessions`` and mark the thread not archived. Again is fine.
 
     Returns:
-        Where the thread's newest rollout lies now.
+        Where the thread's newest rollout that can be read lies now.
 
     Raises:
         ThreadNotFoundError: the thread has no rollout in this home.
@@ -283,7 +285,7 @@ def unarchive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
 
 
 def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], str]) -> tuple[Path, datetime]:
-    """Move all files of the thread and take in where they are. Returns where its newest is, and its time."""
+    """Move all files of the thread and take in where they are. Returns where the one that counts is, and its time."""
     home = runtime.codex_home
     targets = {path: target(path) for path in files_of_thread(runtime, thread_id)}
     if not targets:
@@ -296,7 +298,14 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
         _move(home / path, home / to)
     if moved:
         take_in(runtime, [*moved, *targets.values()])
-    newest = home / max(targets.values(), key=lambda path: rank(path, str(thread_id)))
+    else:
+        runtime.run(follow_home, runtime)
+    spelled = str(thread_id)
+    with runtime.read() as state:
+        known = state.rollout_files.of_threads({spelled}, runtime.home).get(spelled, [])
+    # The newest that can be read: the row comes from it, as after a refresh.
+    indexed = {row.path for row in known if row.state == RolloutFileState.INDEXED} & set(targets.values())
+    newest = home / max(indexed or targets.values(), key=lambda path: rank(path, spelled))
     return newest, from_epoch_seconds(modified_seconds(newest.stat()))
 
 

@@ -30,8 +30,10 @@ from codex_state.rollout.format import (
     RolloutItem,
     SessionMeta,
     SettingsApplied,
+    TaskStarted,
     TokenCount,
     TurnContext,
+    TurnStarted,
     UserMessage,
     approval_text,
     compact_json,
@@ -39,15 +41,32 @@ from codex_state.rollout.format import (
     spawned_agent_path,
 )
 from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
+from codex_state.rollout.inventory import follow_home
 from codex_state.rollout.times import parse_timestamp
 from codex_state.runtime import State, StateRuntime
 
-COMPARED_FIELDS = tuple(name for name in ROLLOUT_COLUMNS if name not in ("archived", "memory_mode", "name", "name_at"))
-"""What ``diff_fields`` compares, in its order: what a rollout tells of its thread."""
+_COUNTED = frozenset(
+    {"turns", "tokens_inherited", "tokens_input", "tokens_cached", "tokens_output", "tokens_reasoning"}
+)
+COMPARED_FIELDS = tuple(
+    name for name in ROLLOUT_COLUMNS if name not in {"archived", "memory_mode", "name", "name_at"} | _COUNTED
+)
+"""What ``diff_fields`` compares, in its order: what a rollout tells of its thread, but for what is counted of it."""
 
 _GIT_FIELDS = ("git_sha", "git_branch", "git_origin_url")
 _AFFECTING = frozenset(
-    {SessionMeta, TurnContext, SettingsApplied, TokenCount, UserMessage, ItemCompleted, GoalUpdated, NameUpdated}
+    {
+        SessionMeta,
+        TurnContext,
+        SettingsApplied,
+        TokenCount,
+        TurnStarted,
+        TaskStarted,
+        UserMessage,
+        ItemCompleted,
+        GoalUpdated,
+        NameUpdated,
+    }
 )
 
 
@@ -320,6 +339,8 @@ def _apply(
         fold.add(item)
     draft = fold.finish()
     draft.rollout_path = str(builder.rollout_path)
+    if existing is not None and existing.rollout_path != builder.rollout_path:
+        follow_home(state, runtime)
     draft.cwd = normalized_cwd_text(draft.cwd)
     if updated_at is not None:
         draft.updated_at, draft.updated_ns = to_epoch_seconds(updated_at), nanoseconds_of(updated_at)

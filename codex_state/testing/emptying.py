@@ -8,6 +8,12 @@ from codex_state.models import metadata
 
 def empty(database: Database) -> None:
     """Delete all rows of all of the state's tables."""
+    statements = [f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)]  # noqa: S608
+    if database.dialect == "postgresql":
+        # In one go: every round trip of every test counts.
+        parts = (f"of_{number} AS ({statement})" for number, statement in enumerate(statements))
+        statements = [f"WITH {', '.join(parts)} SELECT 1"]
     with database.begin() as session:
-        for table in reversed(metadata.sorted_tables):
-            session.connection().execute(table.delete())
+        connection = session.connection()
+        for statement in statements:
+            connection.exec_driver_sql(statement)

@@ -1,15 +1,7 @@
 """Moving a state from one database to another, and taking over what the original's databases know."""
 
 from codex_state.transfer.backups import Restored, back_up_file, back_up_server, restore_file, restore_into_server
-from codex_state.transfer.copying import copy_state
-from codex_state.transfer.importing import (
-    ImportedDatabase,
-    ImportKind,
-    ImportOutcome,
-    ImportReport,
-    import_original,
-)
-from codex_state.transfer.reports import (
+from codex_state.transfer.copying import (
     CopyProgress,
     CopyReport,
     CopyStage,
@@ -17,6 +9,14 @@ from codex_state.transfer.reports import (
     OnCopyProgress,
     RowOutcome,
     TableCopy,
+    copy_state,
+)
+from codex_state.transfer.importing import (
+    ImportedDatabase,
+    ImportKind,
+    ImportOutcome,
+    ImportReport,
+    import_original,
 )
 
 __all__ = [

@@ -15,11 +15,12 @@ from sqlalchemy import URL
 
 from codex_state import migrations
 from codex_state.database import Database, file_of, prepare_sqlite_file, state_files
-from codex_state.database.errors import DatabaseCorruptError
+from codex_state.database.errors import DatabaseCorruptError, DatabaseError, DatabaseReadOnlyError
 from codex_state.database.sqlite import Access
 from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.errors import ConfigurationError, DatabaseBusyError, RestoreRefusedError, StateError, classify
 from codex_state.models import LOCAL_HOME
+from codex_state.rollout.files import may_be_file
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.transfer.copying import copy_state
@@ -105,6 +106,8 @@ def restore_file(backup: Path, settings: StateSettings, *, replace: bool = False
         raise RestoreRefusedError(f"{backup} is the state itself; name a backup")
     revision = _revision_of(backup)
     is_there = _require_replaceable(path, replace=replace)
+    if not state_files.can_be_written(path):
+        raise DatabaseReadOnlyError(f"{path} can't be written, or its directory; nothing was changed")
     state_files.make_directory(path.parent)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     fresh, aside = (path.with_name(f"{path.name}.{what}-{stamp}") for what in ("restoring", "before-restore"))
@@ -151,9 +154,9 @@ def restore_into_server(backup: Path, runtime: StateRuntime, *, any_home: bool =
 @contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
     """A file beside ``target`` that gets its name when the block ends well."""
-    part = target.with_name(f"{target.name}.part")
-    if target.exists() or target.is_symlink():
+    if not state_files.is_missing(target):
         raise ConfigurationError(f"{target} is there already; name another file")
+    part = target.with_name(f"{target.name}.part")
     try:
         os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except OSError as error:
@@ -174,7 +177,8 @@ def _copy_file(source: Path, target: Path) -> None:
             read.backup(written, pages=_PAGES_AT_ONCE)
             (found,) = written.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.Error as error:
-        raise classify(error) or error from error
+        told = classify(error) or DatabaseError(str(error))
+        raise type(told)(f"copying {source} to {target}: {told}") from error
     if found != "ok":
         raise DatabaseCorruptError(f"{source} isn't whole: {' '.join(found.split())}; see `codex-state doctor`")
     _make_one_file(target)
@@ -195,7 +199,7 @@ def _make_one_file(path: Path) -> None:
 
 
 def _revision_of(backup: Path) -> str:
-    if not backup.is_file():
+    if not may_be_file(backup):
         raise RestoreRefusedError(f"there is no file {backup}")
     database = Database.open(_url_of(backup), access=Access.READ_ONLY)
     try:
@@ -252,7 +256,7 @@ def _require_replaceable(path: Path, *, replace: bool) -> bool:
     """Make sure that what is at ``path`` may be set aside; whether anything is."""
     if state_files.is_missing(path):
         return False
-    if not path.is_file():
+    if not may_be_file(path):
         raise RestoreRefusedError(f"{path} is not a file")
     try:
         held = _rows_of_file(path)

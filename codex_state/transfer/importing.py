@@ -53,6 +53,7 @@ from codex_state.repositories.base import Repository, given_rows, parameters_of,
 from codex_state.repositories.job_claims import FAILED, SUCCEEDED, has_scope, key_of
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.threads import ThreadRepository
+from codex_state.rollout.files import is_directory
 from codex_state.runtime import State, StateRuntime
 
 MAX_NAMED = 1000
@@ -138,7 +139,7 @@ def import_original(runtime: StateRuntime, home: Path | None = None) -> ImportRe
         DatabaseError: the state can't be written.
     """
     home = runtime.codex_home if home is None else home.expanduser().absolute()
-    if not home.is_dir():
+    if not is_directory(home):
         raise ConfigurationError(f"there is no Codex home at {home}")
     found = home, runtime.settings.sqlite_home if home == runtime.codex_home else None
     # It holds our own locks, whatever its name is.

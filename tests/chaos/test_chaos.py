@@ -45,15 +45,15 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("database", "minutes", "scenarios"),
     [
-        ("sqlite", 0.05, 2),
-        ("postgresql", 0.05, 2),
-        ("failing", 0.15, 1),
-        pytest.param("pooled", 0.15, 1, marks=pgbouncer.NEEDED),
+        ("sqlite", 0.04, 2),
+        ("postgresql", 0.04, 2),
+        ("failing", 0.12, 1),
+        pytest.param("pooled", 0.12, 1, marks=pgbouncer.NEEDED),
     ],
 )
 def test_a_few_seconds_of_chaos_break_no_law(database: str, minutes: float, scenarios: int) -> None:
     """L1 to L5."""
-    small = ["--minutes", str(minutes), "--workers", "4", "--jobs", "100", "--steps", "200", "--seed", "7"]
+    small = ["--minutes", str(minutes), "--workers", "4", "--jobs", "60", "--steps", "100", "--seed", "7"]
     command = [sys.executable, "-m", "tests.chaos.run", "--database", database, *small]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -128,7 +128,7 @@ def test_clients_whose_clocks_are_wrong_or_run_at_another_rate_break_no_law(
 ) -> None:
     """L3: an hour ahead and behind, at half and double rate, all at once on one database."""
     conductor = Conductor(host, any_url, tmp_path, manual=False, seed=7, workers=6, clocks=WRONG_CLOCKS)
-    verdict = judge(conductor.run("wrong clocks", 4))
+    verdict = judge(conductor.run("wrong clocks", 3))
     assert verdict.problems == []
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import alembic
 import pytest
 
 from codex_state import StateSettings
-from tests import stores
+from tests import scripts, stores
 
 PAGE = (Path(__file__).parents[2] / "docs" / "alembic.md").read_text()
 TABLE, STATEMENT, ENVIRONMENT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -55,23 +52,21 @@ class Service:
             "migrations/script.py.mako": TEMPLATE.read_text(),
         }.items():
             (directory / name).write_text(text)
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("CODEX_")}
-        self.environment["CODEX_HOME"] = str(settings.codex_home)
-        self.environment["PYTHONPATH"] = os.pathsep.join([str(directory), *sys.path])
+        self.environment = {"CODEX_HOME": str(settings.codex_home)}
         if settings.database_url is not None:
             self.environment["CODEX_STATE_DATABASE_URL"] = settings.database_url.get_secret_value()
 
-    def run(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.directory,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
+    def run(self, text: str, *arguments: str) -> str:
+        here = (
+            "import os, sys, warnings; warnings.simplefilter('default')\n"
+            f"os.chdir({self.directory.as_posix()!r}); sys.path.insert(0, '.')\n"
         )
-        assert done.returncode == 0, done.stderr
+        done = scripts.run(here + text, *arguments, environment=self.environment)
+        assert done.status == 0, done.stderr
         return done.stdout
+
+    def alembic(self, *arguments: str) -> str:
+        return self.run("from alembic.config import main; main(sys.argv[1:])", *arguments)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -82,9 +77,9 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
 
 
 def test_the_page_leads_from_a_table_to_a_join(service: Service) -> None:
-    service.run("-m", "alembic", "revision", "--autogenerate", "-m", "first")
+    service.alembic("revision", "--autogenerate", "-m", "first")
     (written,) = (service.directory / "migrations" / "versions").glob("*.py")
     assert "codex_state" not in written.read_text()
-    service.run("-m", "alembic", "upgrade", "head")
-    assert "No new upgrade operations" in service.run("-m", "alembic", "check")
-    service.run("join.py")
+    service.alembic("upgrade", "head")
+    assert "No new upgrade operations" in service.alembic("check")
+    service.run((service.directory / "join.py").read_text())

@@ -39,20 +39,12 @@ def tried(directory: Path, url: str, *modules: str, selection: str) -> str:
     return ran.stdout
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/engine.sqlite"
-    found: str = request.getfixturevalue("postgres_url")
-    return found
-
-
 def test_an_engine_is_put_through_the_suite_by_one_fixture_and_through_the_lease_machine_by_one_call(
-    url: str, tmp_path: Path
+    postgres_url: str, tmp_path: Path
 ) -> None:
     machine = MACHINE.replace("examples=100", "examples=10")
     selection = "TestTransactionModes or TestConsolidationLocks or my_engine"
-    said = tried(tmp_path / "tests", url, ENGINE, machine, selection=selection)
+    said = tried(tmp_path / "tests", postgres_url, ENGINE, machine, selection=selection)
     assert re.search(r" 2\d passed, \d{3} deselected", said), said
     assert re.search(r"::test_my_engine_follows_the_rules_of_leases PASSED", said), said
 

@@ -73,7 +73,7 @@ class Service:
 
 
 @contextmanager
-def serving(home: Path, **settings: str) -> Iterator[Service]:
+def serving(home: Path, workers: int, **settings: str) -> Iterator[Service]:
     log = home.parent / "service.log"
     # The socket is ours, so no port is guessed; the service's processes inherit it.
     with socket.socket() as listener, log.open("wb") as output:
@@ -82,7 +82,7 @@ def serving(home: Path, **settings: str) -> Iterator[Service]:
         command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "agent_service.service:app"]
         environment = {f"AGENT_SERVICE_{name.upper()}": value for name, value in settings.items()}
         process = subprocess.Popen(
-            [*command, "--fd", str(listener.fileno()), "--workers", "2"],
+            [*command, "--fd", str(listener.fileno()), "--workers", str(workers)],
             env=os.environ | environment | {"CODEX_HOME": str(home)},
             pass_fds=[listener.fileno()],
             stdout=output,
@@ -91,7 +91,7 @@ def serving(home: Path, **settings: str) -> Iterator[Service]:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             service = Service(process, url)
-            service.wait_until(lambda: len(service.get("/workers")) >= 2)
+            service.wait_until(lambda: len(service.get("/workers")) >= workers)
             yield service
         finally:
             if process.poll() is None:
@@ -112,7 +112,7 @@ def store_threads(service: Service) -> list[str]:
 
 def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_killed(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    with serving(home, lease_seconds="3", pause_seconds="0.2", concurrency="3", model_seconds="1") as service:
+    with serving(home, 2, lease_seconds="3", pause_seconds="0.2", concurrency="3", model_seconds="1") as service:
         ids = store_threads(service)
 
         before: list[dict[str, Any]] = []
@@ -156,11 +156,11 @@ def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_kill
 def test_a_service_that_is_told_to_stop_gives_its_jobs_back(tmp_path: Path) -> None:
     """With a lease of ten minutes: the next one need not wait for its end."""
     home = tmp_path / "home"
-    with serving(home, pause_seconds="0.2", model_seconds="60") as service:
+    with serving(home, 1, pause_seconds="0.2", model_seconds="60") as service:
         store_threads(service)
         service.wait_until(lambda: any(job["status"] == "running" for job in service.get("/jobs")))
     assert service.process.returncode in {0, -signal.SIGTERM}
-    with serving(home, pause_seconds="0.2", model_seconds="0") as service:
+    with serving(home, 1, pause_seconds="0.2", model_seconds="0") as service:
         service.wait_until(lambda: [job["status"] for job in service.get("/jobs")] == ["succeeded"] * 2 * THREADS)
 
 

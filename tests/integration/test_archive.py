@@ -64,6 +64,15 @@ def test_bringing_back_restores_the_place_by_date_and_the_row(indexed: StateRunt
     }
 
 
+def test_the_row_stays_with_the_newest_file_that_can_be_read(indexed: StateRuntime) -> None:
+    write(rollout_path(indexed.codex_home, 1, segment=1), b"no rollout\n", modified=MODIFIED + 1)
+    assert archive_thread(indexed, thread_id(1)) == rollout_path(indexed.codex_home, 1, archived=True)
+    thread = row(indexed)
+    assert thread.rollout_path == rollout_path(indexed.codex_home, 1, archived=True)
+    assert thread.updated_at == from_epoch_seconds(MODIFIED)
+    assert rollout_path(indexed.codex_home, 1, archived=True, segment=1).is_file()
+
+
 def test_doing_it_again_is_fine(indexed: StateRuntime) -> None:
     first = archive_thread(indexed, thread_id(1))
     since = row(indexed).archived_at

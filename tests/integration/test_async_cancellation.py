@@ -265,8 +265,8 @@ def test_whenever_a_caller_ends_its_unit_is_whole_or_never_was_and_its_claim_can
                     cancel()
                 assert caller.ended or delay is None
 
-            for step in range(15):
-                delays = [step * 0.002 + chance.uniform(0, 0.002) for _ in range(3)]
+            for step in range(8):
+                delays = [step * 0.004 + chance.uniform(0, 0.004) for _ in range(3)]
                 await loop.gather([lambda delay=delay: one(delay) for delay in (None, *delays)])  # type: ignore[misc]
                 assert in_use(runtime) == 0
             kept = [caller for caller in callers if await runtime.read(caller.is_whole)]

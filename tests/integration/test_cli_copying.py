@@ -159,8 +159,8 @@ def test_a_terminal_shows_a_bar_and_then_the_table(home: Path, tmp_path: Path) -
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_copy_goes_on_where_it_stopped(home: Path, number: signal.Signals, status: int) -> None:
     with opened(home) as source:
-        put(source, "threads", *(thread_row(number) for number in range(1000, 4000)))
-        put(source, "logs", *(log_row(number) for number in range(2000, 32000)))
+        put(source, "threads", *(thread_row(number) for number in range(1000, 3000)))
+        put(source, "logs", *(log_row(number) for number in range(2000, 14000)))
     url = sqlite_url(home)
     with Cli(home).started("db", "copy", "--to", url) as process:
         wait_for_threads(home / "target.sqlite")

@@ -82,7 +82,7 @@ def test_jobs_are_listed_with_every_column(cli: Cli) -> None:
         str(DONE): "succeeded",
     }
     for item in items:
-        assert set(item) == {*Phase1Job.__table__.columns.keys(), "lease_ends_at"}  # type: ignore[attr-defined]
+        assert set(item) == {*Phase1Job.__table__.columns.keys(), "lease_ends_at", "state"}  # type: ignore[attr-defined]
         assert (item["lease_ends_at"] is not None) == (item["status"] == "running")
     (done,) = [item for item in items if item["status"] == "succeeded"]
     assert (done["raw_memory_path"], done["source_updated_at"], done["attempt"]) == (
@@ -93,25 +93,78 @@ def test_jobs_are_listed_with_every_column(cli: Cli) -> None:
 
 
 def test_jobs_of_one_state_are_listed_alone(cli: Cli) -> None:
-    for status in ("failed", "running", "succeeded"):
-        items = cli.ok("jobs", "list", "--status", status, "--json").json["items"]
-        assert [item["status"] for item in items] == [status]
+    for state, status in (("failed", "failed"), ("claimed", "running"), ("done", "succeeded")):
+        items = cli.ok("jobs", "list", "--status", state, "--json").json["items"]
+        assert [(item["state"], item["status"]) for item in items] == [(state, status)]
 
 
 def test_people_see_how_many_jobs_there_are(cli: Cli) -> None:
     done = cli.ok("jobs", "list")
     assert done.stdout.count("\n") == 3
     assert "the model said no and then some" in done.stdout
-    assert "1 running, 1 succeeded, 1 failed" in done.stderr
+    assert "1 claimed, 1 failed, 1 done" in done.stderr
 
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_jobs_fit_a_terminal(cli: Cli, columns: int) -> None:
     done = cli.on_terminal("jobs", "list", columns=columns)
     lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
-    assert len([line for line in lines if re.search("running|failed|succeeded", line)]) == 4
+    assert len([line for line in lines if re.search("claimed|failed|done", line)]) == 4
     assert max(map(len, lines)) <= columns
     assert "REASON" in lines[0]
+
+
+def test_all_that_is_known_of_a_threads_jobs_is_shown(cli: Cli) -> None:
+    (item,) = cli.ok("jobs", "show", str(FAILED), "--json").json["items"]
+    assert (item["thread_id"], item["state"]) == (str(FAILED), "failed")
+    shown = cli.ok("jobs", "show", str(RUNNING)).stdout
+    assert "state\tclaimed\n" in shown
+    assert "lease ends\t2" in shown
+    unknown = cli("jobs", "show", str(RUNNING), "--scope-kind", "user")
+    assert (unknown.status, unknown.stdout) == (1, "")
+    assert "nobody has claimed one" in unknown.stderr
+
+
+def test_jobs_are_requeued_by_their_reason_and_by_their_holder(cli: Cli, runtime: StateRuntime) -> None:
+    nothing = cli("jobs", "requeue", "--reason", "no such reason")
+    assert (nothing.status, nothing.stderr) == (1, "codex-state: 0 requeued\ncodex-state: no failed job matches\n")
+    assert cli.ok("jobs", "requeue", "--reason", "the model said", "--json").json["requeued"] == 1
+    assert cli("jobs", "requeue", "--reason", "a", "--all-failed").status == 2
+    by_holder = cli.ok("jobs", "requeue", "--holder", str(OWNER), "--limit", "0", "--json").json
+    assert (by_holder["requeued"], by_holder["already_claimable"], by_holder["items"]) == (0, 1, [])
+    process = runtime.run(lambda state: state.phase1_jobs.list()[0].owner_name)
+    assert process is not None
+    assert cli("jobs", "requeue", "--holder", f"{process} of another").status == 1
+
+
+def test_a_look_at_the_jobs_is_one_line_or_one_object(cli: Cli) -> None:
+    told = cli.ok("jobs", "watch", "--once", "--json").json
+    assert {state: count for state, count in told["jobs"].items() if count} == {"claimed": 1, "failed": 1, "done": 1}
+    assert (told["reasons"], told["holders"]) == ([{"reason": "the model said no\nand then some", "jobs": 1}], 1)
+    assert {"pending", "oldest_pending", "jobs_per_minute", "seconds_left", "crashes"} < set(told)
+    line = cli.ok("jobs", "watch", "--once").stdout
+    assert line.count("\n") == 1
+    assert "1 claimed, 0 working, 0 over, 0 claimable, 0 retry_later, 1 failed, 1 done; 0." in line
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_the_view_of_the_jobs_fits_a_terminal(cli: Cli, columns: int) -> None:
+    shown = re.sub("\x1b\\[[0-9;?]*[a-z]", "", cli.on_terminal("jobs", "watch", "--once", columns=columns).stdout)
+    assert max(map(len, shown.splitlines())) <= columns
+    for part in ("WHY THEY FAIL", "the model said no and", "PROCESS", "claimed"):
+        assert part in shown
+
+
+def test_workers_are_listed_with_what_they_hold(cli: Cli, runtime: StateRuntime) -> None:
+    with runtime.begin() as state:
+        state.named_locks.try_claim("reports", owner="nightly", lease=timedelta(minutes=10))
+    items = {item["kind"]: item for item in cli.ok("workers", "--json").json["items"]}
+    assert set(items) == {"job", "lock"}
+    assert (items["lock"]["key"], items["lock"]["owner"], items["lock"]["state"]) == ("reports", "nightly", "held")
+    assert 590 <= items["lock"]["seconds_left"] <= 600
+    assert (items["job"]["owner"], items["job"]["state"]) == (str(OWNER), "claimed")
+    assert "nightly" in cli.ok("workers").stdout
+    assert "there are more than 1" in cli.ok("workers", "--limit", "1").stderr
 
 
 def test_a_requeued_job_can_be_claimed_again(cli: Cli, runtime: StateRuntime) -> None:

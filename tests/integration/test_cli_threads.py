@@ -409,3 +409,52 @@ def test_an_unknown_thread_is_named(indexed: Cli) -> None:
         done = indexed.refused("threads", *arguments)
         assert done.status == 1
         assert unknown in done.stderr
+
+
+# Filters
+
+
+def test_threads_are_chosen_by_directory_time_branch_and_model(indexed: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = items(indexed)
+    for options, chosen in [
+        (["--cwd", "/home/dev"], lambda item: item["cwd"].startswith("/home/dev/")),
+        (["--cwd", "/home/dev/orchard-api/"], lambda item: item["cwd"] == "/home/dev/orchard-api"),
+        (["--branch", "main"], lambda item: item["git_branch"] == "main"),
+        (["--model", "codex"], lambda item: "codex" in (item["model"] or "")),
+        (["--source", "subagent"], lambda item: item["source"].startswith("{")),
+        (["--no-children"], lambda item: item["parent_thread_id"] is None),
+        (["--sort", "created_at", "--since", "2026-11-01"], lambda item: item["created_at"] >= "2026-11"),
+        (["--sort", "created_at", "--until", "2026-10-31"], lambda item: item["created_at"] < "2026-11"),
+    ]:
+        expected = {item["id"] for item in everything if chosen(item)}
+        assert {item["id"] for item in items(indexed, *options)} == expected, options
+        assert 0 < len(expected) < len(everything), options
+        total = indexed.ok("threads", "list", "--limit", "1", "--total", *options, "--json").json["total"]
+        assert total == len(expected), options
+    monkeypatch.chdir("/")
+    assert len(items(indexed, "--cwd", ".")) == sum(item["cwd"].startswith("/") for item in everything)
+
+
+@pytest.mark.parametrize(
+    "options", [["--since", "nonsense"], ["--until", "2026-02-30"], ["--cwd", ""], ["--since", "99999999999999"]]
+)
+def test_a_filter_that_means_nothing_is_refused(indexed: Cli, options: list[str]) -> None:
+    assert indexed("threads", "list", *options).status == 2
+
+
+def test_a_filter_that_lets_little_through_still_fills_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codex_state.repositories.thread_listing.LOOK_AT", 2)
+    rare = {3, 9}
+    cli = of_threads(
+        tmp_path,
+        *(
+            a_thread(
+                updated_at=NOON + timedelta(minutes=n), git_branch="rare" if n in rare else "main", rollout_path=None
+            )
+            for n in range(12)
+        ),
+    )
+    page = cli.ok("threads", "list", "--branch", "rare", "--limit", "1", "--json").json
+    assert [item["git_branch"] for item in page["items"]] == ["rare"]
+    rest = cli.ok("threads", "list", "--branch", "rare", "--cursor", page["next_cursor"], "--json").json
+    assert ([item["git_branch"] for item in rest["items"]], rest["next_cursor"]) == (["rare"], None)

@@ -202,7 +202,7 @@ def goes_on_in_the_source(source: StateRuntime) -> None:
 def test_a_copy_interrupted_after_any_batch_is_finished_by_the_next(
     state_on: Opened, target_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each batch twice: into one database from a source as it was, into the other from one that changed meanwhile."""
+    """Every second batch into either database, from a source as it was and from one that changed meanwhile in turn."""
     monkeypatch.setattr(tables, "PAGE_ROWS", 6)
     source, target = state_on("sqlite", "source"), state_on(target_on, "target")
     fill(source)
@@ -211,14 +211,14 @@ def test_a_copy_interrupted_after_any_batch_is_finished_by_the_next(
     assert batches > 25
     source.close()
     shutil.copy(source.settings.database_path, pristine)
-    for batch in range(1, batches + 1):
+    for batch in range(1 if target_on == "sqlite" else 2, batches + 1, 2):
         cleared(target)
         shutil.copy(pristine, source.settings.database_path)
         with StateRuntime.open(source.settings) as reopened:
             with pytest.raises(InterruptedByTestError):
                 copy_state(reopened, target, on_progress=interrupted_after(batch))
             says_no_more_than_is_true(reopened, target)
-            if (batch % 2 == 0) is (target_on == "sqlite"):
+            if batch // 2 % 2:
                 goes_on_in_the_source(reopened)
             report = copy_state(reopened, target)
             assert report.complete, report.left

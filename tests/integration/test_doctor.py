@@ -228,6 +228,18 @@ def test_a_services_own_tables_are_saved_with_their_indexes(home: Path) -> None:
     assert execute(home, "SELECT text FROM invoices INDEXED BY invoices_text WHERE text > ''") == [("seven",)]
 
 
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_file_is_saved_whatever_its_path_would_mean_in_a_url(tmp_path: Path, name: str) -> None:
+    """And nothing is made beside the home."""
+    home = tmp_path / name
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+        runtime.run(lambda state: state.threads.upsert(a_thread(title="kept")))
+    salvage(path_of(home))
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+        assert [thread.title for thread in runtime.run_read(lambda state: state.threads.list().items)] == ["kept"]
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
 def test_whoever_has_the_damaged_file_open_notices(home: Path) -> None:
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
         runtime.run_read(lambda state: state.logs.max_id())

@@ -7,8 +7,6 @@ import os
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -32,6 +30,7 @@ from codex_state.database.state_files import FORMER_NAME, VERSION_TABLE
 from codex_state.memory.files import render
 from codex_state.settings import state_database_filename
 from codex_state.testing.samples import a_thread
+from tests import scripts
 
 NAME = state_database_filename()
 THREAD = a_thread(title="named by its user")
@@ -197,7 +196,6 @@ _OPEN = """
 import sys
 from codex_state import StateRuntime, StateSettings
 from codex_state.testing.samples import a_thread
-sys.stdin.readline()
 with StateRuntime.open(StateSettings(codex_home=sys.argv[1])) as runtime:
     runtime.run(lambda state: state.threads.upsert(a_thread(title=sys.argv[2])))
     print(runtime.database.path.name)
@@ -207,18 +205,8 @@ with StateRuntime.open(StateSettings(codex_home=sys.argv[1])) as runtime:
 def test_of_many_that_take_it_over_at_once_none_loses_a_row(home: Path) -> None:
     """L7."""
     make_state(home, FORMER_NAME)
-    command = [sys.executable, "-c", _OPEN, str(home)]
-    processes = [
-        subprocess.Popen([*command, f"of process {number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for number in range(6)
-    ]
-    answers = []
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=120)[0] for process in processes]
-    assert set(answers) == {f"{NAME}\n"}
+    programs = [scripts.start(_OPEN, home, f"of process {number}") for number in range(6)]
+    assert {program.wait() for program in programs} == {scripts.Finished(0, f"{NAME}\n", "")}
     assert titles(home) == {THREAD.title, *(f"of process {number}" for number in range(6))}
     assert not (home / FORMER_NAME).exists()
 

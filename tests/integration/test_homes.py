@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +36,7 @@ from codex_state.rollout import (
     unarchive_thread,
 )
 from codex_state.testing.samples import a_thread
+from tests import scripts
 
 MODIFIED = 1_767_400_000
 TOOL = ToolSpec(name="t", description="d", input_schema=msgspec.Raw(b"{}"))
@@ -51,8 +49,6 @@ from codex_state import StateRuntime, StateSettings
 from codex_state.rollout import backfill
 settings = StateSettings(codex_home=Path(sys.argv[2]), database_url=sys.argv[3], backfill_batch_size=5, busy_timeout=60)
 with StateRuntime.open(settings) as runtime:
-    print("ready", flush=True)
-    sys.stdin.readline()
     report = backfill(runtime, workers=0)
 print(report.status.value, report.scanned, report.failed, runtime.home)
 """
@@ -253,25 +249,8 @@ def test_hosts_that_index_their_homes_at_the_same_time_do_not_disturb_each_other
     for place, host in enumerate(hosts):
         for number in range(40):
             write_rollout(tmp_path / host, place * 100 + number, modified=MODIFIED)
-    command = [sys.executable, "-c", _BACKFILL_ON_A_HOST]
-    processes = [
-        subprocess.Popen(
-            [*command, host, str(tmp_path / host), url.get_secret_value()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ.copy(),
-        )
-        for host in hosts
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=120)[0] for process in processes]
+    programs = [scripts.start(_BACKFILL_ON_A_HOST, host, tmp_path / host, url.get_secret_value()) for host in hosts]
+    answers = [program.wait().stdout for program in programs]
     assert answers == [f"complete 40 0 {host}:{tmp_path / host}\n" for host in hosts]
     with opened(postgres_settings).read() as state:
         states = {stored.home: stored.status for stored in state.backfill.list() if stored.home != LOCAL_HOME}

@@ -471,6 +471,21 @@ class TestHomesThatMove:
             assert [thread.rollout_path for thread in list_threads(runtime).items] == [rollout_path(used, 1)]
             assert is_fresh(runtime)
 
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_rows_that_were_written_one_by_one_since_hide_no_others(
+        self, home: Path, tmp_path: Path, number: int
+    ) -> None:
+        between = home.rename(tmp_path / "between")
+        with StateRuntime.open(StateSettings(codex_home=between)) as runtime:
+            archive_thread(runtime, thread_id(number))
+        target = between.rename(tmp_path / "there")
+        with StateRuntime.open(StateSettings(codex_home=target)) as runtime:
+            assert not is_fresh(runtime)
+            refresh(runtime)
+            assert row(runtime, 1).rollout_path == rollout_path(target, 1, archived=number == 1)
+            assert row(runtime, 2).rollout_path == rollout_path(target, 2, archived=True)
+            assert is_fresh(runtime)
+
     def test_archiving_in_a_copied_home_leaves_the_originals_files_and_rows(self, home: Path, tmp_path: Path) -> None:
         """L12."""
         with StateRuntime.open(StateSettings(codex_home=home)) as runtime:

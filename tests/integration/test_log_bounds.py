@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from codex_state.database import log_bounds
 from codex_state.repositories.logs import LogRepository
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON, a_log_line
+from tests import scripts
 
 MIB = 1024 * 1024
 
@@ -87,10 +87,10 @@ def test_and_whoever_writes_by_statements_that_commit_by_themselves(small: State
 
 @pytest.mark.parametrize("size", [20, 1400, 5000])
 def test_the_file_and_its_log_stay_below_the_bound_whatever_the_lines_size(home: Path, size: int) -> None:
-    bound = 24 * MIB
+    bound = 12 * MIB
     with StateRuntime.open(StateSettings(codex_home=home, log_max_bytes=bound)) as runtime:
         empty = space(runtime)
-        for _ in range(30):
+        for _ in range(15):
             runtime.run(lambda state: state.logs.insert_many(lines(MIB // (size + 100), size)))
         path = runtime.database.path
         assert path is not None
@@ -100,42 +100,34 @@ def test_the_file_and_its_log_stay_below_the_bound_whatever_the_lines_size(home:
         assert runtime.run_read(lambda state: state.logs.stats().size) > bound // 4
 
 
-def _write_from_a_process(home: Path, bound: int) -> None:
-    with StateRuntime.open(StateSettings(codex_home=home, log_max_bytes=bound)) as runtime:
-        write(runtime, units=4)
+_WRITE = """
+import sys
+from codex_state import StateRuntime, StateSettings
+from codex_state.testing.samples import a_log_line
+home, (bound, units, count, size) = sys.argv[1], map(int, sys.argv[2:])
+with StateRuntime.open(StateSettings(codex_home=home, log_max_bytes=bound)) as runtime:
+    for _ in range(units):
+        runtime.run(lambda state: state.logs.insert_many([a_log_line("x" * size)] * count))
+"""
 
 
 def test_several_processes_keep_one_bound(home: Path) -> None:
     bound = 4 * MIB
     with StateRuntime.open(StateSettings(codex_home=home, log_max_bytes=bound)) as runtime:
-        spawn = multiprocessing.get_context("spawn")
-        processes = [spawn.Process(target=_write_from_a_process, args=(home, bound)) for _ in range(3)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0] * 3
+        programs = [scripts.start(_WRITE, home, bound, 4, 1000, 1000) for _ in range(3)]
+        assert {program.wait() for program in programs} == {scripts.Finished(0, "", "")}
         assert runtime.run_read(lambda state: state.logs.stats().size) <= bound
-
-
-def _write_without_a_pause(home: Path, units: int) -> None:
-    with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
-        for _ in range(units):
-            runtime.run(lambda state: state.logs.insert_many(lines(60, 2000)))
 
 
 def test_the_write_ahead_log_is_bounded_while_several_write_without_a_pause(home: Path) -> None:
     """L10: SQLite's own checkpoints never find a moment in which nobody reads or writes."""
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
-        spawn = multiprocessing.get_context("spawn")
-        processes = [spawn.Process(target=_write_without_a_pause, args=(home, 400)) for _ in range(3)]
-        for process in processes:
-            process.start()
+        programs = [scripts.start(_WRITE, home, runtime.settings.log_max_bytes, 300, 60, 2000) for _ in range(3)]
         longest = 0
-        while any(process.is_alive() for process in processes):
+        while not all(program.has_ended() for program in programs):
             longest = max(longest, space(runtime))
             time.sleep(0.01)
-        assert [process.exitcode for process in processes] == [0] * 3
+        assert {program.wait() for program in programs} == {scripts.Finished(0, "", "")}
         assert longest < 64 * MIB
 
 

@@ -17,8 +17,8 @@ from memory_support import CWD, OTHER, add_threads, claim, cwd_key, let_leases_e
 from sqlmodel import col, update
 
 from codex_state import MemoryScope, Phase1Job, Phase1Options, Phase1Status, StateRuntime, StateSettings, memory_root
-from codex_state.cli.tables import left
-from codex_state.cli.unclaimed import why_nothing
+from codex_state.cli.memory import why_nothing
+from codex_state.cli.output import left
 
 EXTRACTORS = """
 import asyncio, pathlib, time
@@ -327,13 +327,16 @@ def test_jobs_that_wait_and_jobs_that_were_given_back_are_no_failures(
     home: Path, cli: Cli, runtime: StateRuntime
 ) -> None:
     failed_in_every_way(runtime)
-    assert "0 running, 0 succeeded, 1 failed, 2 waiting, 3 claimable" in cli.ok("jobs", "list").stderr
+    assert "3 claimable, 2 retry_later, 1 failed" in cli.ok("jobs", "list").stderr
     shown = plain(InProcess(home), "jobs", "list", columns=120)
     assert len(re.findall(" failed +now|failed .* - +broken", shown)) == 1
-    assert len(re.findall("waiting .*(59m|1h) +busy", shown)) == 2
+    assert len(re.findall("retry_later .*(59m|1h) +busy", shown)) == 2
     assert len(re.findall("claimable .* - +the pass was interrupted", shown)) == 3
-    assert "2 of 6 shown" in cli.ok("jobs", "list", "--limit", "2", "--status", "failed").stderr
-    assert "shown" not in cli.ok("jobs", "list", "--limit", "2", "--status", "running").stderr
+    assert "the first 2 are shown" in cli.ok("jobs", "list", "--limit", "2", "--status", "claimable").stderr
+    assert "shown" not in cli.ok("jobs", "list", "--limit", "2", "--status", "retry_later").stderr
+    for state, count in (("failed", 1), ("retry_later", 2), ("claimable", 3), ("over", 0), ("done", 0)):
+        items = cli.ok("jobs", "list", "--status", state, "--json").json["items"]
+        assert [item["state"] for item in items] == [state] * count
 
 
 def test_jobs_that_can_be_claimed_already_are_not_counted_as_requeued(cli: Cli, runtime: StateRuntime) -> None:
@@ -357,7 +360,7 @@ def test_jobs_are_usable_on_every_terminal(home: Path, runtime: StateRuntime, co
     words = shown.split()
     for thread in (held, failed):
         assert str(thread.id) in words or {str(thread.id)[:19], str(thread.id)[19:]} <= set(words)
-    assert {"running", "failed"} <= set(words)
+    assert {"claimed", "failed"} <= set(words)
     assert {"59m", "1h"} & set(words)
     assert str(OTHER)[:8] in shown
     assert "ValueError:" in words
@@ -431,7 +434,7 @@ def test_a_job_that_its_worker_left_behind_is_over_and_can_be_requeued(cli: Cli,
     with runtime.begin() as state:
         state.threads.mark_archived(thread.id, Path("/r"), now())
     let_leases_end(runtime, 3600)
-    assert "0 running, 0 succeeded, 0 failed, 1 over" in cli.ok("jobs", "list").stderr
+    assert "1 over" in cli.ok("jobs", "list").stderr
     assert cli.ok("jobs", "requeue", str(thread.id), "--json").json["requeued"] == 1
     assert cli.ok("jobs", "list", "--json").json["items"][0]["status"] == "failed"
 

@@ -408,7 +408,7 @@ def test_a_plain_function_may_be_used_under_asyncio(sqlite_runtime: StateRuntime
     assert all(name.startswith("codex-state-memory") for name in threads)
 
 
-@pytest.mark.parametrize("front", ["sync", "async"])
+@pytest.mark.parametrize(("settings", "front"), [("sqlite", "sync"), ("postgresql", "async")], indirect=["settings"])
 def test_64_slow_extractions_keep_their_leases_though_they_wait_longer_than_those_last(
     runtime: StateRuntime, opened: Open, front: str
 ) -> None:

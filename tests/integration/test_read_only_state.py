@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from read_only_media import run_with_read_only
 from rollout_files import thread_id, write_rollout
 
 from codex_state import (
@@ -24,6 +21,7 @@ from codex_state import (
 from codex_state.database import Access, Database
 from codex_state.rollout import backfill
 from codex_state.testing.samples import a_thread
+from tests import scripts
 
 _LIST = """
 import sys
@@ -46,19 +44,17 @@ except StateError as error:
 _COMMANDS = """
 import dataclasses, json, sys
 from pathlib import Path
-from cli_process import InProcess
+from tests.cli_process import InProcess
 cli = InProcess(Path(sys.argv[1]))
 print(json.dumps([dataclasses.asdict(cli(*command)) for command in json.loads(sys.argv[2])]))
 """
 """One process for all: what each command finds is the same."""
 
-TESTS = Path(__file__).parents[1]
-
 
 def listed(medium: Path, home: Path, sqlite_home: Path | None = None, *, index: bool = False, url: str = "") -> str:
     """What a process finds to which ``medium`` is read-only."""
-    arguments = [str(home), str(sqlite_home or ""), "index" if index else "", url]
-    done = run_with_read_only(medium, [sys.executable, "-c", _LIST, *arguments])
+    arguments = [home, sqlite_home or "", "index" if index else "", url]
+    done = scripts.start(_LIST, *arguments, read_only=medium).wait()
     assert done.stderr == ""
     return done.stdout.strip()
 
@@ -155,9 +151,8 @@ def test_a_file_with_the_former_name_is_read_there_and_keeps_its_name(home: Path
 def test_commands_that_only_read_work_there_and_others_say_what_is_wrong(home: Path) -> None:
     reading = [["threads", "list"], ["jobs", "list"], ["logs"], ["homes"], ["db", "current"], ["db", "check"]]
     writing = [["backfill"], ["db", "upgrade"]]
-    here = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-    done = run_with_read_only(home, [sys.executable, "-c", _COMMANDS, str(home), json.dumps(reading + writing)], here)
-    assert done.returncode == 0, done.stderr
+    done = scripts.start(_COMMANDS, home, json.dumps(reading + writing), read_only=home).wait()
+    assert done.status == 0, done.stderr
     answers = json.loads(done.stdout)
     assert str(thread_id(1)) in answers[0]["stdout"]
     for answer in answers[: len(reading)]:

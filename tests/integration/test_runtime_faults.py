@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from codex_state.models import ThreadQuery
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import a_log_line, a_thread
-from tests import stores
+from tests import scripts, stores
 
 # Disk full
 
@@ -196,12 +194,11 @@ assert titles(runtime) == ["parent"]
 
 
 def _run(script: str, settings: StateSettings) -> None:
-    environment = os.environ | {"CODEX_HOME": str(settings.codex_home), "CODEX_STATE_BUSY_TIMEOUT": "30"}
+    environment = {"CODEX_HOME": str(settings.codex_home), "CODEX_STATE_BUSY_TIMEOUT": "30"}
     if settings.database_url is not None:
         environment["CODEX_STATE_DATABASE_URL"] = settings.database_url.get_secret_value()
-    command = [sys.executable, "-W", "error", "-c", f"{PREAMBLE}{script}\nruntime.close()"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
+    done = scripts.run(f"{PREAMBLE}{script}\nruntime.close()", environment=environment)
+    assert (done.status, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("script", [BESIDE_EACH_OTHER, OUTLIVING_ITS_PARENTS_CONNECTIONS, WHILE_A_SESSION_IS_OPEN])

@@ -42,6 +42,12 @@ _THREAD = {
     "memory_mode_chosen_at": 1770000040,
     "gone_at": 1770000030,
     "pinned": 1,
+    "turns": 3,
+    "tokens_inherited": 7,
+    "tokens_input": 2**40,
+    "tokens_cached": 5,
+    "tokens_output": 6,
+    "tokens_reasoning": 4,
 }
 
 _JOB = {

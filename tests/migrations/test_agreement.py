@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+import postgres
 import pytest
 import quick_schema
 import stores
@@ -25,7 +26,7 @@ STATEMENTS = {
     "ALTER TABLE threads DROP COLUMN model": "column threads.model is missing",
     "DROP TABLE logs": "table logs is missing",
     "DROP INDEX idx_threads_source": "index idx_threads_source of table threads is missing",
-    "CREATE INDEX idx_logs_level ON logs (level)": "index idx_logs_level of table logs is not ours",
+    "CREATE INDEX idx_threads_title ON threads (title)": "index idx_threads_title of table threads is not ours",
     "CREATE TABLE memory_phase2_jobs (id INTEGER)": "table memory_phase2_jobs is not ours",
     "UPDATE codex_state_version SET version_num = '0009_homes'": "the revision is '0009_homes' instead of",
 }
@@ -45,9 +46,18 @@ REVERSED_INDEX = (
 
 
 @pytest.fixture
-def migrated(database: Database) -> Database:
-    migrations.ensure_current(database.engine)
-    return database
+def migrated(url: str, request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A database that Alembic made: itself, or a copy of it."""
+    with ExitStack() as held:
+        if not url.startswith("sqlite"):
+            server: postgres.TestServer = request.getfixturevalue("postgres_server")
+            url = held.enter_context(server.database(request.getfixturevalue("migrated_postgres")))
+        database = held.enter_context(stores.opened(url))
+        if database.path is not None:
+            prepare_sqlite_file(database)
+            held.enter_context(quick_schema.written_at_once())
+            migrations.ensure_current(database.engine)
+        yield database
 
 
 @pytest.fixture
@@ -120,11 +130,13 @@ def test_check_leaves_tables_of_others_alone(migrated: Database) -> None:
     assert differences(migrated) == []
 
 
-@pytest.mark.parametrize(("statement", "sentence"), STATEMENTS.items())
-def test_check_tells_what_differs(migrated: Database, statement: str, sentence: str) -> None:
+def test_check_tells_all_that_differs(migrated: Database) -> None:
     with migrated.engine.begin() as connection:
-        update(connection, statement)
-    assert any(difference.startswith(sentence) for difference in differences(migrated)), differences(migrated)
+        for statement in STATEMENTS:
+            update(connection, statement)
+    found = differences(migrated)
+    for sentence in STATEMENTS.values():
+        assert any(difference.startswith(sentence) for difference in found), (sentence, found)
 
 
 def test_check_tells_an_index_in_another_direction(migrated: Database) -> None:
@@ -135,11 +147,13 @@ def test_check_tells_an_index_in_another_direction(migrated: Database) -> None:
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-@pytest.mark.parametrize(("statement", "sentence"), POSTGRESQL_STATEMENTS.items())
-def test_check_tells_what_only_postgresql_can_alter(migrated: Database, statement: str, sentence: str) -> None:
+def test_check_tells_what_only_postgresql_can_alter(migrated: Database) -> None:
     with migrated.engine.begin() as connection:
-        update(connection, statement)
-    assert any(sentence in difference for difference in differences(migrated)), differences(migrated)
+        for statement in POSTGRESQL_STATEMENTS:
+            update(connection, statement)
+    found = differences(migrated)
+    for sentence in POSTGRESQL_STATEMENTS.values():
+        assert any(sentence in difference for difference in found), (sentence, found)
 
 
 def test_check_reads_nothing_from_what_is_no_database(tmp_path: Path) -> None:

@@ -82,10 +82,10 @@ def test_16_threads_share_one_engine_and_one_migrates(database: Database) -> Non
     assert outcomes == {FRESH: 1, FOUND_DONE: MANY - 1}
 
 
-def test_16_threads_migrate_databases_of_their_own(tmp_path: Path) -> None:
-    urls = [f"sqlite:///{tmp_path / str(number)}.sqlite" for number in range(MANY)]
-    assert at_once(MANY, lambda number: open_anew(urls[number])) == {FRESH: MANY}
-    assert [differences(url) for url in urls] == [[]] * MANY
+def test_threads_migrate_databases_of_their_own(tmp_path: Path) -> None:
+    urls = [f"sqlite:///{tmp_path / str(number)}.sqlite" for number in range(4)]
+    assert at_once(4, lambda number: open_anew(urls[number])) == {FRESH: 4}
+    assert [differences(url) for url in urls] == [[]] * 4
 
 
 def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
@@ -138,18 +138,10 @@ def test_a_directory_without_a_lock_file_is_migrated_under_the_transaction_alone
     assert open_anew(f"sqlite:///{path}").changed
 
 
-FRAGMENTS = [
-    "CREATE TABLE codex_state_version",
-    "CREATE TABLE logs",
-    "UPDATE memory_consolidation_locks",
-    "ck_threads_archived",
-    "version_num='0010_checks'",
-    "CREATE INDEX idx_threads_provider ON threads (model_provider, ",
-    f"version_num='{migrations.HEAD}'",
-]
+FRAGMENTS = ["UPDATE memory_consolidation_locks", "version_num='0010_checks'", f"version_num='{migrations.HEAD}'"]
 
 
-@pytest.mark.parametrize("fragment", FRAGMENTS)
+@pytest.mark.parametrize("fragment", ["CREATE TABLE codex_state_version", *FRAGMENTS])
 def test_a_process_killed_while_it_creates_the_schema_leaves_an_empty_database(
     database: Database, url: str, host: WorkerHost, fragment: str
 ) -> None:
@@ -161,7 +153,7 @@ def test_a_process_killed_while_it_creates_the_schema_leaves_an_empty_database(
     assert differences(url) == []
 
 
-@pytest.mark.parametrize("fragment", FRAGMENTS[2:])
+@pytest.mark.parametrize("fragment", FRAGMENTS)
 def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_the_old_version(
     database: Database, url: str, host: WorkerHost, fragment: str
 ) -> None:

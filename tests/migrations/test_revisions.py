@@ -122,6 +122,8 @@ CHEAP = {
     *(f"threads.{name}" for name in ("agent_nickname", "agent_role", "agent_path", "model", "reasoning_effort")),
     *(f"threads.{name}" for name in ("preview", "thread_source", "originator", "parent_thread_id", "forked_from_id")),
     *(f"threads.{name}" for name in ("gone_at", "updated_ns")),
+    *(f"threads.{name}" for name in ("turns", "tokens_inherited", "tokens_input", "tokens_cached")),
+    *(f"threads.{name}" for name in ("tokens_output", "tokens_reasoning")),
     *(f"thread_dynamic_tools.{name}" for name in ("defer_loading", "namespace")),
     "rollout_files",
     # What goes with a name, which is named.

@@ -56,22 +56,24 @@ def upgrade_the_services(_database: Database, service: Service) -> None:
 BOTH = [upgrade_ours, upgrade_the_services]
 
 
-@pytest.fixture(params=[BOTH, BOTH[::-1]], ids=["ours first", "the service's first"])
-def shared(request: pytest.FixtureRequest, database: Database, service: Service) -> Database:
-    """A database with both, which came in this order."""
-    for upgrade in request.param:
+@pytest.mark.parametrize("order", [BOTH, BOTH[::-1]], ids=["ours first", "the service's first"])
+def test_both_upgrade_in_either_order_each_with_its_own_revision(
+    database: Database, service: Service, order: list[Callable[[Database, Service], None]]
+) -> None:
+    for upgrade in order:
+        upgrade(database, service)
+    assert ours(database)[0] == migrations.HEAD
+    assert the_services(database) == SERVICES_ROWS
+    service.check()
+    assert differences(database) == []
+
+
+@pytest.fixture
+def shared(database: Database, service: Service) -> Database:
+    """A database with both."""
+    for upgrade in BOTH[::-1]:
         upgrade(database, service)
     return database
-
-
-def test_both_upgrade_in_either_order_each_with_its_own_revision(shared: Database) -> None:
-    assert ours(shared)[0] == migrations.HEAD
-    assert the_services(shared) == SERVICES_ROWS
-
-
-def test_both_find_their_schema_as_it_should_be(shared: Database, service: Service) -> None:
-    service.check()
-    assert differences(shared) == []
 
 
 def test_the_services_way_down_and_up_leaves_ours_as_it_is(shared: Database, service: Service) -> None:

@@ -35,7 +35,9 @@ from codex_state.testing.conformance.logs import TestLogs
 from codex_state.testing.conformance.memories import TestThreadMemories
 from codex_state.testing.conformance.modes import TestTransactionModes
 from codex_state.testing.conformance.scopes import TestMemoryScopes
+from codex_state.testing.conformance.statistics import TestStatistics
 from codex_state.testing.conformance.threads import TestThreads
+from codex_state.testing.conformance.work import TestWork
 
 __all__ = [
     "TestBackfills",
@@ -54,9 +56,11 @@ __all__ = [
     "TestLogs",
     "TestMemoryScopes",
     "TestNamedLocks",
+    "TestStatistics",
     "TestThreadMemories",
     "TestThreads",
     "TestTransactionModes",
+    "TestWork",
     "clock",
     "front",
     "processes",

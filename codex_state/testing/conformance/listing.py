@@ -263,7 +263,7 @@ class TestListing:
     def test_sources_and_providers_filter_without_losing_or_repeating(self, state: State, sort_key: SortKey) -> None:
         threads = _many_threads()
         state.threads.upsert_many(threads)
-        for sources, providers, page_size in product(_SOME_SOURCES, _SOME_PROVIDERS, (3, 100)):
+        for sources, providers, page_size in product(_SOME_SOURCES, _SOME_PROVIDERS, (7, 100)):
             wanted = [
                 thread
                 for thread in threads

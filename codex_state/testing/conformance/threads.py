@@ -54,6 +54,12 @@ _FULL = {
     "gone_at": NOON,
     "pinned": True,
     "updated_ns": 7,
+    "turns": 3,
+    "tokens_inherited": 2**61,
+    "tokens_input": 2**60,
+    "tokens_cached": 5,
+    "tokens_output": 6,
+    "tokens_reasoning": 4,
 }
 
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_state.cli.output import counted, json_value, one_line, rfc3339
-from codex_state.cli.tables import ago, text_of
+from codex_state.cli.output import ago, counted, json_value, one_line, rfc3339, text_of
 
 NOW = datetime(2026, 4, 8, 12, 0, tzinfo=UTC)
 

@@ -53,10 +53,20 @@ def test_small_letters_in_a_date_are_fine() -> None:
     assert epoch_seconds_of("2026-01-02t03:04:05z") == 1767323045
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2026-13-01T00:00:00Z", "", "1e5", "٣", "2026-01-02T03:04:05"])
+@pytest.mark.parametrize(
+    "text", ["tomorrow", "2026-13-01", "2026-13-01T00:00:00Z", "", "1e5", "٣", "2026-01-02T03:04:05"]
+)
 def test_a_malformed_date_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match=r"malformed date|has no zone"):
         epoch_seconds_of(text)
+
+
+@pytest.mark.usefixtures("in_utc")
+def test_a_day_is_its_first_or_its_last_second() -> None:
+    assert epoch_seconds_of("2026-01-02") == 1767312000
+    assert epoch_seconds_of("2026-01-02", end_of_day=True) == 1767312000 + 86_399
+    assert epoch_seconds_of("today") - epoch_seconds_of("Yesterday") == 86_400
+    assert epoch_seconds_of("yesterday", end_of_day=True) == epoch_seconds_of("today") - 1
 
 
 @given(st.text())
@@ -70,6 +80,7 @@ def test_no_text_breaks_the_readers(text: str) -> None:
 
 def test_a_source_is_brought_to_the_form_that_rows_have() -> None:
     assert source_of(" cli ") == "cli"
+    assert source_of("subagent") == "subagent"
     assert source_of('{ "subagent" : "review" }') == '{"subagent":"review"}'
     assert source_of('{"subagent": "of a later version"}') == '{"subagent":"of a later version"}'
     spawned = f'{{"subagent": {{"thread_spawn": {{"depth": 1, "parent_thread_id": "{str(ID).upper()}"}}}}}}'
@@ -80,7 +91,7 @@ def test_a_source_is_brought_to_the_form_that_rows_have() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["clii", "subagent", "{", "{}", "[]", '"cli"', '{"subagent":"review","custom":"atlas"}', "\udcff"]
+    "text", ["clii", "sub", "{", "{}", "[]", '"cli"', '{"subagent":"review","custom":"atlas"}', "\udcff"]
 )
 def test_a_source_that_no_row_can_have_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match=r"malformed source .*expected one of cli, vscode"):

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from codex_state.cli.entry import status_of
-from codex_state.cli.progress import figures_of
-from codex_state.cli.tables import Column, _widths, short_key
+from codex_state.cli.output import Column, _widths, figures_of, short_key
 from codex_state.errors import (
     BackfillTimeoutError,
     DatabaseBusyError,
@@ -74,7 +73,7 @@ def test_progress_is_told_in_one_line(seconds: float, figures: str) -> None:
     [
         (StateError("x"), 1),
         (DatabaseCorruptError("x"), 1),
-        (SchemaTooNewError("x"), 1),
+        (SchemaTooNewError("x"), 4),
         (InvalidInputError("x"), 2),
         (DatabaseBusyError("x"), 3),
         (BackfillTimeoutError("x"), 3),

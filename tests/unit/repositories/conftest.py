@@ -14,17 +14,20 @@ from tests import stores
 _DATABASES = ("file", "memory", "postgresql")
 _FRONTS = [
     *((database, "direct") for database in _DATABASES),
-    # Each event loop with one database: no loop knows which it is, and no database who waits for it. One in memory
-    # would wait for its one connection at every step, and show nothing that the file doesn't.
-    ("file", "trio"),
+    # An event loop only waits for a thread that works as any other: all verbs by one loop on one database show that.
     ("postgresql", "asyncio"),
 ]
 """Where the whole suite runs. Behind a pooler, ``tests/integration/test_pgbouncer.py`` runs what depends on one."""
 
+_IN_PART = [("file", "trio")]
+"""Where only the writes of holders and transactions run: the other loop, on the other database."""
+_PART = {"TestHolderWrites", "TestTransactionModes", "TestBackfills"}
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"shared", "front"} <= set(metafunc.fixturenames):
-        metafunc.parametrize(("shared", "front"), _FRONTS, indirect=True, scope="session")
+        fronts = _FRONTS + (_IN_PART if metafunc.cls is not None and metafunc.cls.__name__ in _PART else [])
+        metafunc.parametrize(("shared", "front"), fronts, indirect=True, scope="session")
     elif "shared" in metafunc.fixturenames:
         only_on = metafunc.definition.get_closest_marker("only_on")
         databases = _DATABASES if only_on is None else only_on.args

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from codex_state.repositories import MemoryScopeRepository
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.conformance import TestMemoryScopes, clock, front, state
 from codex_state.testing.conformance.fronts import Front, state_through
-from tests import stores
+from tests import scripts, stores
 
 __all__ = ["TestMemoryScopes", "clock", "front", "state"]
 
@@ -35,11 +34,22 @@ def _marked(database: Database) -> datetime:
         return MemoryScopeRepository(session).mark_dirty(MemoryScope.user())
 
 
-def _mark_in_a_process(url: str, clock_file: Path, answers: multiprocessing.Queue[datetime]) -> None:
-    with stores.opened(url) as database, ManualClock(clock_file) as shared:
-        shared.install(database)
-        answers.put(_marked(database))
-        shared.advance(timedelta(hours=1))
+_MARK = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+from codex_state.database import Database
+from codex_state.models import MemoryScope
+from codex_state.repositories import MemoryScopeRepository
+from codex_state.testing.clock import ManualClock
+database, shared = Database.open(sys.argv[1]), ManualClock(Path(sys.argv[2]))
+shared.install(database)
+with database.autocommit() as session:
+    print(MemoryScopeRepository(session).mark_dirty(MemoryScope.user()).isoformat())
+shared.advance(timedelta(hours=1))
+database.close()
+shared.close()
+"""
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
@@ -54,17 +64,10 @@ def test_processes_that_open_the_same_clock_share_its_time(
     with stores.opened(url) as database, ManualClock(tmp_path / "clock") as mine:
         mine.install(database)
         mine.set(datetime(2030, 1, 1, tzinfo=UTC))
-        spawn = multiprocessing.get_context("spawn")
-        answers = spawn.Queue()
-        process = spawn.Process(target=_mark_in_a_process, args=(url, tmp_path / "clock", answers))
-        process.start()
-        assert answers.get(timeout=60) == datetime(2030, 1, 1, tzinfo=UTC)
-        process.join(60)
-        assert process.exitcode == 0
+        said = scripts.run(_MARK, url, tmp_path / "clock")
+        assert said == scripts.Finished(0, "2030-01-01T00:00:00+00:00\n", "")
         assert mine.now == datetime(2030, 1, 1, 1, tzinfo=UTC)
         assert _marked(database) == mine.now
-        answers.close()
-        answers.join_thread()
 
 
 def test_without_a_manual_clock_the_database_tells_the_real_time(database: Database) -> None:

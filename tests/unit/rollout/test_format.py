@@ -285,7 +285,7 @@ def test_what_any_version_writes_is_read(good: bytes, item: RolloutItem) -> None
     assert decode_line(good) == item
 
 
-@pytest.mark.parametrize("name", ["task_started", "turn_started", "agent_reasoning", "thread_rolled_back"])
+@pytest.mark.parametrize("name", ["task_complete", "agent_reasoning", "thread_rolled_back"])
 def test_an_event_that_says_nothing_of_its_thread_is_known_all_the_same(name: str) -> None:
     item = decode_line(event(name, turn_id="x"))
     assert isinstance(item, OtherEvent)

@@ -228,8 +228,9 @@ class TestComparing:
         assert diff_fields(new_thread(), thread) == ["title", "tokens_used", "first_user_message"]
         assert diff_fields(thread, thread) == []
 
-    def test_everything_a_rollout_tells_is_compared(self) -> None:
-        assert set(ROLLOUT_COLUMNS) - set(COMPARED_FIELDS) == {"archived", "memory_mode", "name", "name_at"}
+    def test_everything_a_rollout_tells_is_compared_but_for_what_is_counted(self) -> None:
+        counted = {"turns", *(name for name in ROLLOUT_COLUMNS if name.startswith("tokens_"))} - {"tokens_used"}
+        assert set(ROLLOUT_COLUMNS) - set(COMPARED_FIELDS) == {"archived", "memory_mode", "name", "name_at"} | counted
         assert set(ROLLOUT_COLUMNS) < set(Thread.column_names())
 
     def test_known_git_fields_win_one_by_one(self) -> None:

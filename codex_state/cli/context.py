@@ -1,0 +1,276 @@
+"""What commands share: options, the state that they open, how fresh its index is, and functions that are named."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from uuid import UUID
+
+import typer
+
+from codex_state.cli.output import counted, note, rfc3339, shown_progress
+from codex_state.errors import ConfigurationError, InvalidInputError, StateError, ThreadNotFoundError
+
+if TYPE_CHECKING:
+    from codex_state.errors import ServerUnavailableError
+    from codex_state.models import BackfillState
+    from codex_state.runtime import StateRuntime
+    from codex_state.settings import StateSettings
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalOptions:
+    """What was given before the command's name."""
+
+    codex_home: str | None = None
+
+
+CodexHome = Annotated[
+    str | None,
+    typer.Option(
+        "--codex-home",
+        metavar="DIR",
+        help="The Codex home.  [default: $CODEX_HOME, else ~/.codex]",
+        show_default=False,
+    ),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+Limit = Annotated[int, typer.Option(metavar="N", min=0, max=1_000_000_000, help="How many at most.")]
+
+ThreadId = Annotated[str, typer.Argument(metavar="ID", help="The thread's UUID, in any spelling.", show_default=False)]
+
+ScopeKind = Annotated[
+    str | None,
+    typer.Option("--scope-kind", metavar="KIND", help="Only scopes of this kind: cwd or user.", show_default=False),
+]
+
+ScopeKey = Annotated[
+    str | None,
+    typer.Option(
+        "--scope-key",
+        metavar="KEY",
+        help="Only this scope: a working directory as the threads store it, or user.",
+        show_default=False,
+    ),
+]
+
+
+def home_of(context: typer.Context, codex_home: str | None) -> Path | None:
+    """The Codex home that was asked for, by the command's own option or by the one in front of it.
+
+    Raises:
+        InvalidInputError: it is empty, as a script's unset variable is. It would mean the working directory.
+    """
+    given = context.find_object(GlobalOptions)
+    wanted = codex_home if codex_home is not None or given is None else given.codex_home
+    if wanted is None:
+        return None
+    if not wanted.strip():
+        raise InvalidInputError("--codex-home is empty; name a directory, or leave the option out")
+    return Path(wanted)
+
+
+ResultT = TypeVar("ResultT")
+
+
+def settings_for(context: typer.Context, codex_home: str | None, *, needs_home: bool = True) -> StateSettings:
+    """The settings: the environment's, with the home that was given on the command line.
+
+    Args:
+        context: the command's.
+        codex_home: the command's own option.
+        needs_home: the command concerns files of the home. Others need none where a URL names the database.
+
+    Raises:
+        ConfigurationError: the home isn't there. The command line makes none: it may be mistyped.
+    """
+    from codex_state.database.state_files import require_home
+    from codex_state.settings import StateSettings
+
+    home = home_of(context, codex_home)
+    settings = StateSettings() if home is None else StateSettings(codex_home=home)
+    if settings.database_url is None or needs_home:
+        require_home(settings.codex_home)
+    return settings
+
+
+@contextmanager
+def opened(
+    context: typer.Context, codex_home: str | None, *, writes: bool = False, needs_home: bool = True
+) -> Iterator[StateRuntime]:
+    """The open state, migrated if need be and never backfilled; closed at the end.
+
+    Args:
+        context: the command's.
+        codex_home: the command's own option.
+        writes: the command can't do anything useful on a state that can't be written. Older files of ours are removed.
+        needs_home: see ``settings_for``.
+    """
+    from codex_state.runtime import StateRuntime
+
+    settings = settings_for(context, codex_home, needs_home=needs_home)
+    with patiently(settings, lambda: StateRuntime.open(settings, for_reading=not writes)) as runtime:
+        yield runtime
+
+
+def patiently(settings: StateSettings, opening: Callable[[], ResultT]) -> ResultT:
+    """What ``opening`` gives. Where it waits for a server that is away, say so."""
+    from codex_state.database.patience import Patience, waiting
+
+    def tell(error: ServerUnavailableError) -> None:
+        note(f"waiting for the server for at most {settings.retry_for.total_seconds():.0f} s: {error}")
+
+    with waiting(Patience(settings.retry_for, tell)):
+        return opening()
+
+
+def hint_when_incomplete(runtime: StateRuntime) -> None:
+    """Say so when the index doesn't cover every rollout yet: a listing may miss some."""
+    if hint := _incompleteness_of(runtime):
+        note(hint)
+
+
+def begun_backfills(runtime: StateRuntime) -> list[BackfillState]:
+    """The state of every home whose index was ever begun; the schema itself notes one that is pending."""
+    with runtime.read() as state:
+        return [backfill for backfill in state.backfill.list() if backfill.claimed_at is not None]
+
+
+def not_found(runtime: StateRuntime, thread_id: UUID) -> StateError:
+    """The error that a thread has no row, with a likely reason."""
+    error = ThreadNotFoundError(thread_id)
+    hint = _incompleteness_of(runtime)
+    return StateError(f"{error} ({hint})") if hint else error
+
+
+def _incompleteness_of(runtime: StateRuntime) -> str | None:
+    from codex_state.models import BackfillStatus
+
+    with runtime.read() as state:
+        backfill = state.backfill.get(runtime.home)
+    if backfill is None or backfill.status is BackfillStatus.PENDING:
+        return "the index hasn't been built yet; run `codex-state backfill`"
+    if backfill.status is BackfillStatus.COMPLETE:
+        return None
+    return f"the index isn't complete: {_name_of(backfill)} builds it; `codex-state backfill` goes on if it stopped"
+
+
+def holder_of(runtime: StateRuntime) -> str:
+    """Who works on the index, for people: host, process, since when, and when others may take over at the earliest."""
+    with runtime.read() as state:
+        backfill = state.backfill.get(runtime.home)
+    if backfill is None:
+        return "somebody"
+    lease_end = backfill.updated_at + runtime.settings.backfill_lease
+    return f"{_name_of(backfill)}, with a lease until {rfc3339(lease_end)}"
+
+
+def _name_of(backfill: BackfillState) -> str:
+    since = f" since {rfc3339(backfill.claimed_at)}" if backfill.claimed_at else ""
+    return f"{backfill.owner_name or 'somebody'}{since}"
+
+
+NoRefresh = Annotated[
+    bool, typer.Option("--no-refresh", help="Use the index as it is, without looking at the home's files first.")
+]
+
+
+def freshen(runtime: StateRuntime, *, no_refresh: bool = False) -> None:
+    """Take in what is new, changed or gone; if that can't be, or isn't wanted, say how old the index is."""
+    from codex_state import rollout
+    from codex_state.errors import DatabaseBusyError, DatabaseReadOnlyError
+    from codex_state.rollout import BackfillOutcome
+
+    if runtime.is_read_only:
+        _note_age(runtime, "it can't be written")
+        return
+    if no_refresh:
+        _note_age(runtime, "--no-refresh")
+        return
+    try:
+        with shown_progress() as on_progress, quiet_log():
+            report = rollout.freshen(runtime, on_progress=on_progress)
+    except DatabaseReadOnlyError:
+        _note_age(runtime, "it can't be written")
+        return
+    except DatabaseBusyError as error:
+        _note_age(runtime, str(error))
+        return
+    if report is None:
+        return
+    if report.status is not BackfillOutcome.COMPLETE:
+        _note_age(runtime, f"it is being brought up to date by {holder_of(runtime)}")
+    elif report.failed:
+        note(f"{counted(report.failed, 'file')} can't be indexed; `codex-state backfill` says why")
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Without the warning for each failure: they are counted, or named, at the end."""
+    log = logging.getLogger("codex_state")
+    level = log.level
+    if level > logging.INFO:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _note_age(runtime: StateRuntime, why: str) -> None:
+    with runtime.read() as state:
+        backfill = state.backfill.get(runtime.home)
+    if backfill is None or backfill.last_success_at is None:
+        note(f"the index isn't complete yet ({why})")
+        return
+    seconds = max((datetime.now(UTC) - backfill.last_success_at).total_seconds(), 0)
+    note(f"the index was brought up to date {_ago(seconds)} ago ({why})")
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return counted(int(seconds // length), unit)
+    return counted(int(seconds), "second")
+
+
+def function_of(text: str, directory: Path | None = None) -> Callable[..., Any]:
+    """The function that ``module:function`` names, of an installed module or of one in ``directory``.
+
+    The working directory is no place to look unless it is named: it may be a repository of somebody else's.
+
+    Raises:
+        InvalidInputError: there is no such module or function.
+        ConfigurationError: the module is there and can't be imported.
+    """
+    module, _, name = text.strip().partition(":")
+    if not module or not name:
+        raise InvalidInputError(f"malformed function {text!r}; expected module:function, like my_agent.memory:extract")
+    place = None if directory is None else str(directory.absolute())
+    if place is not None and place not in sys.path:
+        sys.path.append(place)  # after all others: nothing there is taken for a module of Python's
+    try:
+        found: Any = import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            where = "" if place is None else f" in {place} or"
+            advice = "; name its directory by --import-from" if place is None else ""
+            raise InvalidInputError(
+                f"there is no module {error.name!r}{where} among the installed packages{advice}"
+            ) from error
+        raise ConfigurationError(f"can't import {module}: {type(error).__name__}: {error}") from error
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise InvalidInputError(f"{module} has no function {name!r}")
+    function: Callable[..., Any] = found
+    return function

@@ -1,0 +1,139 @@
+"""The options by which ``threads list`` and ``search`` choose among threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from codex_state.cli.parsing import epoch_seconds_of, source_of
+from codex_state.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from codex_state.models import ThreadQuery, ThreadsPage
+    from codex_state.runtime import StateRuntime
+
+_MOST_PAGES = 10
+"""So many pages are looked through for the threads that are asked for, before people are asked whether to go on."""
+
+
+def _option(metavar: str, text: str, *names: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=text, show_default=False)
+    return option
+
+
+Sort = Annotated[Literal["created_at", "updated_at"], typer.Option(help="Newest first, by this time.")]
+Archived = Annotated[bool, typer.Option("--archived", help="Only archived threads, instead of the others.")]
+Sources = Annotated[
+    list[str] | None,
+    _option("S", "Only this source: cli, vscode, exec, mcp, subagent, or JSON. Repeatable.", "--source"),
+]
+Providers = Annotated[list[str] | None, _option("P", "Only this model provider. Repeatable.", "--provider")]
+Cwd = Annotated[str | None, _option("DIR", "Only in this directory or below; . is the current one.", "--cwd")]
+Since = Annotated[
+    str | None, _option("TIME", "Not before: 7d or 2h ago, yesterday, 2026-11-01, or RFC 3339.", "--since")
+]
+Until = Annotated[str | None, _option("TIME", "Not after: likewise; of a day, its end.", "--until")]
+Branch = Annotated[str | None, _option("B", "Only on this branch of git.", "--branch")]
+Repo = Annotated[str | None, _option("PART", "Only where this is part of the URL of git's remote.", "--repo")]
+Model = Annotated[str | None, _option("PART", "Only where this is part of the model's name.", "--model")]
+Name = Annotated[str | None, _option("PART", "Only where this is part of a name that a user gave.", "--name")]
+Text = Annotated[str | None, _option("PART", "Only where the name, title or first message holds this.", "--text")]
+Children = Annotated[
+    bool, typer.Option("--children/--no-children", help="With or without threads that another one spawned: sub-agents.")
+]
+Cursor = Annotated[str | None, _option("C", "Go on where the last page ended.", "--cursor")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What was chosen, as it was typed."""
+
+    sort: str = "updated_at"
+    archived: bool = False
+    sources: Collection[str] | None = None
+    providers: Collection[str] | None = None
+    cwd: str | None = None
+    since: str | None = None
+    until: str | None = None
+    branch: str | None = None
+    repo: str | None = None
+    model: str | None = None
+    name: str | None = None
+    text: str | None = None
+    children: bool = True
+    show_all: bool = False
+    limit: int = 50
+    cursor: str | None = None
+
+    def query(self, home: str | None) -> ThreadQuery:
+        """The query that it means.
+
+        Raises:
+            InvalidInputError: one of them means nothing.
+        """
+        from codex_state.models import Anchor, SortKey, ThreadQuery
+
+        return ThreadQuery(
+            sort_key=SortKey(self.sort),
+            archived=self.archived,
+            sources=[source_of(text) for text in self.sources or ()],
+            providers=self.providers or (),
+            since=_moment("--since", self.since),
+            until=_moment("--until", self.until, end_of_day=True),
+            home=home,
+            cwd=None if self.cwd is None else _directory(self.cwd),
+            branch=self.branch,
+            repository=self.repo,
+            model=self.model,
+            name=self.name,
+            text=self.text,
+            children=self.children,
+            all=self.show_all,
+            limit=self.limit,
+            anchor=None if self.cursor is None else Anchor.parse(self.cursor),
+        )
+
+
+def _moment(option: str, text: str | None, *, end_of_day: bool = False) -> datetime | None:
+    if text is None:
+        return None
+    seconds = epoch_seconds_of(text, end_of_day=end_of_day)
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError) as error:
+        raise InvalidInputError(f"{option}: no calendar has the time {text!r}") from error
+
+
+def _directory(text: str) -> str:
+    if not text.strip():
+        raise InvalidInputError("--cwd is empty; name a directory, or leave the option out")
+    given = os.path.expanduser(text)  # noqa: PTH111 - a Path would respell what isn't a path of this system
+    is_whole = given.startswith(("/", "\\")) or given[1:2] == ":"
+    return given if is_whole else os.path.realpath(given)
+
+
+def whole_page(runtime: StateRuntime, query: ThreadQuery) -> ThreadsPage:
+    """A page of as many threads as are asked for, though filters let few of those through that are looked at.
+
+    It still may be short, and tell where to go on: see ``ThreadRepository.list``.
+    """
+    from codex_state.rollout import list_threads
+
+    page = list_threads(runtime, query)
+    for _ in range(_MOST_PAGES):
+        missing = query.limit - len(page.items)
+        if page.next_anchor is None or missing <= 0 or query.by_index() == query:
+            break
+        more = list_threads(runtime, replace(query, anchor=page.next_anchor, limit=missing))
+        page = replace(
+            more,
+            items=[*page.items, *more.items],
+            num_scanned_rows=page.num_scanned_rows + more.num_scanned_rows,
+            unreadable=(*page.unreadable, *more.unreadable),
+        )
+    return page
