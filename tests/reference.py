@@ -86,9 +86,12 @@ def _members(owner: ast.ClassDef, places: dict[str, dict[str, list[ast.stmt]]], 
             shown = _signature(statement) if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) else name
         else:
             text, shown = _docstring_after(following), _field(statement)
-        if text is None:
+        if text is None and not isinstance(statement, ast.AnnAssign):
             continue
         seen.add(name)
+        if text is None:
+            yield f"- `{shown}`"
+            continue
         first, *more = "\n".join(_text(text)).rstrip().split("\n")
         yield f"- `{shown}`: {first}"
         yield from (f"  {line}" if line else "" for line in more)

@@ -35,7 +35,11 @@ def test_every_field_of_an_entity_is_documented(entity: ast.ClassDef) -> None:
     assert undocumented == []
 
 
-@pytest.mark.parametrize("entity", [mapper.class_ for mapper in entities.mappers], ids=lambda entity: entity.__name__)
+@pytest.mark.parametrize(
+    "entity",
+    sorted((mapper.class_ for mapper in entities.mappers), key=lambda entity: entity.__name__),
+    ids=lambda entity: entity.__name__,
+)
 def test_help_says_the_types_of_the_fields_and_not_how_they_are_stored(entity: type[StateModel]) -> None:
     told = pydoc.render_doc(entity, renderer=pydoc.plaintext)
     assert "FieldInfoMetadata" not in told
