@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ _NEEDED = {"typer", "rich"}
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    _have_streams()
     for name in ("SIGTERM", "SIGHUP"):
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, _end)
@@ -47,6 +49,17 @@ def run(arguments: Sequence[str]) -> int:
         # The shell's line has "^C" in it.
         sys.stderr.write("\n")
     return status
+
+
+def _have_streams() -> None:
+    """Give a process that was started without one a stream that can't be written, and never a file's number."""
+    for number, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, flags)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _end(number: int, _frame: object) -> None:

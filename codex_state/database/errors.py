@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from enum import Enum, auto
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -154,7 +156,7 @@ class SchemaTooNewError(SchemaError):
 class DataLossError(SchemaError):
     """A downgrade would lose what can't be rebuilt. Nothing was changed."""
 
-    def __init__(self, message: str, losses: dict[str, int]) -> None:
+    def __init__(self, message: str, losses: Mapping[str, int] = MappingProxyType({})) -> None:
         """Say ``message``.
 
         Args:
@@ -162,7 +164,7 @@ class DataLossError(SchemaError):
             losses: of how many rows something is lost, by ``table.column``, or by table where the rows are.
         """
         super().__init__(message)
-        self.losses = losses
+        self.losses = dict(losses)
 
 
 class SchemaOutdatedError(SchemaError):
@@ -398,6 +400,8 @@ def sqlstate_of(error: BaseException) -> str | None:
 def _kind_of(error: BaseException) -> type[DatabaseError] | None:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the log's index doesn't find room, not even for a reader
+            return DatabaseFullError
         if code is not None:
             return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
         # What Python's module itself raised: a closed connection, a wrong number of parameters, an oversized value.

@@ -279,7 +279,7 @@ class _Run:
                     self._commit(batch)
                     if self._on_progress is not None:
                         self._on_progress(self._progress(files_total, bytes_total))
-        names.take(self.under_lease, everything=bool(self.report.upserted))
+        names.take(self.under_lease, self.report.add_failure, everything=bool(self.report.upserted))
         _run_fenced(runtime, self._complete)
 
     def under_lease(self, work: Callable[[State], object], *, watermark: str | None = None) -> None:

@@ -78,8 +78,10 @@ class NameSources:
         try:
             status = (self._home / SESSION_INDEX).stat()
             self._stamps[SESSION_INDEX] = (status.st_size, status.st_mtime_ns)
-        except OSError:
+        except FileNotFoundError:
             pass
+        except OSError:
+            self._stamps[SESSION_INDEX] = (0, 0)  # something is there, and will fail to be read
         stamp = original_database_stamp(self._home, runtime.settings.sqlite_home, own=runtime.database.path)
         if stamp is not None:
             self._stamps[ORIGINAL_DATABASES] = stamp
@@ -91,11 +93,12 @@ class NameSources:
             if (row := known[path]) is None or (row.size, row.mtime_ns) != stamp
         }
 
-    def take(self, run: Run, *, everything: bool) -> None:
+    def take(self, run: Run, on_failure: Callable[[str, str], None], *, everything: bool) -> None:
         """Take what changed, or everything when threads were added, whose names may have been there before them.
 
         Args:
             run: runs a unit of work, under the caller's lease.
+            on_failure: called with a file that can't be read, and why.
             everything: also what looks the same.
         """
         wanted = set(self._stamps) if everything else self.changed
@@ -104,8 +107,9 @@ class NameSources:
                 names = session_index_names(self._home / SESSION_INDEX)
                 while batch := list(islice(names, _AT_ONCE)):
                     run(lambda state: state.threads.take_names(batch))
-            except OSError:
+            except OSError as error:
                 wanted.discard(SESSION_INDEX)
+                on_failure(str(self._home / SESSION_INDEX), str(error).replace("the rollout ", "the names in "))
         if ORIGINAL_DATABASES in wanted:
             settings, own = self._runtime.settings, self._runtime.database.path
             originals = original_names(self._home, settings.sqlite_home, own=own)

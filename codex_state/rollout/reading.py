@@ -5,7 +5,8 @@ read up to 128 MiB; a longer one is passed over without being held, and counts a
 
 A compressed file may hold at most 4 MiB and 256 times its own size: more than any rollout is compressed, and little
 enough that a few bytes can't cost minutes. Blank lines are passed over by the buffer, not one by one: a gigabyte of
-them takes about as long as it takes to read a gigabyte.
+them takes about as long as it takes to read a gigabyte. A plain file may have 1 GiB of holes and 256 times what it
+takes on the disk: one that a hundred bytes made a terabyte is refused.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _COMPRESSED_BYTES = 64 * 1024
 _PIECE_BYTES = 512
 _DECOMPRESSED_BYTES = 4 * 1024 * 1024
 _TIMES_COMPRESSED = 256
+_HOLES_BYTES = 1024 * 1024 * 1024
 
 # Not blocking, because opening a named pipe would wait for its writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -60,6 +62,9 @@ def open_rollout(path: str) -> tuple[io.BufferedIOBase, os.stat_result]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RolloutError(f"can't read the rollout {path}: not a regular file")
+        on_disk = getattr(status, "st_blocks", None)  # Windows has none
+        if on_disk is not None and status.st_size > _HOLES_BYTES + 512 * on_disk * _TIMES_COMPRESSED:
+            raise RolloutError(f"can't read the rollout {path}: nearly all of its {status.st_size:,} bytes are holes")
         is_compressed = path.endswith(COMPRESSED_SUFFIX)
         if not is_compressed and status.st_size <= min(_BUFFER_BYTES, MAX_LINE_BYTES):
             return io.BytesIO(_all_of(descriptor, status.st_size)), status

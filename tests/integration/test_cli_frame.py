@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -182,3 +183,29 @@ def test_nor_by_what_json_on_a_terminal_shows(tmp_path: Path) -> None:
     assert not set("\x1b\x07\x9b\u202e\x7f") & set(shown)
     assert json.loads(shown)["message"] == HOSTILE
     assert cli.ok("logs", "--json").records[0]["message"] == HOSTILE
+
+
+@pytest.mark.parametrize("closed", ["1", "0 1 2"])
+def test_a_process_without_a_standard_stream_ends_as_any_other(tmp_path: Path, closed: str) -> None:
+    """And none of the state's files gets the number of one, into which Python would print."""
+    redirections = " ".join(f"{number}>&-" for number in closed.split())
+    cli = Cli(tmp_path)
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(cli.command('threads', 'list'))} {redirections}"],
+        env=cli.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, "nothing is to be written to stdout"
+    assert "Traceback" not in done.stderr
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(cli.command('version'))} 1>&-"],
+        env=cli.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, "can't write the output" in done.stderr) == (1, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,9 +112,9 @@ def test_roots_that_cannot_be_looked_at_are_named_and_nothing_is_gone(home: Path
     home.chmod(0o444)
     provider = {"CODEX_STATE_DEFAULT_PROVIDER": "openai"}  # which config.toml can't say
     answers = run(home, "backfill", "threads list", CODEX_SQLITE_HOME=str(elsewhere), **provider)
-    assert "2 failed" in answers[0][1]
+    assert f"{home}/archived_sessions: Permission denied" in answers[0][1]
     assert f"{home}/sessions: Permission denied" in answers[0][1]
-    assert "2 files can't be indexed" in answers[1][1]
+    assert "files can't be indexed" in answers[1][1]
     home.chmod(0o700)
     with StateRuntime.open(StateSettings(codex_home=home, sqlite_home=elsewhere)) as runtime:
         assert backfill(runtime, refresh=True).gone == 0
@@ -133,6 +134,19 @@ def test_rollouts_that_cannot_be_read_are_counted_and_taken_in_later(home: Path)
     assert "0 failed" in again
 
 
+def test_names_that_cannot_be_read_are_told_each_time(home: Path) -> None:
+    names = home / "session_index.jsonl"
+    names.touch()
+    names.chmod(0)
+    (_, first), (_, listed) = run(home, "backfill", "threads list --limit 1")
+    assert f"can't read the names in {names}: Permission denied" in first
+    assert "can't be indexed" in listed
+    names.unlink()
+    names.symlink_to(names.name)
+    ((_, again),) = run(home, "backfill")
+    assert "symbolic links" in again
+
+
 def test_a_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     (tmp_path / "loop").symlink_to("loop")
@@ -142,8 +156,6 @@ def test_a_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [b"h\xff\xfeome", b"h\xc0\x80"])
 def test_a_home_whose_path_is_not_utf8_is_refused_in_a_sentence(tmp_path: Path, name: bytes) -> None:
-    import os
-
     home = tmp_path / os.fsdecode(name)
     home.mkdir()
     link = tmp_path / "link"

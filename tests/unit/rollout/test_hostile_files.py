@@ -85,3 +85,16 @@ def test_a_pipe_in_the_place_of_the_names_is_not_waited_for(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "session_index.jsonl")
     with pytest.raises(OSError, match="not a regular file"):
         list(session_index_names(tmp_path / "session_index.jsonl"))
+
+
+def test_a_file_that_is_nearly_all_holes_is_refused_at_once(tmp_path: Path) -> None:
+    """L10: a hundred bytes made a terabyte."""
+    path = tmp_path / "rollout-2026-02-10T12-00-00-0198c0de-0000-7000-8000-000000000001.jsonl"
+    path.write_bytes(b"{}\n" * 100)
+    os.truncate(path, 2**40)
+    if path.stat().st_blocks * 512 > 2**30:
+        pytest.skip("a file system without holes")
+    with pytest.raises(RolloutError, match="bytes are holes"):
+        extract(str(path), "openai")
+    with pytest.raises(OSError, match="bytes are holes"):
+        list(session_index_names(path))
