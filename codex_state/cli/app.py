@@ -91,11 +91,22 @@ class _StderrHandler(logging.Handler):
         sys.stderr.write(f"codex-state: {record.levelname.lower()}: {one_line(record.getMessage())}\n")
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if wanted:
+        from importlib.metadata import version as version_of
+
+        write(f"codex-state {version_of('codex-state')}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def codex_state(
     context: typer.Context,
     *,
     codex_home: CodexHome = None,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_print_version)
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the library notes on its way.")] = False,
 ) -> None:
     """The state of Codex-style agents: an index of their rollouts, their memories, jobs and logs."""

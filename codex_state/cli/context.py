@@ -46,7 +46,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 Limit = Annotated[int, typer.Option(metavar="N", min=0, max=1_000_000_000, help="How many at most.")]
 
-ThreadId = Annotated[str, typer.Argument(metavar="ID", help="The thread's UUID, in any spelling.", show_default=False)]
+ThreadId = Annotated[
+    str, typer.Argument(metavar="ID", help="The thread's UUID, or how it alone begins.", show_default=False)
+]
+
+_NAMED_IDS = 5
 
 ScopeKind = Annotated[
     str | None,
@@ -143,6 +147,26 @@ def begun_backfills(runtime: StateRuntime) -> list[BackfillState]:
     """The state of every home whose index was ever begun; the schema itself notes one that is pending."""
     with runtime.read() as state:
         return [backfill for backfill in state.backfill.list() if backfill.claimed_at is not None]
+
+
+def the_thread(runtime: StateRuntime, told: UUID | str) -> UUID:
+    """The id of the thread that was named, whole or by how its id begins.
+
+    Raises:
+        StateError: no id begins so, or several do.
+    """
+    if isinstance(told, UUID):
+        return told
+    first, last = UUID(told.ljust(32, "0")), UUID(told.ljust(32, "f"))
+    with runtime.read() as state:
+        found = state.threads.ids_between(first, last, limit=_NAMED_IDS + 1)
+    if not found:
+        hint = _incompleteness_of(runtime)
+        raise StateError(f"no thread's id begins with {told}" + (f" ({hint})" if hint else ""))
+    if len(found) > 1:
+        named = ", ".join(map(str, found[:_NAMED_IDS])) + (", …" if len(found) > _NAMED_IDS else "")
+        raise StateError(f"several threads' ids begin with {told}: {named}; give more of it")
+    return found[0]
 
 
 def not_found(runtime: StateRuntime, thread_id: UUID) -> StateError:

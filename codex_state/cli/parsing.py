@@ -14,6 +14,7 @@ SUBAGENT = "subagent"
 
 PLAIN_SOURCES = ("cli", "vscode", "exec", "mcp", "unknown")
 
+_BEGINNING = re.compile(r"[0-9a-f]{4,31}", re.ASCII)
 _UNIX_SECONDS = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]+)?")
 _AGO = re.compile(r"(?P<count>[0-9]{1,9})\s*(?P<unit>[smhdw])", re.ASCII)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -32,8 +33,19 @@ def thread_id_of(text: str) -> UUID:
         return UUID(text.strip())
     except ValueError:
         raise InvalidInputError(
-            f"malformed thread id {text!r}; expected a UUID like 0198c0de-0000-7000-8000-000000000001"
+            f"malformed thread id {text!r}; expected a UUID like 0198c0de-0000-7000-8000-000000000001, "
+            "or how one begins"
         ) from None
+
+
+def thread_id_or_beginning(text: str) -> UUID | str:
+    """A thread's id, or how it begins: four hexadecimal digits or more, in lower case and without hyphens.
+
+    Raises:
+        InvalidInputError: it is neither.
+    """
+    digits = text.strip().lower().replace("-", "")
+    return digits if _BEGINNING.fullmatch(digits) else thread_id_of(text)
 
 
 def epoch_seconds_of(text: str, *, end_of_day: bool = False) -> int:

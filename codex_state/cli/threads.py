@@ -20,6 +20,7 @@ from codex_state.cli.context import (
     freshen,
     not_found,
     opened,
+    the_thread,
 )
 from codex_state.cli.filters import (
     Archived,
@@ -53,7 +54,7 @@ from codex_state.cli.output import (
     write_json,
     write_table,
 )
-from codex_state.cli.parsing import thread_id_of
+from codex_state.cli.parsing import thread_id_or_beginning
 from codex_state.cli.transcripts import cat
 from codex_state.errors import InvalidInputError, RolloutError
 
@@ -173,9 +174,10 @@ def show(
     """
     from codex_state import rollout
 
-    thread_id = thread_id_of(thread)
+    told = thread_id_or_beginning(thread)
     with opened(context, codex_home) as runtime:
         freshen(runtime, no_refresh=no_refresh)
+        thread_id = the_thread(runtime, told)
         with runtime.read() as state:
             found = state.threads.get(thread_id)
             tools = state.dynamic_tools.get(thread_id) or []
@@ -229,9 +231,10 @@ def path(
     """
     from codex_state import rollout
 
-    thread_id = thread_id_of(thread)
+    told = thread_id_or_beginning(thread)
     with opened(context, codex_home) as runtime:
         freshen(runtime, no_refresh=no_refresh)
+        thread_id = the_thread(runtime, told)
         found = rollout.find_thread_path(runtime, thread_id)
         if found is None:
             raise RolloutError(f"no rollout of thread {thread_id} in {runtime.codex_home}")
@@ -246,8 +249,9 @@ def archive(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome =
     """
     from codex_state import rollout
 
-    thread_id = thread_id_of(thread)
+    told = thread_id_or_beginning(thread)
     with opened(context, codex_home, writes=True) as runtime:
+        thread_id = the_thread(runtime, told)
         moved = rollout.archive_thread(runtime, thread_id)
     write(f"{moved}\n")
 
@@ -260,8 +264,9 @@ def unarchive(context: typer.Context, *, thread: ThreadId, codex_home: CodexHome
     """
     from codex_state import rollout
 
-    thread_id = thread_id_of(thread)
+    told = thread_id_or_beginning(thread)
     with opened(context, codex_home, writes=True) as runtime:
+        thread_id = the_thread(runtime, told)
         moved = rollout.unarchive_thread(runtime, thread_id)
     write(f"{moved}\n")
 
@@ -279,7 +284,7 @@ def name_thread(
 
     It survives every rebuild of the index.
     """
-    thread_id = thread_id_of(thread)
+    told = thread_id_or_beginning(thread)
     if (text is None) is not clear:
         raise InvalidInputError("give either a NAME or --clear")
     name = None if text is None else text.strip()
@@ -287,6 +292,7 @@ def name_thread(
         raise InvalidInputError("the name is blank; give it at least one word, or --clear")
     with opened(context, codex_home, writes=True) as runtime:
         freshen(runtime)
+        thread_id = the_thread(runtime, told)
         if not runtime.run(lambda state: state.threads.set_name(thread_id, name)):
             raise not_found(runtime, thread_id)
     note(f"{thread_id} has no name now" if name is None else f"{thread_id} is now called {name!r}")

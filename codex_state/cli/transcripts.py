@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli.context import CodexHome, NoRefresh, ThreadId, freshen, not_found, opened
+from codex_state.cli.context import CodexHome, NoRefresh, ThreadId, freshen, not_found, opened, the_thread
 from codex_state.cli.output import counted, note, one_line, rfc3339, text_lines, write, write_drawn, write_json_line
 from codex_state.cli.pager import paged
-from codex_state.cli.parsing import thread_id_of
+from codex_state.cli.parsing import thread_id_or_beginning
 from codex_state.errors import InvalidInputError, RolloutError
 
 if TYPE_CHECKING:
@@ -72,9 +72,10 @@ def cat(
     if markdown and jsonl:
         raise InvalidInputError("--markdown and --jsonl are two formats; give one of the two")
     kinds = kinds_of(only, "--only")
-    thread_id = thread_id_of(thread)
+    told = thread_id_or_beginning(thread)
     with opened(context, codex_home) as runtime:
         freshen(runtime, no_refresh=no_refresh)
+        thread_id = the_thread(runtime, told)
         with runtime.read() as state:
             found = state.threads.get(thread_id)
         everything = read_conversation(runtime, thread_id, taken_back=full)

@@ -204,6 +204,13 @@ _NOTE_NAMES_OF_THE_ORIGINAL = (
 )
 
 _EVERYTHING = ThreadQuery()
+_IDS_BETWEEN = (
+    select(_threads.c.id)
+    .where(_threads.c.id >= bindparam("first_id", type_=UuidText()))
+    .where(_threads.c.id <= bindparam("last_id", type_=UuidText()))
+    .order_by(_threads.c.id)
+    .limit(bindparam("row_limit", type_=BigInteger()))
+)
 _ALL_DAYS = StatisticsQuery()
 
 _Readable = tuple[list[Thread], list[UnreadableRow], int]
@@ -329,6 +336,10 @@ class ThreadRepository(Repository):
             InvalidRowError: an id or a time among them can't be read.
         """
         return [row.id for row in self._all(*statement_of(query, Reads.IDS))] if query.limit > 0 else []
+
+    def ids_between(self, first: UUID, last: UUID, *, limit: int) -> Sequence[UUID]:
+        """The ids from one to another, both included, in their order."""
+        return [row.id for row in self._all(_IDS_BETWEEN, {"first_id": first, "last_id": last, "row_limit": limit})]
 
     def count_unshown(self, query: ThreadQuery = _EVERYTHING) -> UnshownThreads:
         """How many threads aren't shown that the query would list if it were for all: up to a thousand are counted."""

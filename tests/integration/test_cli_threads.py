@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from cli_process import Cli, InProcess
@@ -458,3 +461,38 @@ def test_a_filter_that_lets_little_through_still_fills_a_page(tmp_path: Path, mo
     assert [item["git_branch"] for item in page["items"]] == ["rare"]
     rest = cli.ok("threads", "list", "--branch", "rare", "--cursor", page["next_cursor"], "--json").json
     assert ([item["git_branch"] for item in rest["items"]], rest["next_cursor"]) == (["rare"], None)
+
+
+# Ids
+
+
+def test_a_thread_is_named_by_how_its_id_alone_begins(own: Cli) -> None:
+    whole = items(own)[0]["id"]
+    digits = whole.replace("-", "")
+    others = [item["id"].replace("-", "") for item in items(own, "--all")]
+    length = next(n for n in range(4, 33) if sum(each.startswith(digits[:n]) for each in others) == 1)
+    for spelled in (digits[: length + 1].upper(), whole[: length + 8]):
+        assert own.ok("threads", "show", spelled, "--json").json["id"] == whole
+        assert own.ok("threads", "path", spelled).stdout == own.ok("threads", "path", whole).stdout
+        assert own.ok("threads", "cat", spelled).stdout == own.ok("threads", "cat", whole).stdout
+    own.ok("threads", "name", digits[:length], "Mine")
+    assert own.ok("threads", "show", whole, "--json").json["name"] == "Mine"
+    assert "/archived_sessions/" in own.ok("threads", "archive", digits[:length]).stdout
+    assert "/sessions/" in own.ok("threads", "unarchive", digits[:length]).stdout
+
+
+def test_a_beginning_of_no_id_or_of_several_is_refused(tmp_path: Path) -> None:
+    ids = [UUID(f"0198c0de-0000-7000-8000-00000000000{n}") for n in range(7)]
+    cli = of_threads(tmp_path, *(a_thread(id=each, rollout_path=None) for each in ids))
+    done = cli("threads", "show", "0198c0de")
+    assert done.status == 1
+    assert f"several threads' ids begin with 0198c0de: {', '.join(map(str, ids[:5]))}, …" in done.stderr
+    assert "no thread's id begins with ffff" in cli("threads", "show", "ffff").stderr
+    assert cli("threads", "show", "019").status == 2
+
+
+def test_the_module_runs_and_tells_its_version(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "codex_state", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert re.fullmatch(r"codex-state \d+\.\d+\.\d+\n", done.stdout)
