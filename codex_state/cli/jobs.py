@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from codex_state.models import JobQuery, Phase1Job, ToldJob
     from codex_state.runtime import State, StateRuntime
 
-_State = Literal["claimed", "working", "over", "claimable", "retry_later", "failed", "done"]
+_State = Literal["claimed", "working", "over", "claimable", "retry_later", "failed", "done", "running", "succeeded"]
+_ROWS_STATUS = {"running": ("claimed", "working", "over"), "succeeded": ("done",)}
+"""What the rows' own words for it mean."""
 
 _HALF_AN_ID = 19
 _ROOM_FOR_BOTH = 160
@@ -45,7 +47,6 @@ _AT_ONCE = 200
 """So many jobs are requeued in one transaction."""
 
 app = typer.Typer(no_args_is_help=True, help="The jobs that extract memories.")
-app.command("watch")(watch)
 
 Lease = Annotated[
     int,
@@ -77,7 +78,7 @@ def list_jobs(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """List jobs, the most recently started first: who holds them, what is left of the lease, why they failed.
+    """List jobs, the most recently started first: who holds them, why they failed.
 
     A job that is held is claimed until its work begins, and then working; it is over when nobody renewed its lease for
     as long as it was granted, and then its worker left it behind. One that failed is to be tried again later while its
@@ -86,7 +87,7 @@ def list_jobs(
     from codex_state.models import JobQuery, JobState
 
     query = JobQuery(
-        states=[] if status is None else [JobState(status)],
+        states=[] if status is None else [JobState(state) for state in _ROWS_STATUS.get(status, (status,))],
         reason=reason,
         holder=holder,
         limit=limit + 1,
@@ -116,7 +117,10 @@ def show(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """Show all that is known of a thread's jobs, one for each scope of its memories."""
+    """Show all that is known of a thread's jobs.
+
+    There is one for each scope of its memories.
+    """
     query = _query(thread_id_of(thread), scope_kind, scope_key, lease=lease)
     with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         jobs = state.work.jobs(query)
@@ -147,11 +151,11 @@ def requeue(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """Let jobs be claimed again, at once, that failed or were left behind, and forget their failures and crashes.
+    """Let jobs be claimed again that failed or were left behind.
 
-    A running job was left behind when its lease is over, or its process on this host is dead. Jobs that can be claimed
-    already are counted apart. One that is being worked on is left alone, with exit status 3. All that match are
-    requeued; --limit is how many are listed.
+    They can be claimed at once, and their failures and crashes are forgotten. A running job was left behind when its
+    lease is over, or its process on this host is dead. Jobs that can be claimed already are counted apart. One that is
+    being worked on is left alone, with exit status 3. All that match are requeued; --limit is how many are listed.
     """
     if sum((thread is not None, all_failed, reason is not None or holder is not None)) != 1:
         raise InvalidInputError("give a THREAD_ID, --reason or --holder, or --all-failed")
@@ -301,3 +305,6 @@ def _columns() -> list[Column[ToldJob]]:
             takes_the_rest=True,
         ),
     ]
+
+
+app.command("watch")(watch)

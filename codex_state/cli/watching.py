@@ -83,7 +83,7 @@ def watch(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """Watch the jobs: claimed and working, the rate, the time left, why they fail, and who holds them.
+    """Watch the jobs: how many, how fast, why they fail, who holds them.
 
     A terminal shows one view that is kept up to date, until Ctrl-C. Otherwise there is a line for each look.
     """

@@ -18,7 +18,7 @@ import codex_state
 from codex_state import StateRuntime, StateSettings
 from codex_state.testing.samples import a_log_line
 
-GROUPS = {"threads": 7, "memories": 2, "jobs": 2, "db": 6}
+GROUPS = {"threads": 7, "memories": 2, "jobs": 4, "db": 6}
 
 
 @pytest.fixture
