@@ -9,9 +9,6 @@ down_revision = "0022_readers"
 branch_labels = None
 depends_on = None
 
-COMPATIBLE = True
-"""An older version writes rows that have yet to be read for them."""
-
 _TOKENS = ("tokens_inherited", "tokens_input", "tokens_cached", "tokens_output", "tokens_reasoning")
 
 

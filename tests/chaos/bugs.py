@@ -29,10 +29,19 @@ def planted(bug: str | None) -> Iterator[None]:
     bugs: dict[str, Callable[[], AbstractContextManager[object]]] = {
         mutant.name: mutant.planted for mutant in sql_mutants()
     }
-    bugs[IMPATIENCE] = lambda: patch("codex_state.database.engine.classify_connecting", classify)
+    bugs[IMPATIENCE] = _impatience
     bugs[HASTE] = lambda: patch.dict("codex_state.database.postgresql._SERVER_PATIENCE", synchronous_commit="off")
     bugs[SESSIONS] = lambda: patch("codex_state.database.postgresql.create_engine", _that_prepares)
     with bugs[bug]():
+        yield
+
+
+@contextmanager
+def _impatience() -> Iterator[None]:
+    with (
+        patch("codex_state.database.engine.classify_connecting", classify),
+        patch("codex_state.database.patience.classify_connecting", classify),
+    ):
         yield
 
 

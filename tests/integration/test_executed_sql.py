@@ -39,7 +39,7 @@ from codex_state import (
 )
 from codex_state.database.sqlite import StateCursor
 from codex_state.doctor import check_state, salvage
-from codex_state.models import Lease, Product
+from codex_state.models import JobQuery, Lease, Product, StatisticsQuery
 from codex_state.repositories import HomeRepository, LogFollower
 from codex_state.testing.samples import a_log_line, a_thread, a_tool
 from codex_state.transfer import back_up_file, copy_state
@@ -154,6 +154,18 @@ def use(state: State, home: str) -> None:
         threads.list(query)
         threads.list_ids(query)
         threads.count_unshown(query)
+        threads.count(query)
+    threads.list(
+        ThreadQuery(
+            sources=("subagent", HOSTILE), since=MOMENT, until=MOMENT, cwd=PATH, branch=HOSTILE, repository=HOSTILE,
+            model=HOSTILE, name=HOSTILE, text=HOSTILE, children=False,
+        )
+    )  # fmt: skip
+    threads.ids_between(thread.id, thread.id, limit=NUMBER)
+    threads.statistics(StatisticsQuery(providers=(HOSTILE,), limit=NUMBER))
+    state.work.jobs(JobQuery(reason=HOSTILE, holder=HOSTILE, scope_key=HOSTILE, limit=NUMBER))
+    state.work.holdings(limit=NUMBER)
+    state.work.overview(sources=(HOSTILE,))
     found = threads.get(thread.id)
     assert found is not None
     assert (found.name, found.cwd, found.title) == (HOSTILE + "2" if found.name != HOSTILE else HOSTILE, PATH, HOSTILE)
@@ -177,6 +189,7 @@ def use(state: State, home: str) -> None:
     files.read_again(home, failed=True)
     files.move_home(HOSTILE, HOSTILE + "2", home)
     files.drop([HOSTILE], home)
+    files.count_again(home)
     HomeRepository(state.session).has_unnamed(home, PATH)
     HomeRepository(state.session).name(home, PATH)
 
