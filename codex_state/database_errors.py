@@ -7,6 +7,8 @@ has both. Their texts name the file or the server, and never a password.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -263,6 +265,8 @@ _NOT_NOW = (
 )
 _PING_SECONDS = "3"
 _POOLER_ADVICE = "behind a pooler in transaction mode, set CODEX_STATE_TRANSACTION_POOLING=true"
+_ROOM_FOR_AN_INDEX = 64 * 1024
+
 _NEVER = (
     "Name or service not known",
     "nodename nor servname",
@@ -361,14 +365,24 @@ def classify(error: BaseException, url: URL | None = None) -> StateError | None:
 
 
 def _looked_into(kind: type[DatabaseError], text: str, url: URL | None) -> tuple[type[DatabaseError], str]:
-    """The kind and the words of an error, after a look at the file where SQLite says that it is damaged."""
+    """The kind and the words of an error, after a look at the file or the disk where SQLite's word doesn't tell."""
     if issubclass(kind, DatabaseCorruptError) and url is not None and url.get_backend_name() == "sqlite":
         verdict = examine(url.database) if url.database else Verdict.DAMAGED
         if verdict is Verdict.STORAGE_FAILS:
             return StorageError, "a read or a write failed on the way"
         if verdict is not Verdict.DAMAGED:
             return StorageError, "what was read isn't what is in the file, which is whole"
+    if kind is StorageError and url is not None and url.database and _is_full(url.database):
+        # Where the index of the log doesn't find room, SQLite speaks of I/O, to readers as well.
+        return DatabaseFullError, text
     return kind, text
+
+
+def _is_full(path: str) -> bool:
+    try:
+        return shutil.disk_usage(os.path.dirname(path) or ".").free < _ROOM_FOR_AN_INDEX  # noqa: PTH120 - a text
+    except OSError:
+        return False
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -384,8 +398,6 @@ def sqlstate_of(error: BaseException) -> str | None:
 def _kind_of(error: BaseException) -> type[DatabaseError] | None:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
-        if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the log's index doesn't find room, not even for a reader
-            return DatabaseFullError
         if code is not None:
             return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
         # What Python's module itself raised: a closed connection, a wrong number of parameters, an oversized value.

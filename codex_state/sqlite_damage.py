@@ -6,6 +6,7 @@ aside for that. So the file is looked at again, by a connection that remembers n
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from contextlib import closing
@@ -18,6 +19,7 @@ _PATIENCE_SECONDS = 3.0
 
 _LOOKS = 3
 _STEPS = 10_000
+_PAGE_BYTES = 4096
 _STORAGE_WORDS = ("error code=", "unable to get the page", "failed to get page")
 
 _known: set[tuple[int, int]] = set()
@@ -55,6 +57,8 @@ def examine(path: str) -> Verdict:
 
 def _look(path: str) -> Verdict:
     give_up = time.monotonic() + _PATIENCE_SECONDS
+    if _reads_fail(path, give_up) or _reads_fail(f"{path}-wal", give_up):
+        return Verdict.STORAGE_FAILS
     try:
         with closing(
             sqlite3.connect(f"file:{quote(str(Path(path).absolute()))}?mode=ro", uri=True, timeout=0)
@@ -67,3 +71,25 @@ def _look(path: str) -> Verdict:
     if found == "ok":
         return Verdict.WHOLE
     return Verdict.STORAGE_FAILS if any(words in found for words in _STORAGE_WORDS) else Verdict.DAMAGED
+
+
+def _reads_fail(path: str, give_up: float) -> bool:
+    """Whether the storage fails while the file is read page by page, as SQLite would.
+
+    SQLite calls a file malformed when one of its reads failed at certain places, so its own look can't tell.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        at = 0
+        while os.pread(descriptor, _PAGE_BYTES, at) and time.monotonic() < give_up:
+            at += _PAGE_BYTES
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
