@@ -12,7 +12,8 @@ branch_labels = None
 depends_on = None
 
 LOSES = {
-    "threads.home": "home <> 'local'",
+    # One home's rows are told to be its own again; with several, which are whose is lost.
+    "threads.home": "home <> (SELECT min(home) FROM threads)",
 }
 
 text = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")

@@ -10,6 +10,8 @@ aside for that. So such a file is looked at again, by a connection that remember
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -29,6 +31,7 @@ _PATIENCE_SECONDS = 3.0
 
 _LOOKS = 3
 _STEPS = 10_000
+_PAGE_BYTES = 4096
 _STORAGE_WORDS = ("error code=", "unable to get the page", "failed to get page")
 
 _known: set[tuple[int, int]] = set()
@@ -279,6 +282,8 @@ _NOT_NOW = (
 )
 _PING_SECONDS = "3"
 _POOLER_ADVICE = "behind a pooler in transaction mode, set CODEX_STATE_TRANSACTION_POOLING=true"
+_ROOM_FOR_AN_INDEX = 64 * 1024
+
 _NEVER = (
     "Name or service not known",
     "nodename nor servname",
@@ -377,14 +382,24 @@ def classify(error: BaseException, url: URL | None = None) -> StateError | None:
 
 
 def _looked_into(kind: type[DatabaseError], text: str, url: URL | None) -> tuple[type[DatabaseError], str]:
-    """The kind and the words of an error, after a look at the file where SQLite says that it is damaged."""
+    """The kind and the words of an error, after a look at the file or the disk where SQLite's word doesn't tell."""
     if issubclass(kind, DatabaseCorruptError) and url is not None and url.get_backend_name() == "sqlite":
         verdict = examine(url.database) if url.database else Verdict.DAMAGED
         if verdict is Verdict.STORAGE_FAILS:
             return StorageError, "a read or a write failed on the way"
         if verdict is not Verdict.DAMAGED:
             return StorageError, "what was read isn't what is in the file, which is whole"
+    if kind is StorageError and url is not None and url.database and _is_full(url.database):
+        # Where the index of the log doesn't find room, SQLite speaks of I/O, to readers as well.
+        return DatabaseFullError, text
     return kind, text
+
+
+def _is_full(path: str) -> bool:
+    try:
+        return shutil.disk_usage(os.path.dirname(path) or ".").free < _ROOM_FOR_AN_INDEX  # noqa: PTH120 - a text
+    except OSError:
+        return False
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -400,8 +415,6 @@ def sqlstate_of(error: BaseException) -> str | None:
 def _kind_of(error: BaseException) -> type[DatabaseError] | None:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
-        if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the log's index doesn't find room, not even for a reader
-            return DatabaseFullError
         if code is not None:
             return _SQLITE_BY_CODE.get(code & 0xFF, DatabaseError)
         # What Python's module itself raised: a closed connection, a wrong number of parameters, an oversized value.
@@ -460,6 +473,8 @@ def examine(path: str) -> Verdict:
 
 def _look(path: str) -> Verdict:
     give_up = time.monotonic() + _PATIENCE_SECONDS
+    if _reads_fail(path, give_up) or _reads_fail(f"{path}-wal", give_up):
+        return Verdict.STORAGE_FAILS
     try:
         with closing(
             sqlite3.connect(f"file:{quote(str(Path(path).absolute()))}?mode=ro", uri=True, timeout=0)
@@ -472,3 +487,25 @@ def _look(path: str) -> Verdict:
     if found == "ok":
         return Verdict.WHOLE
     return Verdict.STORAGE_FAILS if any(words in found for words in _STORAGE_WORDS) else Verdict.DAMAGED
+
+
+def _reads_fail(path: str, give_up: float) -> bool:
+    """Whether the storage fails while the file is read page by page, as SQLite would.
+
+    SQLite calls a file malformed when one of its reads failed at certain places, so its own look can't tell.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        at = 0
+        while os.pread(descriptor, _PAGE_BYTES, at) and time.monotonic() < give_up:
+            at += _PAGE_BYTES
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -177,7 +177,7 @@ def _copy_file(source: Path, target: Path) -> None:
             read.backup(written, pages=_PAGES_AT_ONCE)
             (found,) = written.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.Error as error:
-        told = classify(error) or DatabaseError(str(error))
+        told = classify(error, _url_of(source)) or DatabaseError(str(error))
         raise type(told)(f"copying {source} to {target}: {told}") from error
     if found != "ok":
         raise DatabaseCorruptError(f"{source} isn't whole: {' '.join(found.split())}; see `codex-state doctor`")

@@ -171,7 +171,7 @@ def test_a_downgrade_that_loses_what_nothing_rebuilds_names_it_and_changes_nothi
 ) -> None:
     at(database, after)
     if after == "0009_homes":
-        changed(database, "UPDATE threads SET home = 'otter:/home/a/.codex'")
+        changed(database, f"UPDATE threads SET home = 'otter:/home/a/.codex' WHERE id = '{FIRST}'")
     if "codex_state_locks" in loses(after):
         changed(
             database,
