@@ -70,7 +70,14 @@ Holder = Annotated[
 def list_jobs(
     context: typer.Context,
     *,
-    status: Annotated[_State | None, typer.Option(help="Only jobs in this state.", show_default=False)] = None,
+    status: Annotated[
+        _State | None,
+        typer.Option(
+            metavar="STATE",
+            help="Only jobs in this state: claimed, working, over, claimable, retry_later, failed or done.",
+            show_default=False,
+        ),
+    ] = None,
     reason: Reason = None,
     holder: Holder = None,
     lease: Lease = 3600,
