@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
@@ -10,7 +9,7 @@ from contextlib import closing
 from itertools import islice
 
 from codex_state.rollout.inventory import Change
-from codex_state.rollout.pool import Pool
+from codex_state.rollout.pool import Pool, usable_cores
 from codex_state.rollout.worker import Job, Result, extract_one, run_job
 
 JOB_SIZE = 25
@@ -28,7 +27,7 @@ Extracting = tuple[Change, Result | None]
 
 def worker_count(total_bytes: int) -> int:
     """How many child processes pay for so many bytes; 0 for none."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return 0 if total_bytes < _WORTH_WORKERS_BYTES or cores < 2 else min(cores, _MAX_WORKERS)
 
 

@@ -199,7 +199,7 @@ def _sources() -> dict[str, list[str]]:
     sources: dict[str, list[str]] = {}
     for code in range(0x80, 0x1E944):  # the last character with a case
         character = chr(code)
-        if (folded := "".join(fold(character))) != character and not 0xD800 <= code < 0xE000:
+        if (folded := fold(character)) != character and not 0xD800 <= code < 0xE000:
             for each in folded:
                 sources.setdefault(each, []).append(character)
     return sources

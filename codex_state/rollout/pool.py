@@ -7,46 +7,25 @@ moment, and they don't run the caller's main module again.
 from __future__ import annotations
 
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
+
+from codex_state.rollout.messages import receive, send
 
 JobT = TypeVar("JobT", bound=msgspec.Struct)
 ResultT = TypeVar("ResultT")
 
-_LENGTH = struct.Struct("<Q")
 
-
-def serve(job: type[JobT], run: Callable[[JobT], Any]) -> None:
-    """Be a child: do jobs until standard input ends."""
-    encode = msgspec.msgpack.Encoder().encode
-    decode = msgspec.msgpack.Decoder(job).decode
-    while (message := _receive(sys.stdin.buffer)) is not None:
-        _send(sys.stdout.buffer, encode(run(decode(message))))
-
-
-def _send(stream: IO[bytes], message: bytes) -> None:
-    """Write one framed message."""
-    stream.write(_LENGTH.pack(len(message)))
-    stream.write(message)
-    stream.flush()
-
-
-def _receive(stream: IO[bytes]) -> bytes | None:
-    """Read one framed message; ``None`` when the other side is gone."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    message = stream.read(length)
-    return message if len(message) == length else None
+def usable_cores() -> int:
+    """How many processes can work at once here."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Pool(Generic[JobT, ResultT]):
@@ -118,8 +97,8 @@ class _Child:
         assert stdin is not None
         assert stdout is not None
         try:
-            _send(stdin, self._encode(job))
-            message = _receive(stdout)
+            send(stdin, self._encode(job))
+            message = receive(stdout)
             return None if message is None else self._decode(message)
         except (OSError, ValueError):  # a dead child, or one that said something else
             return None

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from codex_state.errors import RolloutError
 from codex_state.rollout.matching import Piece, Term, fold, parse_terms
-from codex_state.rollout.pool import serve
+from codex_state.rollout.messages import serve
 from codex_state.rollout.reading import MAX_LINE_BYTES, open_rollout
 from codex_state.rollout.transcript import TranscriptItem, TranscriptKind, items_of
 

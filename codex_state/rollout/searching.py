@@ -1,24 +1,23 @@
 """Finding threads by what was said in them: over the rollouts themselves.
 
-There is no index of their words. It would cost every backfill, be a third as large as the home, and be stale; a scan
-finds what is on disk now, on either database alike, at about a gigabyte a second on two cores. So a search costs in
-proportion to what it looks through: newest first, and no further than its limit.
+There is no index of their words. It would cost every backfill, take a fifth of the home's size or more than all of it,
+and be stale; a scan finds what is on disk now, on either database alike, at some 400 MB a second for each core. So a
+search costs in proportion to what it looks through: newest first, and no further than its limit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from codex_state.errors import InvalidInputError, did_you_mean
 from codex_state.models import Anchor, RolloutFileState, Thread, ThreadQuery
-from codex_state.rollout.extractors import worker_count
 from codex_state.rollout.matching import fold, parse_terms
-from codex_state.rollout.pool import Pool
+from codex_state.rollout.pool import Pool, usable_cores
 from codex_state.rollout.scanning import Hit, Scan, Scanned, scan
 from codex_state.rollout.transcript import TranscriptKind
 from codex_state.runtime import StateRuntime
@@ -73,7 +72,7 @@ def search(
     where = [_kind(kind) for kind in kinds]
     if not where:
         raise InvalidInputError(f"nowhere to look: give kinds, of {', '.join(TranscriptKind)}")
-    return islice(_search(runtime, words, query, where, workers), max(0, query.limit))
+    return _search(runtime, words, query, where, workers)
 
 
 def _kind(kind: str) -> TranscriptKind:
@@ -87,34 +86,37 @@ def _kind(kind: str) -> TranscriptKind:
 def _search(
     runtime: StateRuntime, words: str, query: ThreadQuery, kinds: list[TranscriptKind], workers: int | None
 ) -> Iterator[FoundThread]:
-    waiting: deque[tuple[Thread, Future[Scanned]]] = deque()
+    if query.limit <= 0:
+        return
+    with closing(_scanned(_jobs(runtime, words, query, kinds), workers)) as all_scanned:
+        matches = ((thread, scanned) for thread, scanned in all_scanned if scanned.matches)
+        for thread, scanned in islice(matches, query.limit):
+            anchor = Anchor(getattr(thread, query.sort_key.value), thread.id)
+            yield FoundThread(thread, tuple(scanned.hits), anchor, scanned.unreadable)
+
+
+def _scanned(
+    jobs: Iterator[tuple[Thread, Scan, int]], workers: int | None
+) -> Generator[tuple[Thread, Scanned], None, None]:
+    """What was found of each thread, in order: by this process first, then by children, which end with this."""
+    children = usable_cores() if workers is None else workers
     looked_through = 0
-    pool = None
-    with ExitStack() as held:
-        for thread, job, size in _jobs(runtime, words, query, kinds):
-            if pool is None and looked_through < _HERE_BYTES:
-                looked_through += size
-                yield from _found(thread, scan(job), query)
-                continue
-            if pool is None:
-                pool = Pool("codex_state.rollout.scanning", scan, Scanned, _children(workers))
-                held.callback(pool.close)
+    for thread, job, size in jobs:
+        yield thread, scan(job)
+        looked_through += size
+        if children and looked_through >= _HERE_BYTES:
+            break
+    else:
+        return
+    waiting: deque[tuple[Thread, Future[Scanned]]] = deque()
+    with closing(Pool("codex_state.rollout.scanning", scan, Scanned, children)) as pool:
+        for thread, job, _ in jobs:
             waiting.append((thread, pool.submit(job)))
             while len(waiting) > _JOBS_AHEAD or (waiting and waiting[0][1].done()):
                 oldest, scanned = waiting.popleft()
-                yield from _found(oldest, scanned.result(), query)
-        for thread, scanned in waiting:
-            yield from _found(thread, scanned.result(), query)
-
-
-def _children(workers: int | None) -> int:
-    return worker_count(_HERE_BYTES * 2) if workers is None else workers
-
-
-def _found(thread: Thread, scanned: Scanned, query: ThreadQuery) -> Iterator[FoundThread]:
-    if scanned.matches:
-        anchor = Anchor(getattr(thread, query.sort_key.value), thread.id)
-        yield FoundThread(thread, tuple(scanned.hits), anchor, scanned.unreadable)
+                yield oldest, scanned.result()
+        for oldest, scanned in waiting:
+            yield oldest, scanned.result()
 
 
 def _jobs(

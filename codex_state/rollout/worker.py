@@ -6,7 +6,7 @@ import msgspec
 
 from codex_state.errors import RolloutError
 from codex_state.rollout.fold import Extraction, extract
-from codex_state.rollout.pool import serve
+from codex_state.rollout.messages import serve
 from codex_state.rollout.reading import may_pass
 
 
