@@ -83,10 +83,10 @@ class Filters:
             archived=self.archived,
             sources=[source_of(text) for text in self.sources or ()],
             providers=self.providers or (),
-            since=_moment("--since", self.since),
-            until=_moment("--until", self.until, end_of_day=True),
+            since=moment("--since", self.since),
+            until=moment("--until", self.until, end_of_day=True),
             home=home,
-            cwd=None if self.cwd is None else _directory(self.cwd),
+            cwd=None if self.cwd is None else directory(self.cwd),
             branch=self.branch,
             repository=self.repo,
             model=self.model,
@@ -99,7 +99,12 @@ class Filters:
         )
 
 
-def _moment(option: str, text: str | None, *, end_of_day: bool = False) -> datetime | None:
+def moment(option: str, text: str | None, *, end_of_day: bool = False) -> datetime | None:
+    """The time that was given for an option.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
     if text is None:
         return None
     seconds = epoch_seconds_of(text, end_of_day=end_of_day)
@@ -109,7 +114,12 @@ def _moment(option: str, text: str | None, *, end_of_day: bool = False) -> datet
         raise InvalidInputError(f"{option}: no calendar has the time {text!r}") from error
 
 
-def _directory(text: str) -> str:
+def directory(text: str) -> str:
+    """The directory that was given by ``--cwd``.
+
+    Raises:
+        InvalidInputError: it is empty, as a script's unset variable is.
+    """
     if not text.strip():
         raise InvalidInputError("--cwd is empty; name a directory, or leave the option out")
     given = os.path.expanduser(text)  # noqa: PTH111 - a Path would respell what isn't a path of this system

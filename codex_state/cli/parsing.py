@@ -9,9 +9,6 @@ from uuid import UUID
 
 from codex_state.errors import InvalidInputError
 
-SUBAGENT = "subagent"
-"""The sources of all sub-agents."""
-
 PLAIN_SOURCES = ("cli", "vscode", "exec", "mcp", "unknown")
 
 _BEGINNING = re.compile(r"[0-9a-f]{4,31}", re.ASCII)
@@ -114,6 +111,7 @@ def source_of(text: str) -> str:
     """
     import json
 
+    from codex_state.models import SUBAGENT
     from codex_state.rollout.format import source_text
 
     spelled = text.strip()

@@ -6,15 +6,16 @@ import csv
 import io
 import sys
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from codex_state.cli.context import CodexHome, Json, Limit, NoRefresh, freshen, opened
+from codex_state.cli.filters import Children, Cwd, Providers, Since, Sources, Until, directory, moment
 from codex_state.cli.output import Column, bar_of, console_of, counted, note, write, write_json, write_table
-from codex_state.cli.parsing import epoch_seconds_of, source_of
+from codex_state.cli.parsing import source_of
 from codex_state.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -35,29 +36,18 @@ def stats(
     by: Annotated[
         Literal["day", "cwd", "model", "provider", "branch"], typer.Option(help="What to add up by.")
     ] = "day",
-    since: Annotated[
-        str | None,
-        typer.Option(metavar="T", help="Only threads started since: RFC 3339, or 7d (ago).", show_default=False),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="T", help="Only threads started before.", show_default=False)
-    ] = None,
-    cwd: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Only threads in this directory or below.", show_default=False)
-    ] = None,
-    source: Annotated[
-        list[str] | None, typer.Option(metavar="S", help="Only this source. Repeatable.", show_default=False)
-    ] = None,
-    provider: Annotated[
-        list[str] | None, typer.Option(metavar="P", help="Only this model provider. Repeatable.", show_default=False)
-    ] = None,
+    since: Since = None,
+    until: Until = None,
+    cwd: Cwd = None,
+    source: Sources = None,
+    provider: Providers = None,
     model: Annotated[
         list[str] | None, typer.Option(metavar="M", help="Only this model. Repeatable.", show_default=False)
     ] = None,
     branch: Annotated[
         list[str] | None, typer.Option(metavar="B", help="Only this git branch. Repeatable.", show_default=False)
     ] = None,
-    no_children: Annotated[bool, typer.Option("--no-children", help="Leave out sub-agents' threads.")] = False,
+    children: Children = True,
     all_homes: Annotated[
         bool, typer.Option("--all-homes", help="Also threads of other homes that share the database.")
     ] = False,
@@ -77,19 +67,18 @@ def stats(
 
     if as_json and as_csv:
         raise InvalidInputError("give either --json or --csv")
-    moments = [None if text is None else datetime.fromtimestamp(epoch_seconds_of(text), UTC) for text in (since, until)]
     with opened(context, codex_home) as runtime:
         query = StatisticsQuery(
             by=GroupBy(by),
-            since=moments[0],
-            until=moments[1],
-            cwd=None if cwd is None else _normalized(cwd),
+            since=moment("--since", since),
+            until=moment("--until", until, end_of_day=True),
+            cwd=None if cwd is None else Path(directory(cwd)),
             sources=[source_of(text) for text in source or ()],
             providers=provider or (),
             models=model or (),
             branches=branch or (),
             home=None if all_homes else runtime.home,
-            children=not no_children,
+            children=children,
             zone=UTC if utc else None,
             limit=limit,
         )
@@ -108,12 +97,6 @@ def stats(
     if page.total.uncounted:
         threads = counted(page.total.uncounted, "thread")
         note(f"of {threads} only the total is known: nobody has read their rollouts again yet")
-
-
-def _normalized(cwd: Path) -> Path:
-    from codex_state.rollout.index import normalize_cwd
-
-    return normalize_cwd(cwd.expanduser().absolute())
 
 
 def _read(runtime: StateRuntime, query: StatisticsQuery) -> StatisticsPage:

@@ -34,10 +34,11 @@ class StatisticsQuery:
     since: datetime | None = None
     """Started at this moment or later."""
     until: datetime | None = None
-    """Started before this moment."""
+    """Started in this second or before."""
     cwd: Path | None = None
-    """In this directory or below it, as rows spell it."""
+    """In this directory or below."""
     sources: Collection[str] = ()
+    """As rows have them; ``subagent`` is that of any sub-agent."""
     providers: Collection[str] = ()
     models: Collection[str] = ()
     branches: Collection[str] = ()

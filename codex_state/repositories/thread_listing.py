@@ -45,6 +45,18 @@ _threads = table_of(Thread)
 
 _cwd = normal_path(_threads.c.cwd)
 
+IN_DIRECTORY = or_(
+    _cwd == bindparam("cwd", type_=text),
+    func.substr(_cwd, literal_column("1"), func.length(bindparam("below", type_=text))) == bindparam("below"),
+)
+"""Whether a thread is in a directory or below; its parameters are ``directory_parameters``."""
+
+
+def directory_parameters(directory: str) -> dict[str, str]:
+    """The parameters of ``IN_DIRECTORY``, for a directory in its normal spelling."""
+    separator = "\\" if "\\" in directory else "/"
+    return {"cwd": directory, "below": directory if directory.endswith(separator) else directory + separator}
+
 
 def _part(name: str, *columns: ColumnElement[Any]) -> ColumnElement[bool]:
     return or_(*(matches(column, bindparam(name, type_=text)) for column in columns))
@@ -52,10 +64,7 @@ def _part(name: str, *columns: ColumnElement[Any]) -> ColumnElement[bool]:
 
 _FILTERS: dict[str, ColumnElement[bool]] = {
     "home": _threads.c.home == bindparam("home", type_=text),
-    "cwd": or_(
-        _cwd == bindparam("cwd", type_=text),
-        func.substr(_cwd, literal_column("1"), func.length(bindparam("below", type_=text))) == bindparam("below"),
-    ),
+    "cwd": IN_DIRECTORY,
     "branch": _threads.c.git_branch == bindparam("branch", type_=text),
     "repository": _part("repository", _threads.c.git_origin_url),
     "model": _part("model", _threads.c.model),
@@ -67,9 +76,10 @@ _FILTERS: dict[str, ColumnElement[bool]] = {
 _PARTS = frozenset({"repository", "model", "name", "text"})
 """Of which a part is named."""
 
-_IS_SUBAGENTS = func.substr(_threads.c.source, literal_column("1"), literal_column("11")) == literal_column(
+IS_SUBAGENTS = func.substr(_threads.c.source, literal_column("1"), literal_column("11")) == literal_column(
     """'{"subagent"'""", text
 )
+"""Whether a sub-agent's thread: what ``SUBAGENT`` means among sources."""
 
 LOOK_AT = 20_000
 """So many rows a page looks at for filters that no index serves (law L10)."""
@@ -158,7 +168,7 @@ def statement_of(
     )
     parameters |= {name: f"%{value}%" if name in _PARTS else value for name, value in filters.items()}
     if "cwd" in filters:
-        parameters["below"] = _below(filters["cwd"])
+        parameters |= directory_parameters(filters["cwd"])
     if _has_a_branch_each(shape):
         for name, values in alternatives.items():
             parameters |= {f"{name}_{index}": value for index, value in enumerate(values)}
@@ -177,12 +187,6 @@ def _bounds_of(query: ThreadQuery, stored_anchor: tuple[Any, Any] | None, to_anc
     if to_anchor is not None:
         bounds |= {"last_ts": to_anchor.ts, "last_id": to_anchor.id}
     return bounds
-
-
-def _below(directory: str) -> str:
-    """How the paths begin that lie below a directory."""
-    separator = "\\" if "\\" in directory else "/"
-    return directory if directory.endswith(separator) else directory + separator
 
 
 def _has_a_branch_each(shape: _Shape) -> bool:
@@ -249,7 +253,7 @@ def _unfiltered(shape: _Shape, shown: str) -> Select[Any]:
         statement = statement.where(tuple_(time, _threads.c.id) >= last)
     if shape.subagents:
         others = unindexed(_threads.c.source).in_(bindparam("other_sources", expanding=True))
-        statement = statement.where(_beside_the_index(or_(_IS_SUBAGENTS, others)))
+        statement = statement.where(_beside_the_index(or_(IS_SUBAGENTS, others)))
     if not shape.children:
         statement = statement.where(_beside_the_index(_NO_PARENT))
     if shape.anchored:

@@ -27,10 +27,11 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from codex_state.models import GroupBy, StatisticsQuery, Thread, ThreadStatistics
+from codex_state.models import SUBAGENT, GroupBy, StatisticsQuery, Thread, ThreadStatistics
 from codex_state.models.base import table_of
-from codex_state.models.columns import EpochSeconds, path_to_text, text
+from codex_state.models.columns import EpochSeconds, normal_spelling, path_to_text, text
 from codex_state.repositories.base import seconds_of
+from codex_state.repositories.thread_listing import IN_DIRECTORY, IS_SUBAGENTS, directory_parameters
 
 _threads = table_of(Thread)
 _DAY = 86_400
@@ -52,16 +53,12 @@ _ALTERNATIVES = {
 }
 _since = bindparam("since", type_=EpochSeconds())
 _until = bindparam("until", type_=EpochSeconds())
-_cwd = type_coerce(_threads.c.cwd, text)
 _FILTERS: dict[str, ColumnElement[bool]] = {
     "since": _threads.c.created_at >= _since,
-    "until": _threads.c.created_at < _until,
+    "until": _threads.c.created_at <= _until,
     "home": _threads.c.home == bindparam("home", type_=text),
     "archived": _threads.c.archived == bindparam("archived", type_=_threads.c.archived.type),
-    "cwd": or_(
-        _cwd == bindparam("cwd", type_=text),
-        and_(_cwd >= bindparam("below", type_=text), _cwd < bindparam("beyond", type_=text)),
-    ),
+    "cwd": IN_DIRECTORY,
 }
 
 
@@ -71,6 +68,7 @@ class _Shape(NamedTuple):
     by: GroupBy | None
     filters: tuple[str, ...]
     alternatives: tuple[str, ...]
+    subagents: bool
     children: bool
     offsets: tuple[tuple[int, int], ...]
 
@@ -82,9 +80,7 @@ def statement_of(query: StatisticsQuery, *, grouped: bool) -> tuple[Select[Any],
     }
     filters = [*parameters]
     if query.cwd is not None:
-        directory = path_to_text(query.cwd)
-        below = directory.rstrip("/") + "/"
-        parameters |= {"cwd": directory, "below": below, "beyond": below[:-1] + chr(ord("/") + 1)}
+        parameters |= directory_parameters(normal_spelling(path_to_text(query.cwd)))
         filters.append("cwd")
     alternatives = {name: values for name in _ALTERNATIVES if (values := sorted(set(getattr(query, name))))}
     parameters |= alternatives
@@ -92,7 +88,8 @@ def statement_of(query: StatisticsQuery, *, grouped: bool) -> tuple[Select[Any],
     if grouped:
         parameters["row_limit"] = query.limit + 1
     offsets = tuple(offsets_of(query.zone)) if by is GroupBy.DAY else ()
-    return _statement(_Shape(by, tuple(filters), tuple(alternatives), query.children, offsets)), parameters
+    shape = _Shape(by, tuple(filters), tuple(alternatives), SUBAGENT in query.sources, query.children, offsets)
+    return _statement(shape), parameters
 
 
 @lru_cache(maxsize=64)
@@ -108,7 +105,8 @@ def _statement(shape: _Shape) -> Select[Any]:
     ]
     statement = select(*sums).select_from(_threads).where(*(_FILTERS[name] for name in shape.filters))
     for name in shape.alternatives:
-        statement = statement.where(_ALTERNATIVES[name].in_(bindparam(name, expanding=True)))
+        is_any = _ALTERNATIVES[name].in_(bindparam(name, expanding=True))
+        statement = statement.where(or_(is_any, IS_SUBAGENTS) if name == "sources" and shape.subagents else is_any)
     if not shape.children:
         statement = statement.where(columns.parent_thread_id.is_(None))
     if shape.by is None:

@@ -49,7 +49,8 @@ def test_filters_are_those_of_people(indexed: Cli) -> None:
     assert 0 < threads("--cwd", "/srv/projects/plain") < everything
     assert threads("--cwd", "/srv") == everything
     assert threads("--since", "2026-11-27T00:00:00Z", "--until", "2026-11-28T00:00:00Z") == everything
-    assert threads("--until", "2026-11-27T00:00:00Z") == 0
+    assert threads("--until", "2026-11-26T23:59:59Z") == 0
+    assert 0 < threads("--source", "subagent") + threads("--no-children") == everything
     assert threads("--model", "gpt-5.2", "--model", "gpt-5.1") < everything
     assert 0 < threads("--no-children") < everything
     assert "no threads match" in indexed.ok("stats", "--branch", "none").stderr

@@ -90,7 +90,7 @@ class TestStatistics:
 
     def test_filters_leave_out_what_does_not_match(self, state: State) -> None:
         one = _thread(1, 1, cwd=Path("/code/a"), source="exec", model="m", git_branch="b", home="laptop")
-        below = _thread(1, 1, cwd=Path("/code/a/below"), parent_thread_id=uuid4())
+        below = _thread(1, 1, cwd=Path("/code/a//below/"), parent_thread_id=uuid4(), source='{"subagent":"review"}')
         beside = _thread(1, 1, cwd=Path("/code/a-b"), created_at=NOON - _DAY, archived_at=NOON)
         state.threads.upsert_many([one, below, beside])
         for query, count in (
@@ -98,6 +98,8 @@ class TestStatistics:
             ({"cwd": Path("/")}, 3),
             ({"cwd": Path("/code")}, 3),
             ({"sources": ["exec", "exec"]}, 1),
+            ({"sources": ["subagent"]}, 1),
+            ({"sources": ["subagent", "exec"]}, 2),
             ({"models": ["m"]}, 1),
             ({"branches": ["b", "none"]}, 1),
             ({"providers": ["nobody"]}, 0),
@@ -106,7 +108,8 @@ class TestStatistics:
             ({"archived": True}, 1),
             ({"archived": False}, 2),
             ({"since": NOON}, 2),
-            ({"until": NOON}, 1),
+            ({"until": NOON}, 3),
+            ({"until": NOON - timedelta(seconds=1)}, 1),
             ({"since": NOON - _DAY, "until": NOON, "cwd": Path("/code"), "archived": True}, 1),
         ):
             assert state.threads.statistics(StatisticsQuery(**query)).total.threads == count, query
