@@ -1,7 +1,10 @@
 """A small agent service: it stores threads, and its worker processes remember them in the background.
 
-    pip install 'codex-state' fastapi uvicorn
+    pip install 'codex-state[postgres]' fastapi uvicorn
+    alembic -c examples/agent_service/alembic.ini upgrade head
     uvicorn --app-dir examples agent_service.service:app --workers 2
+
+The state is the one of `CODEX_HOME`, or the PostgreSQL database of `CODEX_STATE_DATABASE_URL`.
 
 Any of the processes may be killed at any time. What it was working on is taken over by the others when its lease is
 over, and each memory is stored once.
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from agent_service.remembering import Remembering, Settings
-from agent_service.tables import Message, Notebook, Worker, create_tables
+from agent_service.tables import Message, Notebook, Worker
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -29,22 +32,17 @@ from codex_state import AsyncStateRuntime, InvalidInputError, State, StateError,
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Open the state, remember in the background for as long as this process serves."""
     async with AsyncStateRuntime.open() as runtime:
         owner = uuid4()
-        await runtime.run(lambda state: enter(state, owner))
+        worker = Worker(id=owner, pid=os.getpid(), started_at=datetime.now(UTC))
+        await runtime.run(lambda state: state.session.add(worker))
         app.state.runtime = runtime
         remembering = asyncio.create_task(Remembering(runtime, owner, Settings()).go_on())
         yield
         remembering.cancel()
         await asyncio.gather(remembering, return_exceptions=True)
-
-
-def enter(state: State, owner: UUID) -> None:
-    """Note that this process is a worker now."""
-    create_tables(state.session)
-    state.session.add(Worker(id=owner, pid=os.getpid(), started_at=datetime.now(UTC)))
 
 
 def the_runtime(request: Request) -> AsyncStateRuntime:

@@ -1,12 +1,11 @@
-"""The service's own tables, beside the state's in the same database."""
+"""The service's own tables, beside the state's in the same database. ``migrations/`` creates them."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy.schema import CreateTable
-from sqlmodel import Field, Session, SQLModel
+from sqlmodel import Field, SQLModel
 
 from codex_state import thread_key
 
@@ -14,7 +13,7 @@ from codex_state import thread_key
 class Message(SQLModel, table=True):
     """What was said in a thread."""
 
-    thread_id: UUID = thread_key(primary_key=True)
+    thread_id: UUID = thread_key(primary_key=True, ondelete="CASCADE")
     position: int = Field(primary_key=True)
     role: str
     text: str
@@ -34,10 +33,3 @@ class Notebook(SQLModel, table=True):
     scope_kind: str = Field(primary_key=True)
     scope_key: str = Field(primary_key=True)
     text: str
-
-
-def create_tables(session: Session) -> None:
-    """Create the tables, unless another process just did."""
-    for model in (Message, Worker, Notebook):
-        table = model.metadata.tables[str(model.__tablename__)]
-        session.connection().execute(CreateTable(table, if_not_exists=True))

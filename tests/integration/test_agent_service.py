@@ -37,6 +37,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 THREADS = 24
 
 
+@pytest.fixture
+def state(settings: StateSettings, tmp_path: Path) -> StateSettings:
+    """On PostgreSQL as well, nobody's own home is meant."""
+    return settings if settings.database_url is None else settings.model_copy(update={"codex_home": tmp_path / "home"})
+
+
 class Service:
     """The running service."""
 
@@ -72,9 +78,22 @@ class Service:
         pytest.fail("it did not happen")
 
 
+def environment_of(settings: StateSettings) -> dict[str, str]:
+    """What tells a process which state is meant."""
+    url = settings.database_url
+    there = {} if url is None else {"CODEX_STATE_DATABASE_URL": url.get_secret_value()}
+    return os.environ | {"CODEX_HOME": str(settings.codex_home)} | there
+
+
+def migrate(settings: StateSettings, *command: str) -> None:
+    """Run the service's own Alembic history, as a deployment does."""
+    alembic = [sys.executable, "-m", "alembic", "-c", str(EXAMPLES / "agent_service" / "alembic.ini")]
+    subprocess.run([*alembic, *(command or ("upgrade", "head"))], env=environment_of(settings), check=True)
+
+
 @contextmanager
-def serving(home: Path, workers: int, **settings: str) -> Iterator[Service]:
-    log = home.parent / "service.log"
+def serving(state: StateSettings, workers: int, **settings: str) -> Iterator[Service]:
+    log = state.codex_home.with_name("service.log")
     # The socket is ours, so no port is guessed; the service's processes inherit it.
     with socket.socket() as listener, log.open("wb") as output:
         listener.bind(("127.0.0.1", 0))
@@ -83,7 +102,7 @@ def serving(home: Path, workers: int, **settings: str) -> Iterator[Service]:
         environment = {f"AGENT_SERVICE_{name.upper()}": value for name, value in settings.items()}
         process = subprocess.Popen(
             [*command, "--fd", str(listener.fileno()), "--workers", str(workers)],
-            env=os.environ | environment | {"CODEX_HOME": str(home)},
+            env=environment_of(state) | environment,
             pass_fds=[listener.fileno()],
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -110,9 +129,9 @@ def store_threads(service: Service) -> list[str]:
     ]
 
 
-def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_killed(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    with serving(home, 2, lease_seconds="3", pause_seconds="0.2", concurrency="3", model_seconds="1") as service:
+def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_killed(state: StateSettings) -> None:
+    migrate(state)
+    with serving(state, 2, lease_seconds="3", pause_seconds="0.2", concurrency="3", model_seconds="1") as service:
         ids = store_threads(service)
 
         before: list[dict[str, Any]] = []
@@ -153,14 +172,15 @@ def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_kill
         assert len(service.get("/workers")) == 3, "the killed process was replaced"
 
 
-def test_a_service_that_is_told_to_stop_gives_its_jobs_back(tmp_path: Path) -> None:
+def test_a_service_that_is_told_to_stop_gives_its_jobs_back(state: StateSettings) -> None:
     """With a lease of ten minutes: the next one need not wait for its end."""
-    home = tmp_path / "home"
-    with serving(home, 1, pause_seconds="0.2", model_seconds="60") as service:
+    migrate(state)
+    migrate(state, "check")
+    with serving(state, 1, pause_seconds="0.2", model_seconds="60") as service:
         store_threads(service)
         service.wait_until(lambda: any(job["status"] == "running" for job in service.get("/jobs")))
     assert service.process.returncode in {0, -signal.SIGTERM}
-    with serving(home, 1, pause_seconds="0.2", model_seconds="0") as service:
+    with serving(state, 1, pause_seconds="0.2", model_seconds="0") as service:
         service.wait_until(lambda: [job["status"] for job in service.get("/jobs")] == ["succeeded"] * 2 * THREADS)
 
 
@@ -170,7 +190,7 @@ def test_a_paused_consolidator_does_not_overwrite_a_newer_notebook(
     """The scope is clean by then, so nobody would ever write the notebook again."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from agent_service.remembering import Remembering, Settings
-    from agent_service.tables import Notebook, create_tables
+    from agent_service.tables import Notebook
 
     scope = MemoryScope.user()
 
@@ -182,7 +202,7 @@ def test_a_paused_consolidator_does_not_overwrite_a_newer_notebook(
 
     async def main() -> None:
         async with AsyncStateRuntime.open(settings) as runtime:
-            await runtime.run(lambda state: create_tables(state.session))
+            await runtime.run(lambda state: Notebook.metadata.tables["notebook"].create(state.session.connection()))
             await runtime.call(lambda sync: remember(sync, "older"))
             paused, successor = (Remembering(runtime, owner, Settings()) for owner in (OWNER, OTHER))
 
