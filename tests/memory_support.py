@@ -38,15 +38,6 @@ def migrated_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture(scope="session")
-def migrated_database(postgres_server: postgres.TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a PostgreSQL database that is up to date and empty, to be copied."""
-    with postgres_server.database() as url:
-        home = tmp_path_factory.mktemp("home")
-        StateRuntime.open(StateSettings(codex_home=home, database_url=url)).close()
-        yield postgres.database_name(url)
-
-
 @pytest.fixture
 def sqlite_settings(migrated_home: Path, tmp_path: Path) -> StateSettings:
     """A fresh home with an SQLite file."""
@@ -56,10 +47,10 @@ def sqlite_settings(migrated_home: Path, tmp_path: Path) -> StateSettings:
 
 @pytest.fixture
 def postgres_settings(
-    migrated_database: str, postgres_server: postgres.TestServer, tmp_path: Path
+    migrated_postgres: str, postgres_server: postgres.TestServer, tmp_path: Path
 ) -> Iterator[StateSettings]:
     """A fresh home and a PostgreSQL database."""
-    with postgres_server.database(template=migrated_database) as url:
+    with postgres_server.copy_of(migrated_postgres) as url:
         yield StateSettings(codex_home=tmp_path / "home", database_url=url, busy_timeout=timedelta(seconds=20))
 
 

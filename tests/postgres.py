@@ -17,11 +17,14 @@ import tempfile
 import time
 import uuid
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, Row, create_engine, make_url
+from sqlalchemy.exc import DBAPIError
 
 SERVER_VARIABLE = "CODEX_STATE_TEST_DATABASE_URL"
 
@@ -49,24 +52,128 @@ class TestServer:
         self._admin_url = admin_url.set(drivername="postgresql+psycopg")
         self._copying = copying
         self._administration = create_engine(self._admin_url, isolation_level="AUTOCOMMIT")
+        self._used: dict[str, list[_Used]] = defaultdict(list)
 
     @contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:
         """The URL of a new database, dropped at the end together with whatever connections are left to it."""
-        name = f"codex_state_test_{uuid.uuid4().hex[:12]}"
-        self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._copying}')
+        name = self._create(template)
         try:
-            yield self._admin_url.set(database=name).render_as_string(hide_password=False)
+            yield self._url(name)
         finally:
-            self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            self._drop(name)
+
+    @contextmanager
+    def copy_of(self, template: str) -> Iterator[str]:
+        """The URL of a database as its template is: a used one again, where it was left with the same schema.
+
+        To create and drop a database costs more than most tests do in it.
+        """
+        used = self._used[template].pop() if self._used[template] else None
+        if used is None:
+            name = self._create(template)
+            used = _Used(name, create_engine(self._url(name), isolation_level="AUTOCOMMIT"))
+        kept = False
+        try:
+            yield self._url(used.name)
+            kept = used.emptied()
+        finally:
+            if kept:
+                self._used[template].append(used)
+            else:
+                used.engine.dispose()
+                self._drop(used.name)
 
     def close(self) -> None:
         """Leave the server."""
+        for used in (used for databases in self._used.values() for used in databases):
+            used.engine.dispose()
+            self._drop(used.name)
         self._administration.dispose()
+
+    def _create(self, template: str) -> str:
+        name = f"codex_state_test_{uuid.uuid4().hex[:12]}"
+        self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._copying}')
+        return name
+
+    def _drop(self, name: str) -> None:
+        self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _url(self, name: str) -> str:
+        return self._admin_url.set(database=name).render_as_string(hide_password=False)
 
     def _administer(self, statement: str) -> None:
         with self._administration.connect() as connection:
             connection.exec_driver_sql(statement)
+
+
+_LEAVE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+_LOOK = """
+SELECT
+    (SELECT array_agg(c.* ORDER BY c.oid)::text FROM pg_class c WHERE c.oid >= 16384),
+    (SELECT sum(hashtext(a.*::text)) FROM pg_attribute a WHERE a.attrelid >= 16384),
+    (SELECT array_agg((t.oid, t.tgenabled) ORDER BY t.oid)::text FROM pg_trigger t),
+    (SELECT array_agg(k.oid ORDER BY k.oid)::text FROM pg_constraint k WHERE k.oid >= 16384),
+    (SELECT array_agg(p.oid ORDER BY p.oid)::text FROM pg_proc p WHERE p.oid >= 16384),
+    (SELECT array_agg(n.* ORDER BY n.oid)::text FROM pg_namespace n WHERE n.nspname NOT LIKE 'pg_%%temp%%'),
+    (SELECT array_agg(d.*)::text FROM pg_database d WHERE d.datname = current_database()),
+    (SELECT array_agg(s.*)::text FROM pg_db_role_setting s)
+"""
+"""Whatever a test may change of a schema, of its statistics and its settings."""
+
+
+class _Used:
+    """A database that a test has used, and what it was before."""
+
+    _MUCH = 4 * 2**20
+    """Bytes by which the rows that are gone may have made it larger."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name = name
+        self.engine = engine
+        with engine.connect() as connection:
+            names = connection.exec_driver_sql(
+                "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+            )
+            tables = {
+                table: connection.exec_driver_sql(f'SELECT array_agg(t)::text FROM "{table}" t').scalar()
+                for table in names.scalars().all()
+            }
+            self._filled = {table: rows for table, rows in tables.items() if rows is not None}
+            self._emptied = [table for table, rows in tables.items() if rows is None]
+            self._look = self._seen(connection)
+            self._size = self._sized(connection)
+
+    def emptied(self) -> bool:
+        """Make it as it was before, unless more was changed than rows."""
+        try:
+            with self.engine.connect() as connection:
+                connection.exec_driver_sql(_LEAVE)
+                if self._seen(connection) != self._look or self._sized(connection) > self._size + self._MUCH:
+                    return False
+                deletions = (f'of_{table} AS (DELETE FROM "{table}")' for table in self._emptied)
+                connection.exec_driver_sql(f"WITH {', '.join(deletions)} SELECT 1")
+                connection.exec_driver_sql("SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'")
+                return all(
+                    connection.exec_driver_sql(f'SELECT array_agg(t)::text FROM "{table}" t').scalar() == rows
+                    for table, rows in self._filled.items()
+                )
+        except DBAPIError:  # its server was restarted, or this connection was ended with all others
+            return False
+
+    @staticmethod
+    def _seen(connection: Connection) -> Row[Any]:
+        return connection.exec_driver_sql(_LOOK).one()
+
+    @staticmethod
+    def _sized(connection: Connection) -> int:
+        size = connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar()
+        assert isinstance(size, int)
+        return size
 
 
 def database_name(url: str) -> str:

@@ -105,5 +105,5 @@ def fresh_settings(
         yield settings
     else:
         server: postgres.TestServer = request.getfixturevalue("postgres_server")
-        with server.database(request.getfixturevalue("migrated_postgres")) as url:
+        with server.copy_of(request.getfixturevalue("migrated_postgres")) as url:
             yield StateSettings(database_url=url, **values)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from codex_state.cli import (
     backfill,
@@ -25,40 +24,11 @@ from codex_state.cli import (
     watching,
 )
 from codex_state.cli.context import CodexHome, GlobalOptions, Json
+from codex_state.cli.groups import Commands
 from codex_state.cli.output import one_line, write, write_json
 
-_ORDER = (
-    "backfill",
-    "threads",
-    "search",
-    "stats",
-    "homes",
-    "import",
-    "memory",
-    "memories",
-    "jobs",
-    "workers",
-    "scopes",
-    "locks",
-    "db",
-    "logs",
-    "doctor",
-    "backup",
-    "restore",
-    "version",
-)
-
-
-class _OrderedCommands(TyperGroup):
-    """Lists the commands as people meet them; typer would put the groups last."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The commands, in the order of the help page."""
-        return sorted(super().list_commands(ctx), key=_ORDER.index)
-
-
 app = typer.Typer(
-    cls=_OrderedCommands,
+    cls=Commands,
     # Plain help needs a third of the time and fits any width.
     rich_markup_mode=None,
     no_args_is_help=True,

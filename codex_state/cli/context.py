@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +15,14 @@ from uuid import UUID
 
 import typer
 
+from codex_state.cli import completing
 from codex_state.cli.output import counted, note, rfc3339, shown_progress
 from codex_state.errors import ConfigurationError, InvalidInputError, StateError, ThreadNotFoundError
 
 if TYPE_CHECKING:
     from codex_state.errors import ServerUnavailableError
     from codex_state.models import BackfillState
-    from codex_state.runtime import StateRuntime
+    from codex_state.runtime import State, StateRuntime
     from codex_state.settings import StateSettings
 
 
@@ -47,7 +48,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Limit = Annotated[int, typer.Option(metavar="N", min=0, max=1_000_000_000, help="How many at most.")]
 
 ThreadId = Annotated[
-    str, typer.Argument(metavar="ID", help="The thread's UUID, or how it alone begins.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="The thread's UUID, or how it alone begins.",
+        show_default=False,
+        autocompletion=completing.thread_ids,
+    ),
 ]
 
 _NAMED_IDS = 5
@@ -147,6 +154,12 @@ def begun_backfills(runtime: StateRuntime) -> list[BackfillState]:
     """The state of every home whose index was ever begun; the schema itself notes one that is pending."""
     with runtime.read() as state:
         return [backfill for backfill in state.backfill.list() if backfill.claimed_at is not None]
+
+
+def short_ids(state: State, thread_ids: Iterable[UUID]) -> Callable[[UUID], str]:
+    """How a terminal shows the ids of threads: as much of each as names it alone. Nobody else needs them."""
+    short = state.threads.shortest_beginnings(set(thread_ids)) if sys.stdout.isatty() else {}
+    return lambda thread_id: short.get(thread_id) or str(thread_id)
 
 
 def the_thread(runtime: StateRuntime, told: UUID | str) -> UUID:

@@ -10,6 +10,7 @@ import typer
 
 from codex_state.cli import exits
 from codex_state.cli.context import CodexHome, Json, patiently, settings_for
+from codex_state.cli.groups import Commands
 from codex_state.cli.output import Column, note, one_line, shown_copy_progress, write, write_json, write_table
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _FINDINGS = 20
 """So many are named at most."""
 
-app = typer.Typer(no_args_is_help=True, help="Bring the database's schema up to date, or check it.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Bring the database's schema up to date, or check it.")
 
 
 @app.command()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from codex_state.cli import completing
 from codex_state.cli.parsing import epoch_seconds_of, source_of
 from codex_state.errors import InvalidInputError
 
@@ -21,26 +22,36 @@ _MOST_PAGES = 10
 """So many pages are looked through for the threads that are asked for, before people are asked whether to go on."""
 
 
-def _option(metavar: str, text: str, *names: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=text, show_default=False)
-    return option
+def _option(metavar: str, text: str, *names: str, completion: Callable[..., Any] | None = None) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text, show_default=False, autocompletion=completion)
 
 
 Sort = Annotated[Literal["created_at", "updated_at"], typer.Option(help="Newest first, by this time.")]
 Archived = Annotated[bool, typer.Option("--archived", help="Only archived threads, instead of the others.")]
 Sources = Annotated[
     list[str] | None,
-    _option("S", "Only this source: cli, vscode, exec, mcp, subagent, or JSON. Repeatable.", "--source"),
+    _option(
+        "S",
+        "Only this source: cli, vscode, exec, mcp, subagent, or JSON. Repeatable.",
+        "--source",
+        completion=completing.sources,
+    ),
 ]
-Providers = Annotated[list[str] | None, _option("P", "Only this model provider. Repeatable.", "--provider")]
+Providers = Annotated[
+    list[str] | None,
+    _option("P", "Only this model provider. Repeatable.", "--provider", completion=completing.providers),
+]
 Cwd = Annotated[str | None, _option("DIR", "Only in this directory or below; . is the current one.", "--cwd")]
 Since = Annotated[
     str | None, _option("TIME", "Not before: 7d or 2h ago, yesterday, 2026-11-01, or RFC 3339.", "--since")
 ]
 Until = Annotated[str | None, _option("TIME", "Not after: likewise; of a day, its end.", "--until")]
-Branch = Annotated[str | None, _option("B", "Only on this branch of git.", "--branch")]
+Branch = Annotated[str | None, _option("B", "Only on this branch of git.", "--branch", completion=completing.branches)]
 Repo = Annotated[str | None, _option("PART", "Only where this is part of the URL of git's remote.", "--repo")]
-Model = Annotated[str | None, _option("PART", "Only where this is part of the model's name.", "--model")]
+Model = Annotated[
+    str | None,
+    _option("PART", "Only where this is part of the model's name.", "--model", completion=completing.models),
+]
 Name = Annotated[str | None, _option("PART", "Only where this is part of a name that a user gave.", "--name")]
 Text = Annotated[str | None, _option("PART", "Only where the name, title or first message holds this.", "--text")]
 Children = Annotated[

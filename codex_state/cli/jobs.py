@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.context import CodexHome, Json, Limit, ScopeKey, ScopeKind, opened
+from codex_state.cli.context import CodexHome, Json, Limit, ScopeKey, ScopeKind, ThreadId, opened, short_ids, the_thread
+from codex_state.cli.groups import Commands
 from codex_state.cli.output import (
     Column,
     columns_of,
@@ -26,12 +27,12 @@ from codex_state.cli.output import (
     write_json,
     write_table,
 )
-from codex_state.cli.parsing import thread_id_of
+from codex_state.cli.parsing import thread_id_or_beginning
 from codex_state.cli.watching import watch
 from codex_state.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
     from codex_state.models import JobQuery, Phase1Job, ToldJob
@@ -41,12 +42,11 @@ _State = Literal["claimed", "working", "over", "claimable", "retry_later", "fail
 _ROWS_STATUS = {"running": ("claimed", "working", "over"), "succeeded": ("done",)}
 """What the rows' own words for it mean."""
 
-_HALF_AN_ID = 19
 _ROOM_FOR_BOTH = 160
 _AT_ONCE = 200
 """So many jobs are requeued in one transaction."""
 
-app = typer.Typer(no_args_is_help=True, help="The jobs that extract memories.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="The jobs that extract memories.")
 
 Lease = Annotated[
     int,
@@ -103,10 +103,11 @@ def list_jobs(
     with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
         jobs, more = some_more(state.work.jobs(query), limit)
         counts = None if as_json else state.work.overview(lease=query.lease).jobs
+        short = short_ids(state, (told.job.thread_id for told in jobs))
     if counts is None:
         write_json({"items": [_record(job) for job in jobs]})
         return
-    write_table(_columns(), jobs)
+    write_table(_columns(short), jobs)
     told = [f"{count:,} {state.value}" for state, count in counts.items() if count]
     if more:
         note(f"the first {len(jobs):,} are shown (--limit)")
@@ -117,7 +118,7 @@ def list_jobs(
 def show(
     context: typer.Context,
     *,
-    thread: Annotated[str, typer.Argument(metavar="THREAD_ID", help="Whose job.", show_default=False)],
+    thread: ThreadId,
     scope_kind: ScopeKind = None,
     scope_key: ScopeKey = None,
     lease: Lease = 3600,
@@ -128,9 +129,11 @@ def show(
 
     There is one for each scope of its memories.
     """
-    query = _query(thread_id_of(thread), scope_kind, scope_key, lease=lease)
-    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
-        jobs = state.work.jobs(query)
+    told_id = thread_id_or_beginning(thread)
+    with opened(context, codex_home, needs_home=False) as runtime:
+        query = _query(the_thread(runtime, told_id), scope_kind, scope_key, lease=lease)
+        with runtime.read() as state:
+            jobs = state.work.jobs(query)
     if as_json:
         write_json({"items": [_record(job) for job in jobs]})
     else:
@@ -147,7 +150,8 @@ def requeue(
     context: typer.Context,
     *,
     thread: Annotated[
-        str | None, typer.Argument(metavar="THREAD_ID", help="Whose failed jobs.", show_default=False)
+        str | None,
+        typer.Argument(metavar="ID", help="Of this thread: its UUID, or how it alone begins.", show_default=False),
     ] = None,
     scope_kind: ScopeKind = None,
     scope_key: ScopeKey = None,
@@ -165,18 +169,21 @@ def requeue(
     being worked on is left alone, with exit status 3. All that match are requeued; --limit is how many are listed.
     """
     if sum((thread is not None, all_failed, reason is not None or holder is not None)) != 1:
-        raise InvalidInputError("give a THREAD_ID, --reason or --holder, or --all-failed")
-    thread_id = None if thread is None else thread_id_of(thread)
-    query = _query(thread_id, scope_kind, scope_key, reason=reason, holder=holder, failed_only=all_failed)
+        raise InvalidInputError("give a thread's ID, --reason or --holder, or --all-failed")
+    told_id = None if thread is None else thread_id_or_beginning(thread)
     done = _Requeued()
     with opened(context, codex_home, needs_home=False) as runtime:
+        thread_id = None if told_id is None else the_thread(runtime, told_id)
+        query = _query(thread_id, scope_kind, scope_key, reason=reason, holder=holder, failed_only=all_failed)
         for jobs in _matching(runtime, query):
             done = runtime.run(partial(_requeue, jobs=jobs, done=done, limit=limit))
+        with runtime.read() as state:
+            short = short_ids(state, (told.job.thread_id for told in done.listed))
     if as_json:
         items = [record_of(told.job) for told in done.listed]
         write_json({"requeued": done.requeued, "already_claimable": done.claimable, "items": items})
     else:
-        write_table(_columns(), done.listed)
+        write_table(_columns(short), done.listed)
         claimable = f", {done.claimable} could be claimed already" if done.claimable else ""
         note(f"{done.requeued} requeued{claimable}")
     if done.requeued or done.claimable or all_failed:
@@ -269,7 +276,7 @@ def _record(told: ToldJob) -> dict[str, Any]:
     return record_of(told.job) | {"state": told.state.value, "lease_ends_at": json_value(told.lease_ends_at)}
 
 
-def _columns() -> list[Column[ToldJob]]:
+def _columns(short_id: Callable[[UUID], str]) -> list[Column[ToldJob]]:
     """What a job is, its state, who holds it and what is left, or why it failed: the narrowest terminals show that."""
 
     def ends(told: ToldJob) -> datetime | None:
@@ -286,7 +293,7 @@ def _columns() -> list[Column[ToldJob]]:
         return " at ".join(str(each) for each in (job.owner_session_id, job.owner_name) if each is not None) or "-"
 
     return [
-        Column("THREAD", lambda t: t.job.thread_id, folded_to=_HALF_AN_ID),
+        Column("THREAD", lambda t: t.job.thread_id, lambda t: short_id(t.job.thread_id)),
         Column("SCOPE", lambda t: t.job.scope_kind),
         Column("STATE", lambda t: t.state.value),
         Column(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli.context import CodexHome, GlobalOptions, Json, opened
+from codex_state.cli.context import CodexHome, GlobalOptions, Json, opened, the_thread
+from codex_state.cli.groups import Commands
 from codex_state.cli.output import counted, flush, moment_of, one_line, record_of, write, write_json, write_json_line
-from codex_state.cli.parsing import bytes_of, epoch_seconds_of, thread_id_of
+from codex_state.cli.parsing import bytes_of, epoch_seconds_of, thread_id_or_beginning
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -36,7 +37,7 @@ _LEVEL_STYLES = {
 _PATCH = "ToolCall: apply_patch"
 
 
-app = typer.Typer(invoke_without_command=True)
+app = typer.Typer(cls=Commands, invoke_without_command=True)
 
 
 @app.callback()
@@ -96,13 +97,14 @@ def logs(
         to_ts=epoch_seconds_of(to, end_of_day=True) if to else None,
         module_like=_given(module),
         file_like=_given(file),
-        thread_ids=tuple(str(thread_id_of(text)) for text in _given(thread_id)),
         include_threadless=threadless,
         search=search or None,
     )
+    named = [thread_id_or_beginning(text) for text in _given(thread_id)]
     show = _printer(as_json=as_json)
-    follower = LogFollower(query)
     with opened(context, codex_home, needs_home=False) as runtime:
+        query = replace(query, thread_ids=tuple(str(the_thread(runtime, told)) for told in named))
+        follower = LogFollower(query)
         with runtime.read() as state:
             newest = _newest(state, query, backfill)
             if follow:

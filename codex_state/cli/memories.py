@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codex_state.cli.context import CodexHome, Json, Limit, ScopeKey, ScopeKind, ThreadId, opened
+from codex_state.cli.context import CodexHome, Json, Limit, ScopeKey, ScopeKind, ThreadId, opened, short_ids, the_thread
+from codex_state.cli.groups import Commands
 from codex_state.cli.output import (
     Column,
     ago,
@@ -23,11 +24,11 @@ from codex_state.cli.output import (
     write_json,
     write_table,
 )
-from codex_state.cli.parsing import thread_id_of
+from codex_state.cli.parsing import thread_id_or_beginning
 from codex_state.errors import StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from uuid import UUID
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from codex_state.runtime import State
 
 
-app = typer.Typer(no_args_is_help=True, help="What was remembered of threads.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="What was remembered of threads.")
 
 
 @app.command("list")
@@ -53,16 +54,19 @@ def list_memories(
     as_json: Json = False,
 ) -> None:
     """List memories, the newest first."""
-    thread_id = None if thread is None else thread_id_of(thread)
-    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
-        found = memories_of(
-            state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=invalidated, limit=limit + 1
-        )
-    memories, more = some_more(found, limit)
+    told = None if thread is None else thread_id_or_beginning(thread)
+    with opened(context, codex_home, needs_home=False) as runtime:
+        thread_id = None if told is None else the_thread(runtime, told)
+        with runtime.read() as state:
+            found = memories_of(
+                state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=invalidated, limit=limit + 1
+            )
+            memories, more = some_more(found, limit)
+            short = short_ids(state, (memory.thread_id for memory in memories))
     if as_json:
         write_json({"items": [record_of(memory) for memory in memories]})
         return
-    write_table(_columns(), memories)
+    write_table(_columns(short), memories)
     if more:
         note(f"there are more than {limit:,}: raise --limit")
     elif not memories:
@@ -80,10 +84,12 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a thread's memory in full: the newest one, unless a scope is named."""
-    thread_id = thread_id_of(thread)
-    with opened(context, codex_home, needs_home=False) as runtime, runtime.read() as state:
-        found = memories_of(state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=True, limit=1)
-        known = state.threads.get(thread_id) is not None
+    told = thread_id_or_beginning(thread)
+    with opened(context, codex_home, needs_home=False) as runtime:
+        thread_id = the_thread(runtime, told)
+        with runtime.read() as state:
+            found = memories_of(state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=True, limit=1)
+            known = state.threads.get(thread_id) is not None
     if not found:
         scope = " in that scope" if scope_kind or scope_key else ""
         raise StateError(
@@ -123,13 +129,13 @@ def memories_of(
     return state.session.exec(statement.limit(limit)).all()
 
 
-def _columns() -> list[Column[ThreadMemory]]:
+def _columns(short_id: Callable[[UUID], str]) -> list[Column[ThreadMemory]]:
     return [
-        Column("THREAD", lambda m: m.thread_id),
+        Column("THREAD", lambda m: m.thread_id, lambda m: short_id(m.thread_id)),
         Column("UPDATED", lambda m: m.updated_at, lambda m: ago(m.updated_at), style="dim"),
         Column("SCOPE", lambda m: m.scope_kind),
         Column(
-            "KEY", lambda m: m.scope_key, lambda m: m.scope_key.rpartition("/")[2][:18], from_width=100, style="cyan"
+            "KEY", lambda m: m.scope_key, lambda m: m.scope_key.rpartition("/")[2][:18], from_width=80, style="cyan"
         ),
         Column("USED", lambda m: m.used_count, from_width=120, right=True),
         Column("SUMMARY", lambda m: m.memory_summary, takes_the_rest=True),

@@ -15,6 +15,7 @@ import typer
 
 from codex_state.cli import exits
 from codex_state.cli.context import CodexHome, Json, function_of, opened, quiet_log
+from codex_state.cli.groups import Commands
 from codex_state.cli.output import bar_on_stderr, counted, flush, json_value, note, one_line, write, write_json
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 _MOST_DAYS = 1_000_000
 """Any age: 2,700 years."""
 
-app = typer.Typer(no_args_is_help=True, help="The pipeline that extracts and consolidates memories.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="The pipeline that extracts and consolidates memories.")
 
 
 @app.callback()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, Task
     from rich.table import Table
-    from rich.text import Text
 
     from codex_state.models import StateModel
     from codex_state.rollout.backfilling import BackfillProgress, OnProgress
@@ -181,9 +180,6 @@ _LONGEST_DETAIL = 400
 _GAP = 2
 """Blanks between columns."""
 
-WIDE = 120
-"""From how many columns on a terminal has room for whole ids."""
-
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[RowT]):
@@ -200,8 +196,6 @@ class Column(Generic[RowT]):
     """What a terminal shows before it as it is, blanks included."""
     below_width: int | None = None
     """Terminals of this width or more leave it out, and so do pipes."""
-    folded_to: int | None = None
-    """Into lines of how many characters a terminal narrower than ``WIDE`` folds it."""
     takes_the_rest: bool = False
     """Whether it is cut or stretched so that the table fits. One column does."""
     right: bool = False
@@ -242,7 +236,6 @@ def table_of(columns: Sequence[Column[RowT]], rows: Sequence[RowT], width: int) 
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     shown = [column for column in columns if column.from_width <= width < (column.below_width or sys.maxsize)]
     cells = [[_short(column, row) for column in shown] for row in rows]
-    folds = width < WIDE and any(column.folded_to for column in shown)
     widths = _widths(shown, cells, width)
     for column, its_width in zip(shown, widths, strict=True):
         table.add_column(
@@ -254,17 +247,8 @@ def table_of(columns: Sequence[Column[RowT]], rows: Sequence[RowT], width: int) 
             style=column.style,
         )
     for texts in cells:
-        whole = [Text(text) for text in texts]
-        if folds:
-            whole = [_in_lines(text, its_width) for text, its_width in zip(whole, widths, strict=True)]
-        table.add_row(*whole)
+        table.add_row(*map(Text, texts))
     return table
-
-
-def _in_lines(text: Text, width: int) -> Text:
-    """A text in two lines at most, of which the second is cut: rows with a folded id have the room anyway."""
-    lines = text.wrap(console_of(), width, overflow="fold")
-    return text if len(lines) < 2 else type(text)("\n").join([lines[0], type(text)(" ").join(lines[1:])])
 
 
 def _widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]], available: int) -> list[int]:
@@ -274,9 +258,6 @@ def _widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]], avai
     widths = [
         max(len(column.header), *(cell_len(texts[index]) for texts in cells)) for index, column in enumerate(columns)
     ]
-    for index, column in enumerate(columns):
-        if column.folded_to is not None and available < WIDE:
-            widths[index] = min(widths[index], column.folded_to)
     for index, column in enumerate(columns):
         if column.takes_the_rest:
             rest = available - sum(widths) + widths[index] - _GAP * len(columns)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli.context import CodexHome, Json, Limit, NoRefresh, freshen, opened
+from codex_state.cli.context import CodexHome, Json, Limit, NoRefresh, freshen, opened, short_ids
 from codex_state.cli.filters import (
     Archived,
     Branch,
@@ -43,6 +43,7 @@ from codex_state.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from codex_state.models import Thread
     from codex_state.rollout import FoundThread
 
 _COLUMNS = (
@@ -137,7 +138,12 @@ def search(
             following = items[-1].anchor.cursor() if len(items) == limit and items else None
             write_json({"items": [_as_json(each) for each in items], "next_cursor": following})
             return
-        show = _drawer(sought) if sys.stdout.isatty() else _write_plain
+
+        def short_id(thread: Thread) -> str:
+            with runtime.read() as state:
+                return short_ids(state, [thread.id])(thread.id)
+
+        show = _drawer(sought, short_id) if sys.stdout.isatty() else _write_plain
         last, count = None, 0
         for last in found:
             show(last)
@@ -179,7 +185,7 @@ def _write_plain(found: FoundThread) -> None:
     write("\t".join(one_line(str(column)) for column in columns) + "\n")
 
 
-def _drawer(sought: str) -> Callable[[FoundThread], None]:
+def _drawer(sought: str, short_id: Callable[[Thread], str]) -> Callable[[FoundThread], None]:
     from rich.table import Table
     from rich.text import Text
 
@@ -200,7 +206,7 @@ def _drawer(sought: str) -> Callable[[FoundThread], None]:
 
     def draw(found: FoundThread) -> None:
         thread = found.thread
-        where = f"{thread.id}  {ago(thread.updated_at)}  {one_line(str(thread.cwd))}"
+        where = f"{short_id(thread)}  {ago(thread.updated_at)}  {one_line(str(thread.cwd))}"
         if thread.git_branch:
             where += f"  {one_line(thread.git_branch)}"
         for line in (highlighted(thread.display_name or "-", "bold"), Text(where, "dim")):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from codex_state.cli import completing
 from codex_state.cli.context import (
     CodexHome,
     Json,
@@ -20,6 +21,7 @@ from codex_state.cli.context import (
     freshen,
     not_found,
     opened,
+    short_ids,
     the_thread,
 )
 from codex_state.cli.filters import (
@@ -40,6 +42,7 @@ from codex_state.cli.filters import (
     Until,
     whole_page,
 )
+from codex_state.cli.groups import Commands
 from codex_state.cli.memories import memories_of
 from codex_state.cli.output import (
     Column,
@@ -59,7 +62,7 @@ from codex_state.cli.transcripts import cat
 from codex_state.errors import InvalidInputError, RolloutError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from uuid import UUID
 
     from codex_state.models import DynamicTool, Thread, ThreadMemory, ThreadQuery, ThreadsPage, UnshownThreads
@@ -74,7 +77,7 @@ _MOST_COUNTED = 1_000_000
 _MEMORIES_SHOWN = _CHILDREN_SHOWN = 100
 """So many of a thread's memories, and of the threads that it spawned, are shown at most."""
 
-app = typer.Typer(no_args_is_help=True, help="List threads, read one, archive it, give it a name.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="List threads, read one, archive it, give it a name.")
 
 
 @app.command("list")
@@ -95,7 +98,12 @@ def list_threads(
     text: Text = None,
     home: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of this home instead; `homes` names them.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Of this home instead; `homes` names them.",
+            show_default=False,
+            autocompletion=completing.homes,
+        ),
     ] = None,
     all_homes: Annotated[
         bool, typer.Option("--all-homes", help="Also threads of other homes that share the database.")
@@ -143,6 +151,7 @@ def list_threads(
         unshown = None if as_json or show_all or cursor else _unshown(runtime, query)
         with runtime.read() as state:
             count = state.threads.count(replace(query, limit=_MOST_COUNTED)) if total else None
+            short = short_ids(state, (thread.id for thread in page.items))
         if home is not None:
             _hint_when_unknown(runtime, home)
     if as_json:
@@ -150,7 +159,7 @@ def list_threads(
     else:
         branches = _branches_of(page.items) if tree else [(thread, "") for thread in page.items]
         leads = {thread.id: lead for thread, lead in branches}
-        write_table(_columns(sort, with_home=all_homes, leads=leads), [thread for thread, _ in branches])
+        write_table(_columns(sort, short, with_home=all_homes, leads=leads), [thread for thread, _ in branches])
         _note_what_follows(page)
     if count is not None and not as_json:
         note(f"{'at least ' if count == _MOST_COUNTED else ''}{counted(count, 'thread')} in all")
@@ -380,17 +389,21 @@ def _hint_when_unknown(runtime: StateRuntime, home: str) -> None:
 
 
 def _columns(
-    sort: Literal["created_at", "updated_at"], *, with_home: bool, leads: Mapping[UUID, str]
+    sort: Literal["created_at", "updated_at"],
+    short_id: Callable[[UUID], str],
+    *,
+    with_home: bool,
+    leads: Mapping[UUID, str],
 ) -> list[Column[Thread]]:
     created: Column[Thread] = Column("CREATED", lambda t: t.created_at, lambda t: ago(t.created_at), style="dim")
     updated: Column[Thread] = Column("UPDATED", lambda t: t.updated_at, lambda t: ago(t.updated_at), style="dim")
     return [
-        Column("ID", lambda t: t.id),
+        Column("ID", lambda t: t.id, lambda t: short_id(t.id)),
         created if sort == "created_at" else updated,
         *([Column("HOME", lambda t: t.home, style="cyan")] if with_home else []),
         Column("SOURCE", lambda t: t.source, lambda t: _short_source(t.source), from_width=100),
-        Column("PROJECT", lambda t: t.cwd, lambda t: t.cwd.name or "-", from_width=100, style="cyan"),
-        Column("BRANCH", lambda t: t.git_branch, lambda t: (t.git_branch or "-")[:18], from_width=120),
+        Column("PROJECT", lambda t: t.cwd, lambda t: (t.cwd.name or "-")[:20], style="cyan"),
+        Column("BRANCH", lambda t: t.git_branch, lambda t: (t.git_branch or "-")[:18], from_width=80),
         Column(
             "TITLE",
             lambda t: t.display_name,

@@ -211,6 +211,13 @@ _IDS_BETWEEN = (
     .order_by(_threads.c.id)
     .limit(bindparam("row_limit", type_=BigInteger()))
 )
+_others = _threads.alias("others")
+_before = select(_others.c.id).where(_others.c.id < _threads.c.id).order_by(_others.c.id.desc()).limit(1)
+_after = select(_others.c.id).where(_others.c.id > _threads.c.id).order_by(_others.c.id).limit(1)
+_NEIGHBOURS = select(
+    _threads.c.id, _before.scalar_subquery().label("before"), _after.scalar_subquery().label("after")
+).where(_IN_IDS)
+_IDS_AT_ONCE = 500
 _ALL_DAYS = StatisticsQuery()
 
 _Readable = tuple[list[Thread], list[UnreadableRow], int]
@@ -340,6 +347,24 @@ class ThreadRepository(Repository):
     def ids_between(self, first: UUID, last: UUID, *, limit: int) -> Sequence[UUID]:
         """The ids from one to another, both included, in their order."""
         return [row.id for row in self._all(_IDS_BETWEEN, {"first_id": first, "last_id": last, "row_limit": limit})]
+
+    def shortest_beginnings(self, thread_ids: Collection[UUID], *, digits: int = 8) -> dict[UUID, str]:
+        """How each id begins that no other thread's id begins with, for people to type.
+
+        Args:
+            thread_ids: the ids. Those without a thread are left out.
+            digits: so many hexadecimal digits at least.
+        """
+        beginnings = {}
+        ordered = sorted(thread_ids)
+        for start in range(0, len(ordered), _IDS_AT_ONCE):
+            for row in self._all(_NEIGHBOURS, {"thread_ids": ordered[start : start + _IDS_AT_ONCE]}):
+                neighbours = [neighbour for neighbour in (row.before, row.after) if neighbour is not None]
+                shared = max((_digits_shared(row.id, neighbour) for neighbour in neighbours), default=0)
+                needed = max(shared + 1, digits)
+                hyphens = sum(needed > place for place in (8, 12, 16, 20))
+                beginnings[row.id] = str(row.id)[: needed + hyphens]
+        return beginnings
 
     def count_unshown(self, query: ThreadQuery = _EVERYTHING) -> UnshownThreads:
         """How many threads aren't shown that the query would list if it were for all: up to a thousand are counted."""
@@ -647,3 +672,8 @@ def _no_row_refers_by(pairs: list[Any]) -> ColumnElement[bool]:
     referring = table(pairs[0].referring, *(column(pair.theirs) for pair in pairs), schema=pairs[0].schema).alias()
     refers = and_(*(referring.c[pair.theirs] == _threads.c[pair.ours] for pair in pairs))
     return ~select(referring.c[pairs[0].theirs]).where(refers).exists()
+
+
+def _digits_shared(one: UUID, other: UUID) -> int:
+    """With how many hexadecimal digits in common two ids begin."""
+    return (128 - (one.int ^ other.int).bit_length()) // 4

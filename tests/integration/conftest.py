@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from loops import Asyncio, Loop, Trio
 from memory_support import (
-    migrated_database,
     migrated_home,
     opened,
     postgres_settings,
@@ -19,7 +18,6 @@ from tests.chaos.worlds import host
 
 __all__ = [
     "host",
-    "migrated_database",
     "migrated_home",
     "opened",
     "postgres_settings",

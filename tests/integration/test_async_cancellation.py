@@ -43,7 +43,7 @@ def settings(
         yield StateSettings(**values)
     else:
         server = request.getfixturevalue("postgres_server")
-        with server.database(template=request.getfixturevalue("migrated_database")) as url:
+        with server.copy_of(request.getfixturevalue("migrated_postgres")) as url:
             yield StateSettings(database_url=url, **values)
 
 

@@ -266,7 +266,7 @@ def test_a_server_is_backed_up_into_a_file_and_restored_from_it(
     assert sorted(each.name for each in tmp_path.glob("of a*")) == [copy.name]
     assert "holds" in cli.refused("restore", copy, CODEX_STATE_DATABASE_URL=postgres_url).stderr
     assert cli.refused("restore", copy, "--replace", CODEX_STATE_DATABASE_URL=postgres_url).status == 2
-    with postgres_server.database(migrated_postgres) as url:
+    with postgres_server.copy_of(migrated_postgres) as url:
         cli.ok("restore", copy, CODEX_STATE_DATABASE_URL=url)
         assert name_in(home, database_url=url) == "mine"
         with StateRuntime.open(StateSettings(codex_home=home, database_url=url)) as runtime, runtime.read() as state:

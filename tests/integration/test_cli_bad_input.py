@@ -78,7 +78,7 @@ def without_privileges() -> Iterator[None]:
         (["logs", "--poll-ms", "0"], "--poll-ms"),
         (["memories", "list", "--thread-id", "x"], "malformed thread id 'x'"),
         (["jobs", "list", "--status", "lost"], "--status"),
-        (["jobs", "requeue"], "give a THREAD_ID, --reason or --holder, or --all-failed"),
+        (["jobs", "requeue"], "give a thread's ID, --reason or --holder, or --all-failed"),
         (["db", "downgrade", "--fast"], "no such option: --fast"),
         (["db", "downgrade"], "REVISION"),
         (["backfill", "--jsno"], "No such option: --jsno"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 from cli_process import EXECUTABLE, Cli, InProcess
@@ -16,7 +19,8 @@ from example_home import copy_of_the_example_home
 
 import codex_state
 from codex_state import StateRuntime, StateSettings
-from codex_state.testing.samples import a_log_line
+from codex_state.cli import completing
+from codex_state.testing.samples import a_log_line, a_thread
 
 GROUPS = {"threads": 7, "memories": 2, "jobs": 4, "db": 6}
 
@@ -32,11 +36,13 @@ def test_help_names_every_command_and_fits_a_terminal(tmp_path: Path) -> None:
     for command in ("backfill", "threads", "memories", "jobs", "db", "logs", "version"):
         assert f"\n  {command}  " in shown
     for group, count in GROUPS.items():
-        listed = cli.ok(group, "-h").stdout.partition("Commands:\n")[2].splitlines()
-        assert len(listed) == count
-        for line in listed:
-            page = cli.ok(group, line.split()[0], "--help").stdout
-            assert page.startswith(f"Usage: codex-state {group} {line.split()[0]} ")
+        listed = cli.ok(group, "-h").stdout.partition("Commands:\n")[2]
+        assert "..." not in listed
+        names = re.findall(r"^  (\S+)  ", listed, re.MULTILINE)
+        assert len(names) == count
+        for name in names:
+            page = cli.ok(group, name, "--help").stdout
+            assert page.startswith(f"Usage: codex-state {group} {name} ")
             assert max(map(len, page.splitlines())) <= 80
     assert "[default: 50" in cli.ok("threads", "list", "--help").stdout
 
@@ -125,6 +131,37 @@ def test_completion_knows_commands_and_options(cli: Cli) -> None:
     # The shell is named, because it is otherwise found among the parents of the process, where CI may have none.
     shown = cli.ok("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "complete" in shown.stdout
+
+
+def test_completion_knows_what_the_newest_threads_have(tmp_path: Path) -> None:
+    context = SimpleNamespace(
+        params={}, find_root=lambda: SimpleNamespace(params={"codex_home": str(tmp_path / "home")})
+    )
+    assert completing.thread_ids(context, "") == []
+    assert not (tmp_path / "home").exists()
+    threads = [
+        a_thread(id=UUID("01a1e9d7-dac0-7fd1-beed-c2d8a5b7c43b"), git_branch="main", name="one\x1b[2J"),
+        a_thread(id=UUID("01a1e9d7-dac1-7fd1-beed-c2d8a5b7c43b"), git_branch="currencies", source="exec"),
+        a_thread(id=UUID(int=7), source='{"subagent":"review"}', model="gpt-x"),
+    ]
+    with StateRuntime.open(StateSettings(codex_home=tmp_path / "home")) as runtime, runtime.begin() as state:
+        state.threads.upsert_many(threads)
+        of_home = runtime.home
+    assert completing.thread_ids(context, "01A1") == [("01a1e9d7-dac1", "hello"), ("01a1e9d7-dac0", "one\ufffd[2J")]
+    assert completing.thread_ids(context, str(threads[0].id)[:-1]) == [(str(threads[0].id), "one\ufffd[2J")]
+    assert completing.thread_ids(context, "f") == []
+    assert sorted(completing.branches(context, "")) == ["currencies", "main"]
+    assert completing.branches(context, "c") == ["currencies"]
+    assert sorted(completing.sources(context, "")) == ["cli", "exec", "subagent"]
+    assert (completing.models(context, "gpt"), completing.providers(context, "")) == (["gpt-x"], ["openai"])
+    assert completing.homes(context, of_home[:1]) == [of_home]
+
+
+def test_a_mistyped_command_is_not_answered_with_one_that_changes_something(tmp_path: Path) -> None:
+    cli = InProcess(tmp_path / "home")
+    for arguments in (["restor"], ["threads", "archiv"], ["db", "upgrde"], ["jobs", "requeu"]):
+        assert "Did you mean" not in cli.refused(*arguments).stderr
+    assert "Did you mean 'doctor'?" in cli.refused("docter").stderr
 
 
 def test_warnings_of_the_library_go_to_stderr(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 
 OWNER = UUID("00000000-0000-4000-8000-00000000000a")
-FAILED, RUNNING, DONE = (UUID(f"019d0000-0000-7000-8000-00000000000{digit}") for digit in "123")
+FAILED, RUNNING, DONE = (UUID(f"019d000{digit}-0000-7000-8000-000000000000") for digit in "123")
 SCOPE = MemoryScope.cwd(Path("/code/orchard"))
 SEEN = datetime(2026, 4, 1, 12, tzinfo=UTC)
 

@@ -171,7 +171,7 @@ def test_piped_listings_are_plain_lines_with_whole_values(indexed: Cli) -> None:
     assert not any("\x1b" in line for line in lines)
 
 
-@pytest.mark.parametrize("columns", [80, 100, 120])
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_a_terminal_gets_a_table_that_fits(indexed: Cli, columns: int) -> None:
     done = indexed.on_terminal("threads", "list", columns=columns, NO_COLOR="1")
     assert done.status == 0
@@ -180,9 +180,14 @@ def test_a_terminal_gets_a_table_that_fits(indexed: Cli, columns: int) -> None:
     header, *rows = [line for line in lines[at:] if not line.startswith("codex-state: ")]
     assert len(rows) == LISTED  # one line each
     assert header.endswith("TITLE")
-    assert ("PROJECT" in header) is (columns >= 100)
-    assert ("BRANCH" in header) is (columns >= 120)
+    assert "PROJECT" in header
+    assert ("BRANCH" in header) is (columns >= 80)
+    assert ("SOURCE" in header) is (columns >= 100)
     assert max(map(len, [header, *rows])) <= columns
+    shown = [row.partition(" ")[0] for row in rows]
+    listed = [item["id"] for item in items(indexed)]
+    assert [[whole for whole in listed if whole.startswith(short)] for short in shown] == [[each] for each in listed]
+    assert indexed.ok("threads", "show", shown[0], "--json").json["id"] == listed[0]
     assert sum("…" in row for row in rows) > 5
 
 
@@ -364,7 +369,8 @@ def test_spawned_threads_can_be_left_out_or_drawn_below_their_parents(tmp_path: 
     assert names("--tree") == ["orphan", "parent", "second", "first", "grandchild", "other", "its own"]
     done = cli.on_terminal("threads", "list", "--tree", columns=80, NO_COLOR="1")
     lines = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
-    drawn = [line.partition("2026-02-10  ")[2] for line in lines if "2026-02-10  " in line]
+    (title,) = [line.index("TITLE") for line in lines if "TITLE" in line]
+    drawn = [line[title:] for line in lines if "2026-02-10  " in line]
     assert drawn == ["orphan", "parent", "├─ second", "└─ first", "   └─ grandchild", "other", "its own"]
     assert "--tree is for people" in cli.refused("threads", "list", "--tree", "--json").stderr
 

@@ -51,7 +51,7 @@ def migrated(url: str, request: pytest.FixtureRequest) -> Iterator[Database]:
     with ExitStack() as held:
         if not url.startswith("sqlite"):
             server: postgres.TestServer = request.getfixturevalue("postgres_server")
-            url = held.enter_context(server.database(request.getfixturevalue("migrated_postgres")))
+            url = held.enter_context(server.copy_of(request.getfixturevalue("migrated_postgres")))
         database = held.enter_context(stores.opened(url))
         if database.path is not None:
             prepare_sqlite_file(database)

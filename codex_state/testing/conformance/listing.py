@@ -103,6 +103,23 @@ class TestListing:
         state.threads.upsert_many(threads)
         assert _all_pages(state, 4) == _in_order(threads)
 
+    def test_ids_are_told_by_their_shortest_beginnings(self, state: State) -> None:
+        told = {
+            "01a1f871-1d08-7e74-89ac-0b451812b675": "01a1f871-1d08-7e74-89ac-0b451812b675",
+            "01a1f871-1d08-7e74-89ac-0b451812b674": "01a1f871-1d08-7e74-89ac-0b451812b674",
+            "01a1f871-1d08-7e80-89ac-0b451812b674": "01a1f871-1d08-7e8",
+            "01a1f871-1d18-7e80-89ac-0b451812b674": "01a1f871-1d1",
+            "01a1f872-0000-7000-8000-000000000000": "01a1f872",
+            "f0000000-0000-7000-8000-000000000000": "f0000000",
+        }
+        state.threads.upsert_many([a_thread(id=UUID(text)) for text in told])
+        found = state.threads.shortest_beginnings([UUID(text) for text in told] + [UUID(int=7)])
+        assert {str(thread_id): beginning for thread_id, beginning in found.items()} == told
+        assert state.threads.shortest_beginnings([UUID("f" + "0" * 11 + "7" + "0" * 3 + "8" + "0" * 15)], digits=1) == {
+            UUID("f0000000-0000-7000-8000-000000000000"): "f"
+        }
+        assert state.threads.shortest_beginnings([]) == {}
+
     def test_an_anchor_needs_no_row(self, state: State) -> None:
         threads = [a_thread(updated_at=NOON - number * _SECOND) for number in range(5)]
         state.threads.upsert_many(threads)

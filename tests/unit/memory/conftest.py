@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from memory_support import (
-    migrated_database,
     migrated_home,
     opened,
     postgres_settings,
@@ -14,7 +13,6 @@ from memory_support import (
 )
 
 __all__ = [
-    "migrated_database",
     "migrated_home",
     "opened",
     "postgres_settings",
