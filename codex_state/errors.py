@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 if TYPE_CHECKING:
@@ -51,6 +51,20 @@ def _portable(value: Any) -> bool:
     except Exception:  # noqa: BLE001 - anything may be raised by a class's own way of being pickled
         return False
     return True
+
+
+ValueT = TypeVar("ValueT")
+
+
+def required(value: object, kind: type[ValueT]) -> ValueT:
+    """The same value.
+
+    Raises:
+        InvalidInputError: it is of another kind.
+    """
+    if not isinstance(value, kind):
+        raise InvalidInputError(f"expected a {kind.__name__}, not {value!r}")
+    return value
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

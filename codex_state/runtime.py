@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from types import GeneratorType, TracebackType
 from typing import Any, Self, TypeVar, TypeVarTuple
 
 from sqlalchemy import Engine, QueuePool
@@ -381,6 +381,8 @@ class StateRuntime:
     def _unit(
         opened: Callable[[], AbstractContextManager[State]], work: Callable[..., ResultT], args: Sequence[Any]
     ) -> ResultT:
+        if not callable(work):
+            raise UsageError(f"a unit of work is a function that gets a State, not {work!r}")
         with opened() as state:
             return ordinary(work(state, *args))
 
@@ -422,8 +424,11 @@ def ordinary(result: ResultT) -> ResultT:
     """What an ordinary function returned.
 
     Raises:
-        UsageError: it is an ``async`` function's promise.
+        UsageError: it is an ``async`` function's promise, or a generator.
     """
+    if isinstance(result, GeneratorType):
+        result.close()
+        raise UsageError("a unit of work is an ordinary function: a generator would run after its transaction")
     if not isinstance(result, Awaitable):
         return result
     if isinstance(result, Coroutine):

@@ -45,6 +45,15 @@ CodexHome = Annotated[
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
+_MOST_SECONDS = 1_000_000_000
+"""Some thirty years: nothing that is waited for takes longer."""
+
+
+def seconds(text: str, *, least: int = 0) -> Any:
+    """An option that is a duration."""
+    return typer.Option(metavar="SECONDS", min=least, max=_MOST_SECONDS, help=text)
+
+
 Limit = Annotated[int, typer.Option(metavar="N", min=0, max=1_000_000_000, help="How many at most.")]
 
 ThreadId = Annotated[
@@ -224,7 +233,7 @@ NoRefresh = Annotated[
 def freshen(runtime: StateRuntime, *, no_refresh: bool = False) -> None:
     """Take in what is new, changed or gone; if that can't be, or isn't wanted, say how old the index is."""
     from codex_state import rollout
-    from codex_state.errors import DatabaseBusyError, DatabaseReadOnlyError
+    from codex_state.errors import DatabaseBusyError, DatabaseReadOnlyError, PermissionRefusedError
     from codex_state.rollout import BackfillOutcome
 
     if runtime.is_read_only:
@@ -236,7 +245,7 @@ def freshen(runtime: StateRuntime, *, no_refresh: bool = False) -> None:
     try:
         with shown_progress() as on_progress, quiet_log():
             report = rollout.freshen(runtime, on_progress=on_progress)
-    except DatabaseReadOnlyError:
+    except (DatabaseReadOnlyError, PermissionRefusedError):
         _note_age(runtime, "it can't be written")
         return
     except DatabaseBusyError as error:

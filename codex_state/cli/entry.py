@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from codex_state.cli import exits
-from codex_state.cli.output import flush, one_line
+from codex_state.cli.output import flush, mishaps, one_line
 from codex_state.errors import BackfillTimeoutError, InvalidInputError, StateError
 
 PROGRAM = "codex-state"
@@ -28,7 +28,8 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status. Nothing but a programming error is raised."""
     try:
-        status = _command()(list(arguments))
+        with mishaps():  # help pages are written by typer
+            status = _command()(list(arguments))
         flush()
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

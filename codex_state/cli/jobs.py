@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.context import CodexHome, Json, Limit, ScopeKey, ScopeKind, ThreadId, opened, short_ids, the_thread
+from codex_state.cli.context import (
+    CodexHome,
+    Json,
+    Limit,
+    ScopeKey,
+    ScopeKind,
+    ThreadId,
+    opened,
+    seconds,
+    short_ids,
+    the_thread,
+)
 from codex_state.cli.groups import Commands
 from codex_state.cli.output import (
     Column,
@@ -50,7 +61,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, help="The jobs that extrac
 
 Lease = Annotated[
     int,
-    typer.Option(metavar="SECONDS", min=0, help="The lease of jobs of older versions, which don't name theirs."),
+    seconds("The lease of jobs of older versions, which don't name theirs."),
 ]
 Reason = Annotated[
     str | None,

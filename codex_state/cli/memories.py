@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codex_state.cli.context import CodexHome, Json, Limit, ScopeKey, ScopeKind, ThreadId, opened, short_ids, the_thread
+from codex_state.cli.context import (
+    CodexHome,
+    Json,
+    Limit,
+    ScopeKey,
+    ScopeKind,
+    ThreadId,
+    opened,
+    seconds,
+    short_ids,
+    the_thread,
+)
 from codex_state.cli.groups import Commands
 from codex_state.cli.output import (
     Column,
@@ -195,7 +206,8 @@ def locks(
     context: typer.Context,
     *,
     lease: Annotated[
-        int, typer.Option(metavar="SECONDS", min=0, help="The lease that the workers use, for what is left of it.")
+        int,
+        seconds("The lease that the workers use, for what is left of it."),
     ] = 600,
     codex_home: CodexHome = None,
     as_json: Json = False,

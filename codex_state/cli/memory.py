@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codex_state.cli import exits
-from codex_state.cli.context import CodexHome, Json, function_of, opened, quiet_log
+from codex_state.cli.context import CodexHome, Json, function_of, opened, quiet_log, seconds
 from codex_state.cli.groups import Commands
 from codex_state.cli.output import bar_on_stderr, counted, flush, json_value, note, one_line, write, write_json
 
@@ -76,11 +76,12 @@ def run(
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="How many threads at most.")] = 64,
     lease: Annotated[
         int,
-        typer.Option(metavar="SECONDS", min=2, help="How long a worker may be silent; the same for all workers."),
+        seconds("How long a worker may be silent; the same for all workers.", least=2),
     ] = 3600,
     concurrency: Annotated[int, typer.Option(metavar="N", min=1, help="How many threads at the same time.")] = 64,
     timeout: Annotated[
-        int, typer.Option(metavar="SECONDS", min=0, help="How long one extraction may take; 0 for no bound.")
+        int,
+        seconds("How long one extraction may take; 0 for no bound."),
     ] = 3600,
     attempts: Annotated[
         int, typer.Option(metavar="N", min=1, help="How often a failing thread is tried, in later runs.")
@@ -96,7 +97,7 @@ def run(
     ] = False,
     every: Annotated[
         int,
-        typer.Option(metavar="SECONDS", min=1, help="With --forever: how long to wait when there is nothing."),
+        seconds("With --forever: how long to wait when there is nothing.", least=1),
     ] = 60,
     codex_home: CodexHome = None,
     as_json: Json = False,

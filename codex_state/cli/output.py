@@ -50,7 +50,7 @@ def write(text: str) -> None:
 
 def write_drawn(text: str) -> None:
     """``write`` for text that was drawn for a terminal: its colours stay, so all else in it must be safe already."""
-    with _mishaps():
+    with mishaps():
         try:
             sys.stdout.write(text)
         except UnicodeEncodeError:
@@ -61,7 +61,7 @@ def write_drawn(text: str) -> None:
 
 def flush() -> None:
     """Make what was written visible now, with the same ends as ``write``."""
-    with _mishaps():
+    with mishaps():
         sys.stdout.flush()
 
 
@@ -160,10 +160,17 @@ def _speaks_unicode() -> bool:
 
 
 @contextmanager
-def _mishaps() -> Iterator[None]:
+def mishaps() -> Iterator[None]:
+    """End quietly when nobody reads the output any more.
+
+    Raises:
+        StateError: it can't be written for another reason.
+    """
     try:
         yield
     except OSError as error:
+        if error.filename is not None:
+            raise  # of a file, which is no output
         # Python would try to write the rest when it ends, and complain; now that goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):

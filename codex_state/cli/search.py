@@ -108,6 +108,7 @@ def search(
     themselves are looked through, as grep does.
     """
     from codex_state import rollout
+    from codex_state.rollout.matching import parse_terms
     from codex_state.rollout.transcript import TranscriptKind
 
     wanted = [TranscriptKind(kind) for kind in sorted(kinds_of(kinds, "--in"))] if kinds else rollout.SAID
@@ -128,7 +129,8 @@ def search(
         limit=limit,
         cursor=cursor,
     )
-    filters.query(None)  # refuses what is wrong before anything is opened
+    parse_terms(sought)
+    filters.query(None)  # both refuse what is wrong before anything is opened
     with opened(context, codex_home) as runtime:
         query = filters.query(runtime.home)
         found = rollout.search(runtime, sought, query, kinds=wanted)

@@ -152,6 +152,8 @@ def list_threads(
         with runtime.read() as state:
             count = state.threads.count(replace(query, limit=_MOST_COUNTED)) if total else None
             short = short_ids(state, (thread.id for thread in page.items))
+            elsewhere = {} if page.items or all_homes or home else state.threads.count_by_home(runtime.codex_home)
+            elsewhere.pop(runtime.home, None)
         if home is not None:
             _hint_when_unknown(runtime, home)
     if as_json:
@@ -165,6 +167,11 @@ def list_threads(
         note(f"{'at least ' if count == _MOST_COUNTED else ''}{counted(count, 'thread')} in all")
     if unshown is not None:
         _note_unshown(unshown)
+    for other, held in elsewhere.items():
+        note(
+            f"{counted(held, 'thread')} of this directory are known under the home {other!r} (CODEX_STATE_HOME); "
+            "`codex-state backfill --again` has them under this one"
+        )
     _note_unreadable(page)
 
 

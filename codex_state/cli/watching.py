@@ -122,8 +122,10 @@ def _live(runtime: StateRuntime, interval: float, window: timedelta, *, once: bo
 
 
 def _look(runtime: StateRuntime, window: timedelta) -> tuple[WorkOverview, list[Holding]]:
-    with runtime.read() as state:
-        return state.work.overview(window=window), state.work.holdings(limit=_MOST_HOLDERS)
+    # Whoever watches goes on when the connection is lost, or the server restarted.
+    return runtime.run_read(
+        lambda state: (state.work.overview(window=window), state.work.holdings(limit=_MOST_HOLDERS))
+    )
 
 
 def _by_holder(held: Sequence[Holding]) -> list[Holding]:

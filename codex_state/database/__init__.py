@@ -310,8 +310,12 @@ def _parsed(url: str | URL) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise ConfigurationError("the database URL is malformed; expected sqlite:///path or postgresql://…") from None
-    if "@" in (parsed.host or ""):
-        raise ConfigurationError("the database URL is malformed: an @ in a password is written as %40")
+    server = parsed.get_backend_name() != "sqlite"
+    if "@" in (parsed.host or "") or (server and "@" in (parsed.database or "")):
+        # What is read as a host, a port or a name may be the rest of a password.
+        raise ConfigurationError(
+            "the database URL is malformed: in a password (and in a name) an @ is written as %40, a / as %2F"
+        )
     return parsed
 
 

@@ -73,6 +73,12 @@ class DatabaseBusyError(DatabaseError, exc.OperationalError, exc.TimeoutError):
     retryable = True
 
 
+class StatementCancelledError(DatabaseError, exc.OperationalError):
+    """The server ended a statement: it took longer than ``statement_timeout`` allows, or an operator cancelled it."""
+
+    retryable = True
+
+
 class TransactionConflictError(DatabaseError, exc.OperationalError):
     """The database chose this transaction as the victim of a deadlock or a serialisation conflict."""
 
@@ -148,6 +154,10 @@ class StatementRefusedError(DatabaseError, exc.OperationalError, exc.Programming
     """A statement that the database doesn't accept: a table or a column that isn't there, a right that is missing."""
 
 
+class PermissionRefusedError(StatementRefusedError):
+    """The role of a PostgreSQL server may not do that."""
+
+
 class SchemaError(DatabaseError):
     """The database's schema is not the one this version speaks."""
 
@@ -202,7 +212,8 @@ _POSTGRESQL_BY_STATE: dict[str, type[DatabaseError]] = {
     "40001": TransactionConflictError,
     "40P01": TransactionConflictError,
     "55P03": DatabaseBusyError,
-    "57014": DatabaseBusyError,
+    "57014": StatementCancelledError,
+    "42501": PermissionRefusedError,
     "25006": DatabaseReadOnlyError,
     "53100": DatabaseFullError,
     "53200": OutOfMemoryError,
@@ -243,6 +254,8 @@ _POSTGRESQL_DRIVERS = ("psycopg", "asyncpg", "pg8000", "sqlalchemy.dialects.post
 
 _ADVICE: dict[type[StateError], str] = {
     DatabaseBusyError: "another process held the database for the whole busy timeout; try again",
+    StatementCancelledError: "its statement_timeout is too short, or somebody cancelled it; nothing of it was kept",
+    PermissionRefusedError: "grant it to the role: docs/postgres.md says which rights are needed; to read needs SELECT",
     SchemaChangedError: "run the unit of work again",
     DatabaseReadOnlyError: (
         "the unit of work is read-only, the server is a standby, or the file or its directory can't be written"

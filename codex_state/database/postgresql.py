@@ -14,10 +14,11 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import URL, Connection, Dialect, Engine, ExceptionContext, create_engine, event
-from sqlalchemy.exc import InvalidatePoolError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from codex_state.database.engine import RETURNED, StatePool, Views, refuse_savepoint, translate_errors
+from codex_state.database.errors import without_secrets
 from codex_state.errors import ConfigurationError
 from codex_state.models.comparisons import checked
 
@@ -75,6 +76,9 @@ def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transa
             pool_timeout=busy_timeout.total_seconds(),
             connect_args=options,
         )
+    except ArgumentError as error:
+        # Such as more hosts than ports. It may quote the URL.
+        raise ConfigurationError(f"the database URL is malformed: {without_secrets(str(error), url)}") from None
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError("PostgreSQL needs the extra: pip install 'codex-state[postgres]'") from error
     translate_errors(base)

@@ -27,11 +27,18 @@ from time import monotonic
 from typing import Any, NoReturn, Self, TypeVar
 
 from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.exc import ArgumentError
 
 from codex_state.database import write_queue
 from codex_state.database.engine import StatePool, Views, refuse_savepoint, translate_errors
 from codex_state.database.errors import StateFileLostError
-from codex_state.database.state_files import QUEUE_SUFFIX, existing_uri, make_private_file, read_only_uri
+from codex_state.database.state_files import (
+    QUEUE_SUFFIX,
+    existing_uri,
+    make_private_file,
+    read_only_uri,
+    require_regular,
+)
 from codex_state.database.write_queue import WriteQueue, Writer, is_busy, refuse_own_wait
 from codex_state.errors import ConfigurationError, DatabaseUnavailableError, classify
 from codex_state.models.comparisons import checked
@@ -300,6 +307,7 @@ def open_sqlite(
         if path is None:
             return StateConnection(name, *args, **options)
         if access is Access.CREATE:
+            require_regular(path)
             try:
                 with _making:
                     make_private_file(path)
@@ -325,23 +333,29 @@ def open_sqlite(
         assert isinstance(pool, StatePool)
         pool.reclaim()
 
-    base = create_engine(
-        # Whatever driver the URL names: async callers come through threads, to this one.
-        url.set(drivername="sqlite+pysqlite"),
-        connect_args={
-            "factory": connection_of,
-            # No implicit BEGIN from the driver: it would be a deferred one, which can't be upgraded safely (L6).
-            "isolation_level": None,
-            "timeout": 0 if queued else seconds,
-            # The pool hands a connection to one thread at a time.
-            "check_same_thread": False,
-            "cached_statements": 256,
-        },
-        poolclass=SqlitePool,
-        # A database in memory is its one connection.
-        pool_size=1 if path is None else pool_size,
-        pool_timeout=seconds,
-    )
+    try:
+        base = create_engine(
+            # Whatever driver the URL names: async callers come through threads, to this one.
+            url.set(drivername="sqlite+pysqlite"),
+            connect_args={
+                "factory": connection_of,
+                # No implicit BEGIN from the driver: it would be a deferred one, which can't be upgraded safely (L6).
+                "isolation_level": None,
+                "timeout": 0 if queued else seconds,
+                # The pool hands a connection to one thread at a time.
+                "check_same_thread": False,
+                "cached_statements": 256,
+            },
+            poolclass=SqlitePool,
+            # A database in memory is its one connection.
+            pool_size=1 if path is None else pool_size,
+            pool_timeout=seconds,
+        )
+    except ArgumentError:
+        # Its text quotes the URL.
+        raise ConfigurationError(
+            "the database URL is malformed; expected sqlite:///path, without user or host"
+        ) from None
     translate_errors(base)
     base.dialect.statement_compiler = checked(base.dialect.statement_compiler)
     event.listen(base, "connect", _set_up_sqlite_connection)

@@ -343,7 +343,30 @@ def _is_regular_file(path: Path) -> bool:
         return False
 
 
+_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what is no file in a database's place, or in that of the files beside it: SQLite would wait for a pipe.
+
+    Raises:
+        NotADatabaseError: a pipe, a device, a directory or the like is there, or a link to one.
+    """
+    for place in (path, *(path.with_name(path.name + suffix) for suffix in (_WAL_SUFFIX, _INDEX_SUFFIX))):
+        try:
+            mode = place.stat().st_mode
+        except (OSError, ValueError):
+            continue  # opening it says what is wrong, if anything is
+        if not stat.S_ISREG(mode):
+            # Here, and not above, because it brings SQLAlchemy.
+            from codex_state.errors import NotADatabaseError
+
+            kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+            raise NotADatabaseError(f"{place} is {kind}, where a file should be; move it aside")
+
+
 def _uri(path: Path, parameters: str) -> str:
+    require_regular(path)
     return f"file:{quote(os.fsencode(path.absolute()))}?{parameters}"
 
 

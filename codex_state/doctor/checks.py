@@ -20,9 +20,10 @@ from codex_state.database.sql import server_now
 from codex_state.database.state_files import read_only_uri
 from codex_state.errors import DatabaseError, StateError, classify
 from codex_state.migrations.locking import SIDE_FILE_SUFFIX
-from codex_state.models import Phase1Status, Thread
+from codex_state.models import FileRow, JobState, RolloutFileState, Thread
 from codex_state.models.base import table_of
 from codex_state.repositories.base import seconds_of
+from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.inventory import Comparison
 from codex_state.runtime import StateRuntime
 
@@ -221,12 +222,16 @@ def _references(runtime: StateRuntime) -> Iterator[Finding]:
 
 
 def _files(runtime: StateRuntime) -> Iterator[Finding]:
-    comparison = Comparison(runtime)
+    problems: list[WalkProblem] = []
+    comparison = Comparison(runtime, problems.append)
+    failed: list[FileRow] = []
     kinds: Counter[str] = Counter()
     for change in comparison:
         known, found = change.known, change.found
         if known is not None and found is not None and (known.size, known.mtime_ns) == (found.size, None):
-            continue  # it was read just after it was written, and will be looked at again
+            # It was read just after it was written, and will be looked at again.
+            failed += [known] if known.state == RolloutFileState.FAILED else []
+            continue
         kinds["gone" if found is None else "new" if known is None else "changed"] += 1
     if kinds:
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
@@ -237,16 +242,26 @@ def _files(runtime: StateRuntime) -> Iterator[Finding]:
             "`codex-state backfill`, or any listing, takes them in",
             is_repairable=True,
         )
-    else:
+    failed += comparison.failures
+    unseen = [problem for problem in problems if not problem.is_link]
+    if not (kinds or failed or unseen):
         yield Finding("files", Severity.OK, "the index is as the home's files are")
-    for failure in comparison.failures[:_FINDINGS]:
+    with runtime.read() as state:
+        counts = state.threads.count_by_home(runtime.codex_home)
+    for home, count in counts.items():
+        if home != runtime.home:
+            text = f"{count} threads of this directory are known under the home {home!r}"
+            yield Finding("files", Severity.WARNING, text, "`codex-state backfill --again` has them under this one")
+    for problem in unseen[:_FINDINGS]:
+        yield Finding("files", Severity.WARNING, f"{problem.path} can't be looked at: {problem.error}")
+    for failure in failed[:_FINDINGS]:
         yield Finding("files", Severity.WARNING, f"{failure.path} can't be indexed: {failure.error}")
 
 
 def _jobs(runtime: StateRuntime) -> Iterator[Finding]:
     with runtime.read() as state:
-        counts = state.phase1_jobs.count_by_status()
-    failed = counts.get(Phase1Status.FAILED, 0)
+        counts = state.work.overview().jobs
+    failed = counts.get(JobState.FAILED, 0)
     if failed:
         yield Finding(
             "jobs",

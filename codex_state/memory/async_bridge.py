@@ -77,8 +77,10 @@ class Callee(Generic[ResultT]):
         """Call ``function``; what it awaits, it awaits in ``loop``.
 
         Raises:
-            InvalidInputError: it is a coroutine function, and there is no loop.
+            InvalidInputError: it is a coroutine function, and there is no loop; or no function at all.
         """
+        if not callable(function):
+            raise InvalidInputError(f"expected a function, not {function!r}")
         self._function = function
         self._loop = loop
         self.interruptible = is_async(function)

@@ -100,13 +100,24 @@ def normal_spelling(path: str) -> str:
     return spelled.rstrip("/") or "/"
 
 
+_LONGEST = timedelta(days=365_000)
+"""What lasts longer is as good as for ever, and no calendar has its end."""
+
+
 def whole_seconds(duration: timedelta) -> int:
-    """A duration in whole seconds, never negative: leases are compared in the seconds that rows store.
+    """A duration in whole seconds, never negative, and of a thousand years at most.
+
+    Leases are compared in the seconds that rows store.
 
     Raises:
         InvalidInputError: it is a number, whose unit nobody knows, or something else.
     """
-    return max(a_duration(duration) // timedelta(seconds=1), 0)
+    return max(min(a_duration(duration), _LONGEST) // timedelta(seconds=1), 0)
+
+
+def duration_of(seconds: int) -> timedelta:
+    """The duration that a row stores, whoever wrote it: of a thousand years at most."""
+    return timedelta(seconds=min(seconds, whole_seconds(_LONGEST)))
 
 
 def a_duration(given: object, name: str = "") -> timedelta:

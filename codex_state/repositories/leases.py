@@ -39,6 +39,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from codex_state.database.sql import json_item, json_rows, server_now, unindexed
+from codex_state.errors import InvalidInputError, required
 from codex_state.models import HolderWrite, Lease, StateModel
 from codex_state.models.base import table_of
 from codex_state.models.columns import text, whole_seconds
@@ -174,10 +175,16 @@ class LeaseRepository(Repository, Generic[KeyT, LeaseT]):
         """The parameters that name the work."""
         raise NotImplementedError
 
+    def _parameters_of(self, key: KeyT) -> dict[str, Any]:
+        try:
+            return self._of(key)
+        except (AttributeError, TypeError):
+            raise InvalidInputError(f"expected a key of this kind of lease, not {key!r}") from None
+
     def _request(self, key: KeyT, owner: UUID | str, token: str, lease: timedelta) -> dict[str, Any]:
         """The parameters of a claim."""
         label = owner if isinstance(owner, str) else ""
-        return self._of(key) | {"new_token": token, **owner_parameters(self._connection, lease, label)}
+        return self._parameters_of(key) | {"new_token": token, **owner_parameters(self._connection, lease, label)}
 
     def _granted(self, claim: Executable, from_the_dead: Executable, parameters: dict[str, Any]) -> Row[Any] | None:
         """The row that a claim was granted, if need be in place of a dead process."""
@@ -191,11 +198,13 @@ class LeaseRepository(Repository, Generic[KeyT, LeaseT]):
 
     def _renewing(self, lease: LeaseT) -> dict[str, Any]:
         """The parameters of a write that prolongs the lease."""
+        required(lease, Lease)
         return owner_parameters(self._connection, lease.duration, lease.owner if isinstance(lease.owner, str) else "")
 
     def _write(self, statement: Executable, lease: LeaseT, **parameters: Any) -> HolderWrite:
         """Make a holder's write. Whether a row came back is the answer (law L1)."""
-        row = self._one(statement, {**self._of(lease.key), "token": lease.token, **parameters})
+        key = self._parameters_of(required(lease, Lease).key)
+        row = self._one(statement, {**key, "token": lease.token, **parameters})
         return HolderWrite.LEASE_LOST if row is None else HolderWrite.APPLIED
 
 

@@ -33,6 +33,7 @@ from sqlalchemy import (
     or_,
     select,
     table,
+    type_coerce,
     update,
 )
 from sqlalchemy import text as sql
@@ -40,7 +41,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 
 from codex_state.database.execute import atomically, by_index, execute
 from codex_state.database.sql import server_now
-from codex_state.errors import InvalidInputError, InvalidRowError
+from codex_state.errors import InvalidInputError, InvalidRowError, required
 from codex_state.models import (
     LOCAL_HOME,
     Anchor,
@@ -57,7 +58,7 @@ from codex_state.models import (
     nanoseconds_of,
 )
 from codex_state.models.base import columns_of, table_of
-from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, text
+from codex_state.models.columns import EpochSeconds, IntegerFlag, OptionalPath, UuidText, path_to_text, text
 from codex_state.repositories import thread_listing, thread_statistics
 from codex_state.repositories.base import (
     Repository,
@@ -217,6 +218,13 @@ _after = select(_others.c.id).where(_others.c.id > _threads.c.id).order_by(_othe
 _NEIGHBOURS = select(
     _threads.c.id, _before.scalar_subquery().label("before"), _after.scalar_subquery().label("after")
 ).where(_IN_IDS)
+_inside = bindparam("directory", type_=text)
+_stored_path = type_coerce(_threads.c.rollout_path, text)
+_BY_HOME = (
+    select(_threads.c.home, func.count().label("threads"))
+    .where(func.substr(_stored_path, 1, func.length(_inside)) == _inside)
+    .group_by(_threads.c.home)
+)
 _IDS_AT_ONCE = 500
 _ALL_DAYS = StatisticsQuery()
 
@@ -279,7 +287,7 @@ class ThreadRepository(Repository):
         Raises:
             InvalidRowError: a thousand rows in a row can't be read.
         """
-        if query.limit <= 0:
+        if required(query, ThreadQuery).limit <= 0:
             return ThreadsPage([], None, 0)
         wanted = replace(query, limit=query.limit + 1)
         unreadable: Sequence[UnreadableRow] = ()
@@ -342,11 +350,18 @@ class ThreadRepository(Repository):
         Raises:
             InvalidRowError: an id or a time among them can't be read.
         """
-        return [row.id for row in self._all(*statement_of(query, Reads.IDS))] if query.limit > 0 else []
+        if required(query, ThreadQuery).limit <= 0:
+            return []
+        return [row.id for row in self._all(*statement_of(query, Reads.IDS))]
 
     def ids_between(self, first: UUID, last: UUID, *, limit: int) -> Sequence[UUID]:
         """The ids from one to another, both included, in their order."""
         return [row.id for row in self._all(_IDS_BETWEEN, {"first_id": first, "last_id": last, "row_limit": limit})]
+
+    def count_by_home(self, directory: Path) -> dict[str, int]:
+        """How many threads each home has whose rollouts lie below a directory. Looks at the rows of all threads."""
+        rows = self._all(_BY_HOME, {"directory": f"{path_to_text(directory).rstrip('/')}/"})
+        return {row.home: row.threads for row in rows}
 
     def shortest_beginnings(self, thread_ids: Collection[UUID], *, digits: int = 8) -> dict[UUID, str]:
         """How each id begins that no other thread's id begins with, for people to type.
@@ -469,7 +484,7 @@ class ThreadRepository(Repository):
         Raises:
             InvalidInputError: the name is blank.
         """
-        if name is not None and not name.strip():
+        if name is not None and not required(name, str).strip():
             raise InvalidInputError("a name can't be blank; None takes it away")
         return self._one(_SET_NAME, {"thread_id": thread_id, "new_name": name}) is not None
 
@@ -550,7 +565,7 @@ class ThreadRepository(Repository):
 
 def _row_of(thread: Thread) -> dict[str, Any]:
     return {
-        **thread.column_values(),
+        **required(thread, Thread).column_values(),
         "archived": thread.archived_at is not None,
         "name": thread.name or None,
         "updated_ns": nanoseconds_of(thread.updated_at) or thread.updated_ns,

@@ -48,7 +48,7 @@ from codex_state.models import (
     WorkOverview,
 )
 from codex_state.models.base import columns_of, table_of
-from codex_state.models.columns import EpochSeconds, UuidText, text, whole_seconds
+from codex_state.models.columns import EpochSeconds, UuidText, duration_of, text, whole_seconds
 from codex_state.processes import processes_of
 from codex_state.repositories.base import Repository, seconds_of
 from codex_state.repositories.job_claims import (
@@ -266,7 +266,7 @@ class WorkRepository(Repository):
                     row.owner_name,
                     row.since,
                     row.renewed_at,
-                    None if row.lease_seconds is None else row.renewed_at + timedelta(seconds=row.lease_seconds),
+                    None if row.lease_seconds is None else row.renewed_at + duration_of(row.lease_seconds),
                     row.now,
                     is_dead=row.owner_process is not None and is_dead(row.owner_process),
                 )
@@ -327,7 +327,7 @@ def _told(row: Any, lease: timedelta) -> ToldJob:
     job = Phase1Job.snapshot(values)
     ends_at: datetime | None = None
     if state in (JobState.CLAIMED, JobState.WORKING, JobState.OVER) and job.started_at is not None:
-        ends_at = job.started_at + (lease if job.lease_seconds is None else timedelta(seconds=job.lease_seconds))
+        ends_at = job.started_at + (lease if job.lease_seconds is None else duration_of(job.lease_seconds))
     return ToldJob(job, JobState(state), ends_at, now)
 
 

@@ -264,12 +264,19 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, int |
                 elif entry.is_dir(follow_symlinks=False):
                     if _is_utf8(directory, name, report):
                         found.append((f"{name}/", None, 0))
-                elif entry.is_symlink() and (is_rollout_name(name) or entry.is_dir()):
+                elif entry.is_symlink() and (is_rollout_name(name) or _leads_to_directory(entry)):
                     report(WalkProblem(f"{directory}/{name}", "a symbolic link, which isn't followed", is_link=True))
     except OSError as error:
         report(WalkProblem(directory, error.strerror or str(error)))
     found.sort(key=itemgetter(0))
     return found
+
+
+def _leads_to_directory(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:
+        return True  # who knows where it leads: in circles, for instance
 
 
 def _is_utf8(directory: str, name: str, report: OnProblem) -> bool:

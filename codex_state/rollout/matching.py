@@ -81,8 +81,12 @@ def parse_terms(words: str) -> tuple[Term, ...]:
     to each other, whole; ``-word`` and ``-"a phrase"`` must be nowhere.
 
     Raises:
-        InvalidInputError: nothing is looked for.
+        InvalidInputError: nothing is looked for, or no text.
     """
+    try:
+        words.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise InvalidInputError(f"what is looked for isn't text in Unicode: {words!a}") from None
     terms = []
     for match in _WORD.finditer(words):
         is_phrase = match["phrase"] is not None
@@ -124,13 +128,20 @@ class Anchor:
         """Whether these lines may hold the term."""
         return any(part in content for part, content in self._parts(piece))
 
-    def places(self, piece: Piece) -> Iterator[int]:
-        """Where they may hold it, in any order."""
+    def lines(self, piece: Piece) -> Iterator[tuple[int, int]]:
+        """Where the lines begin and end that may hold it, each once, in any order."""
+        seen: set[int] = set()
         for part, content in self._parts(piece):
-            position = content.find(part)
+            position, end = content.find(part), 0
             while position >= 0:
-                yield position
-                position = content.find(part, position + 1)
+                # A line may have a million places: it is looked for as a whole, and gone on behind it.
+                start = content.rfind(b"\n", end, position) + 1 or end
+                end = content.find(b"\n", position)
+                end = len(content) if end < 0 else end
+                if start not in seen:
+                    seen.add(start)
+                    yield start, end
+                position = content.find(part, end + 1)
 
     def _parts(self, piece: Piece) -> Iterator[tuple[bytes, bytes]]:
         if self.plain is not None:

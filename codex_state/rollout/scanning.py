@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -107,9 +110,9 @@ class _Search:
         held: dict[int, None] = {}
         for term in self._terms:
             compared = 0
-            for start, line in _lines_at(piece.data, term.anchor.places(piece)):
+            for start, end in term.anchor.lines(piece):
                 if start not in lines:
-                    lines[start] = self._texts_of(line)
+                    lines[start] = self._texts_of(piece.data[start:end])
                 if any(term.is_in(text.folded) for text in lines[start]):
                     if term.excluded:
                         return False
@@ -153,15 +156,27 @@ class _Found(NamedTuple):
     terms: list[Term]
 
 
-def _lines_at(piece: bytes, places: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-    """The lines around these places with where they start, each once."""
-    seen: set[int] = set()
-    for place in places:
-        start = piece.rfind(b"\n", 0, place) + 1
-        if start not in seen:
-            seen.add(start)
-            end = piece.find(b"\n", place)
-            yield start, piece[start:] if end < 0 else piece[start:end]
+_ASCII = re.compile(r"[\x00-\x7f]")
+_STEP = 4096
+
+
+def _unfolded(text: str, place: int) -> int:
+    """Where in a text that comes from what is at a place of its folded form: a character may fold to several."""
+    start = 0
+    while start < len(text):
+        # Before ASCII nothing is composed with what comes before it, so the parts fold as the whole does.
+        following = _ASCII.search(text, start + _STEP)
+        end = len(text) if following is None else following.start()
+        width = len(fold(text[start:end]))
+        if width > place:
+            return bisect_left(range(start, end), place, key=partial(_width, text, start)) + start
+        place -= width
+        start = end
+    return start
+
+
+def _width(text: str, start: int, end: int) -> int:
+    return len(fold(text[start:end]))
 
 
 def snippet(text: str, terms: Iterable[Term]) -> str:
@@ -169,8 +184,7 @@ def snippet(text: str, terms: Iterable[Term]) -> str:
     folded = fold(text)
     first = min((begin for term in terms for begin, _ in term.spans(folded)), default=0)
     if len(folded) != len(text):
-        # A character may fold to several, or several to one.
-        first = next((place for place in range(len(text)) if len(fold(text[:place])) >= first), 0)
+        first = _unfolded(text, first)
     begin = max(0, first - _SNIPPET_LENGTH // 4)
     shown = " ".join(text[begin : begin + 2 * _SNIPPET_LENGTH].split())
     cut = shown if len(shown) <= _SNIPPET_LENGTH else shown[: _SNIPPET_LENGTH - 1].rstrip() + "…"

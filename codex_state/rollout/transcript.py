@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from codex_state.errors import RolloutError
+from codex_state.errors import InvalidInputError, RolloutError
 from codex_state.rollout.fold import user_text
 from codex_state.rollout.format import TolerantReader, records_of
 from codex_state.rollout.reading import open_rollout, unreadable
@@ -130,6 +130,8 @@ def read_transcript(
     Raises:
         RolloutError: the file can't be read, or only to where it is damaged.
     """
+    if not isinstance(path, str | PathLike):
+        raise InvalidInputError(f"expected the path of a rollout, not {path!r}")
     left_out = [] if taken_back else turns_of(path, before=before).taken_back
     previous: TranscriptItem | None = None
     for number, line in numbered_lines(path):

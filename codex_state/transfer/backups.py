@@ -35,6 +35,15 @@ _NOTES = frozenset({"backfill_state", "log_segments", VERSION_TABLE, READERS_TAB
 """Tables that every state has rows in, or whose rows say something of the other tables only."""
 
 
+_OF_A_WRITE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+}
+"""What goes wrong where a copy goes to, and not where it comes from."""
+
+
 @dataclass(slots=True)
 class Restored:
     """What a restore did."""
@@ -56,6 +65,8 @@ def back_up_file(source: Path, target: Path) -> int:
         ConfigurationError: something is at ``target`` already, or its directory can't be written.
         DatabaseError: the source can't be read, or the disk is full.
     """
+    if not state_files.is_ours(source):
+        raise ConfigurationError(f"{source} holds no state of codex-state yet; run `codex-state backfill`")
     with _new_file(target) as part:
         _copy_file(source, part)
     return target.stat().st_size
@@ -159,6 +170,10 @@ def _new_file(target: Path) -> Iterator[Path]:
     part = target.with_name(f"{target.name}.part")
     try:
         os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError as error:
+        raise ConfigurationError(
+            f"{part} is there: a backup that was interrupted leaves it; remove it, unless one is running now"
+        ) from error
     except OSError as error:
         raise ConfigurationError(f"can't write {part}: {error.strerror}") from error
     try:
@@ -177,7 +192,8 @@ def _copy_file(source: Path, target: Path) -> None:
             read.backup(written, pages=_PAGES_AT_ONCE)
             (found,) = written.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.Error as error:
-        told = classify(error, _url_of(source)) or DatabaseError(str(error))
+        place = target if error.sqlite_errorcode in _OF_A_WRITE else source
+        told = classify(error, _url_of(place)) or DatabaseError(str(error))
         raise type(told)(f"copying {source} to {target}: {told}") from error
     if found != "ok":
         raise DatabaseCorruptError(f"{source} isn't whole: {' '.join(found.split())}; see `codex-state doctor`")

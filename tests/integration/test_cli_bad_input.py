@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import stat
 import tempfile
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from cli_process import Cli, InProcess
 from example_home import THREADS, copy_of_the_example_home
+
+from codex_state import StateRuntime, StateSettings
 
 NOBODY = 65534
 
@@ -83,6 +86,10 @@ def without_privileges() -> Iterator[None]:
         (["db", "downgrade"], "REVISION"),
         (["backfill", "--jsno"], "No such option: --jsno"),
         (["nurse"], "No such command 'nurse'"),
+        (["search", os.fsdecode(b"a\xff")], "isn't text"),
+        (["locks", "--lease", "99999999999999"], "--lease"),
+        (["jobs", "list", "--lease", "99999999999999"], "--lease"),
+        (["memory", "run", "--extractor", "json:loads", "--lease", "999999999999999"], "--lease"),
     ],
 )
 def test_a_wrong_command_line_is_refused_before_anything_is_touched(cli: Cli, arguments: list[str], said: str) -> None:
@@ -90,6 +97,69 @@ def test_a_wrong_command_line_is_refused_before_anything_is_touched(cli: Cli, ar
     assert done.status == 2
     assert said in done.stderr
     assert not cli.home.exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "device", "link to a device", "socket"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_what_is_no_file_in_the_place_of_one_is_named_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str
+) -> None:
+    cli = InProcess(tmp_path / "home")
+    with StateRuntime.open(StateSettings(codex_home=cli.home)) as runtime:
+        path = runtime.database.path
+    assert path is not None
+    place = path.with_name(path.name + suffix)
+    place.unlink(missing_ok=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(place)
+        case "directory":
+            place.mkdir()
+        case "socket":
+            monkeypatch.chdir(place.parent)  # a socket's path may have about 100 characters
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(place.name)
+            monkeypatch.undo()
+        case "device":
+            place.symlink_to("/dev/null")
+        case _:
+            place.symlink_to("/dev/zero")
+    told = "a device" if "device" in kind else f"a {kind}"
+    for command in (["threads", "list"], ["backfill"], ["db", "current"], ["db", "check"], ["backup", "copy"]):
+        assert f"{place} is {told}, where a file should be" in cli.refused(*command).stderr, command
+    assert f"is {told}, where a file should be" in cli("doctor").stdout + cli("doctor").stderr
+
+
+def test_there_is_nothing_to_back_up_in_an_empty_file(tmp_path: Path) -> None:
+    cli = InProcess(tmp_path / "home")
+    cli.home.mkdir()
+    StateSettings(codex_home=cli.home).database_path.touch()
+    assert "holds no state" in cli.refused("backup", tmp_path / "copy").stderr
+    assert list(tmp_path.iterdir()) == [cli.home]
+    (tmp_path / "b.part").touch()
+    with StateRuntime.open(StateSettings(codex_home=cli.home)):
+        assert "a backup that was interrupted leaves it" in cli.refused("backup", tmp_path / "b").stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hun@ter2/hunter2@h/db",
+        "postgresql://u:hunter2@@h/db",
+        "postgresql://u:hunter2@h/x?host=a,b,c&port=1,2",
+        "sqlite://u:hunter2@/x",
+        "sqlite+pysqlcipher://:hunter2@/x",
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused_without_a_word_of_its_password(tmp_path: Path, url: str) -> None:
+    cli = InProcess(tmp_path / "home")
+    with StateRuntime.open(StateSettings(codex_home=cli.home)):
+        pass
+    for arguments in (["threads", "list"], ["db", "copy", "--to", url]):
+        there = {} if "--to" in arguments else {"CODEX_STATE_DATABASE_URL": url}
+        done = cli.refused(*arguments, **there)
+        assert "hunter2" not in done.stderr
+        assert "ter2" not in done.stderr
 
 
 def test_the_executable_itself_refuses_the_same_way(tmp_path: Path) -> None:

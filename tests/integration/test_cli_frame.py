@@ -104,9 +104,10 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(cli: Cli, options: str
 
 
 def test_an_output_that_cannot_be_written_is_reported(cli: Cli) -> None:
-    done = in_shell(cli, f"{EXECUTABLE} version > /dev/full")
-    assert done.returncode == 1
-    assert done.stderr == "codex-state: error: can't write the output: No space left on device\n"
+    for arguments in ("version", "--help"):
+        done = in_shell(cli, f"{EXECUTABLE} {arguments} > /dev/full")
+        assert done.returncode == 1
+        assert done.stderr == "codex-state: error: can't write the output: No space left on device\n"
 
 
 def in_shell(cli: Cli, line: str) -> subprocess.CompletedProcess[str]:

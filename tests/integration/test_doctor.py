@@ -8,8 +8,10 @@ import sqlite3
 import uuid
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from cli_process import Cli, InProcess
@@ -17,6 +19,7 @@ from cli_process import Cli, InProcess
 from codex_state import StateRuntime, StateSettings, backfill
 from codex_state.doctor import Severity, checks, salvage, salvaging
 from codex_state.errors import DatabaseBusyError, StateFileLostError
+from codex_state.models import Claimed, MemoryScope, Phase1Key, ThreadQuery
 from codex_state.testing.samples import a_log_line, a_thread
 from tests.example_home import copy_of_the_example_home
 
@@ -118,6 +121,40 @@ def test_failed_jobs_are_counted(cli: Cli, home: Path) -> None:
         f"VALUES ('{thread}', 'cwd', '/', 'failed', 1)",
     )
     assert told(cli)["jobs"] == ["warning: 1 extraction jobs failed"]
+
+
+def test_jobs_that_were_given_back_have_not_failed(cli: Cli, home: Path) -> None:
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime, runtime.begin() as state:
+        (thread, *_) = state.threads.list_ids(ThreadQuery(limit=1))
+        key = Phase1Key(thread, MemoryScope.user())
+        claimed = state.phase1_jobs.try_claim(
+            key, owner=UUID(int=1), source_updated_at=datetime.now(UTC), lease=timedelta(hours=1)
+        )
+        assert isinstance(claimed, Claimed)
+        state.phase1_jobs.release(claimed.lease, "the pass was interrupted")
+    assert "jobs" not in told(cli)
+
+
+def test_threads_of_this_directory_under_another_homes_name_are_told(cli: Cli, home: Path) -> None:
+    for rollout in home.rglob("rollout-*"):
+        os.utime(rollout, (1_700_000_000, 1_700_000_000))
+    cli.ok("backfill", "--again")
+    cli.ok("threads", "list", CODEX_STATE_HOME="x")
+    done = cli.ok("threads", "list")
+    assert done.stdout == ""
+    assert "of this directory are known under the home 'x'" in done.stderr
+    assert any("under the home 'x'" in text for text in told(cli)["files"])
+    cli.ok("backfill", "--again")
+    assert cli.ok("threads", "list").stdout.count("\n") > 10
+    assert told(cli) == {}
+
+
+def test_a_directory_that_was_not_read_to_its_end_is_not_called_well(cli: Cli, home: Path) -> None:
+    (home / "sessions/rollout-2026-01-01T00-00-00-019d2931-6038-7f85-98dd-1f67f15e8ef9.jsonl").write_bytes(b"\0" * 10)
+    cli.ok("backfill")
+    (warning,) = told(cli)["files"]
+    assert "can't be indexed" in warning
+    assert "as the home's files are" not in cli("doctor").stdout
 
 
 def test_a_thread_from_the_future_is_found(cli: Cli, home: Path) -> None:

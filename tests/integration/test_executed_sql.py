@@ -163,6 +163,7 @@ def use(state: State, home: str) -> None:
     )  # fmt: skip
     threads.ids_between(thread.id, thread.id, limit=NUMBER)
     threads.shortest_beginnings([thread.id])
+    threads.count_by_home(Path(HOSTILE))
     threads.statistics(StatisticsQuery(providers=(HOSTILE,), limit=NUMBER))
     state.work.jobs(JobQuery(reason=HOSTILE, holder=HOSTILE, scope_key=HOSTILE, limit=NUMBER))
     state.work.holdings(limit=NUMBER)

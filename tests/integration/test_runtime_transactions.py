@@ -533,3 +533,32 @@ def test_closed_connections_are_really_closed(runtime: StateRuntime) -> None:
     assert database.engine.pool.checkedin() == 3  # type: ignore[attr-defined]
     runtime.close()
     assert database.engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+
+
+def test_what_is_no_unit_of_work_is_refused_at_once(runtime: StateRuntime) -> None:
+    def generator(state: State) -> Iterator[int]:
+        state.threads.set_name(UUID(int=1), "never")
+        yield 1
+
+    with pytest.raises(UsageError, match="a generator would run after its transaction"):
+        runtime.run(generator)
+    with pytest.raises(UsageError, match="a function that gets a State, not 5"):
+        runtime.run(5)  # type: ignore[arg-type]
+
+
+def test_arguments_of_another_kind_are_refused_by_name(runtime: StateRuntime) -> None:
+    thread, wrong = a_thread(), {"limit": 5}
+    source = {"owner": uuid4(), "source_updated_at": NOON, "lease": timedelta(hours=1)}
+    attempts: list[Callable[[State], object]] = [
+        lambda state: state.threads.set_name(thread.id, 5),  # type: ignore[arg-type]
+        lambda state: state.threads.upsert({"id": thread.id}),  # type: ignore[arg-type]
+        lambda state: state.threads.upsert(None),  # type: ignore[arg-type]
+        lambda state: state.threads.list(None),  # type: ignore[arg-type]
+        lambda state: state.threads.list_ids(wrong),  # type: ignore[arg-type]
+        lambda state: state.phase1_jobs.try_claim(None, **source),  # type: ignore[arg-type]
+        lambda state: state.phase1_jobs.succeed("x", raw_memory_path=None, summary_hash=None),  # type: ignore[arg-type]
+        lambda state: state.phase1_jobs.renew(None),  # type: ignore[arg-type]
+    ]
+    for attempt in attempts:
+        with pytest.raises(InvalidInputError, match="expected a"):
+            runtime.run(attempt)

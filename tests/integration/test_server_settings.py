@@ -13,12 +13,24 @@ from pathlib import Path
 import psycopg
 import pytest
 from cli_process import InProcess
+from example_home import LISTED, copy_of_the_example_home
 from postgres import TestServer
 from sqlalchemy import make_url
 
 from codex_state import LogQuery, State, StateRuntime, StateSettings
-from codex_state.errors import ConfigurationError, ConnectionLostError, DatabaseBusyError, StateError
+from codex_state.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    DatabaseBusyError,
+    StateError,
+    StatementCancelledError,
+)
 from codex_state.testing.samples import a_log_line, a_thread
+
+
+@pytest.fixture
+def example_home(tmp_path: Path) -> Path:
+    return copy_of_the_example_home(tmp_path / "example")
 
 
 def administrator(url: str) -> psycopg.Connection:
@@ -75,7 +87,7 @@ def run_slowly(runtime: StateRuntime, statement: str, pause: float) -> None:
 
 
 TIMEOUTS = {
-    "statement_timeout": (DatabaseBusyError, "SELECT pg_sleep(10)"),
+    "statement_timeout": (StatementCancelledError, "SELECT pg_sleep(10)"),
     "lock_timeout": (DatabaseBusyError, "LOCK TABLE logs IN ACCESS EXCLUSIVE MODE"),
     "idle_in_transaction_session_timeout": (ConnectionLostError, "SELECT 1"),
 }
@@ -100,6 +112,31 @@ def test_what_a_timeout_of_the_server_ends_is_told_and_the_next_unit_works(
             assert told.value.retryable
             runtime.run(lambda state: state.logs.insert(a_log_line()))
             assert runtime.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_a_role_that_may_only_read_is_shown_what_is_indexed_and_told_what_it_lacks(
+    postgres_settings: StateSettings, example_home: Path
+) -> None:
+    assert postgres_settings.database_url is not None
+    url = make_url(postgres_settings.database_url.get_secret_value())
+    role = f"reader_{random.randrange(10**9)}"
+    reader = url.set(username=role).render_as_string(hide_password=False)
+    cli = InProcess(example_home)
+    with administrator(str(url.render_as_string(hide_password=False))) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+        try:
+            cli.ok("backfill", CODEX_STATE_DATABASE_URL=url.render_as_string(hide_password=False))
+            listed = cli.ok("threads", "list", CODEX_STATE_DATABASE_URL=reader).stdout
+            assert listed.count("\n") == LISTED
+            newest = min((example_home / "sessions").rglob("rollout-*.jsonl"))
+            newest.write_text(newest.read_text() + "\n")
+            done = cli.ok("threads", "list", CODEX_STATE_DATABASE_URL=reader)
+            assert done.stdout == listed
+            assert "it can't be written" in done.stderr
+            refused = cli("threads", "name", listed[:36], "new", CODEX_STATE_DATABASE_URL=reader)
+            assert (refused.status, "docs/postgres.md" in refused.stderr) == (1, True)
+        finally:
+            admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def insert_pair(state: State, text: str) -> None:

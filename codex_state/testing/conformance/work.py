@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 
 from codex_state.errors import InvalidInputError
 from codex_state.models import Claimed, JobQuery, JobState, MemoryScope, Phase1Key, Phase1Lease, WorkKind
@@ -55,6 +56,22 @@ class TestWork:
         assert {found.state for found in both} == {JobState.DONE, JobState.OVER}
         with pytest.raises(InvalidInputError):
             JobQuery(states=["lost"])  # type: ignore[list-item]
+
+    def test_a_lease_for_ever_can_be_shown(self, state: State) -> None:
+        thread = a_thread(updated_at=NOON)
+        state.threads.upsert(thread)
+        key = Phase1Key(thread.id, MemoryScope.user())
+        claimed = state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=NOON, lease=timedelta.max)
+        assert isinstance(claimed, Claimed)
+        statement = text("UPDATE memory_phase1_jobs SET lease_seconds = :seconds")
+        for seconds in (None, 10**15):
+            if seconds is not None:
+                state.session.connection().execute(statement, {"seconds": seconds})
+            (told,) = state.work.jobs(JobQuery())
+            (held,) = state.work.holdings(limit=9)
+            assert told.lease_ends_at == held.ends_at
+            assert told.lease_ends_at is not None
+            assert told.lease_ends_at > NOON + timedelta(days=300_000)
 
     def test_a_state_changes_with_the_databases_clock(self, state: State, clock: ManualClock) -> None:
         held, later = _claim(state), _claim(state)

@@ -35,6 +35,11 @@ def test_a_plain_function_is_called_under_its_signal() -> None:
     assert Callee(current_work, None)(signal) is signal
 
 
+def test_what_is_no_function_is_refused_before_anything_is_claimed() -> None:
+    with pytest.raises(InvalidInputError, match="expected a function, not 5"):
+        Callee(5, None)  # type: ignore[arg-type]
+
+
 def test_a_coroutine_function_needs_an_event_loop() -> None:
     for function in (double, Doubler()):
         with pytest.raises(InvalidInputError, match="async variant"):

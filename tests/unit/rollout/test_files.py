@@ -210,6 +210,8 @@ def test_symbolic_links_are_passed_over_and_named(tmp_path: Path) -> None:
     (sessions / "linked").symlink_to(outside.parent)
     (sessions / "notes.txt").symlink_to(outside)
     (sessions / "broken").symlink_to(tmp_path / "nothing")
+    for number in range(9):  # some of them come before the others, whatever the order of the directory
+        (sessions / f"circle{number}").symlink_to(f"circle{number}")
     problems: list[WalkProblem] = []
     found = [file.path.rpartition("/")[2] for file in walk_rollouts(tmp_path, on_problem=problems.append)]
     assert found == [rollout_name(1)]
@@ -218,6 +220,7 @@ def test_symbolic_links_are_passed_over_and_named(tmp_path: Path) -> None:
         "rollout-link.jsonl",
         "rollout-broken.jsonl.zst",
         "linked",
+        *(f"circle{number}" for number in range(9)),
     }
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from codex_state.errors import InvalidInputError
 from codex_state.rollout.matching import Piece, Term, fold, parse_terms
+from codex_state.rollout.scanning import snippet
 
 LETTERS = st.sampled_from('asikAKİß\u212aéÉe\u0301åÅ日本パプ한국\u1112пП й И-"\\\n/ \U0001f600')
 TEXTS = st.text(LETTERS, max_size=12)
@@ -39,7 +40,44 @@ def test_bytes_without_an_anchor_hold_no_text_with_the_term(
     if term.is_in(fold(text)) and not (keeps_to_ascii and any(each in text for each in "İß\u212a")):
         piece = Piece(line)
         assert term.anchor.may_be_in(piece)
-        assert any(True for _ in term.anchor.places(piece))
+        assert list(term.anchor.lines(piece)) == [(0, len(line))]
+
+
+@given(lines=st.lists(st.text("abé\\", max_size=6), max_size=5), word=st.sampled_from(["a", "ab", "é", "\\", "éa"]))
+def test_each_line_that_may_hold_a_term_is_given_once(lines: list[str], word: str) -> None:
+    data = "\n".join(lines).encode()
+    (term,) = parse_terms(word)
+    ends = [len("\n".join(lines[: place + 1]).encode()) for place in range(len(lines))]
+    starts = [0, *(end + 1 for end in ends)]
+    may_hold = {
+        (start, end) for start, end in zip(starts, ends, strict=False) if term.anchor.may_be_in(Piece(data[start:end]))
+    }
+    given_lines = list(term.anchor.lines(Piece(data)))
+    assert len(given_lines) == len(set(given_lines))
+    assert {each for each in given_lines if each[0] < each[1]} == {each for each in may_hold if each[0] < each[1]}
+
+
+def test_a_line_full_of_a_word_is_looked_at_once() -> None:
+    """As often as it holds the word, it would take many minutes."""
+    (term,) = parse_terms("x")
+    assert list(term.anchor.lines(Piece(b"x" * 30_000_000 + b"\nx"))) == [(0, 30_000_000), (30_000_001, 30_000_002)]
+
+
+@given(before=st.text("aß İe\u0301\u1112\u1161é", max_size=30), word=st.sampled_from(["needle", "ßab"]))
+def test_a_snippet_shows_what_was_found_whatever_its_text_folds_to(before: str, word: str) -> None:
+    text = before * 400 + word + " and more"
+    assert word in snippet(text, [Term(fold(word))]) or fold(word) in fold(before * 400)
+
+
+def test_a_snippet_of_a_long_text_is_found_in_its_length() -> None:
+    """Not in its square: that would take hours."""
+    assert snippet("ß " + "a " * 2_000_000 + "needle", parse_terms("needle")).endswith("a needle")
+
+
+@pytest.mark.parametrize("words", ["\udcff", "a \ud800", 5, None])
+def test_what_is_no_text_is_refused(words: str) -> None:
+    with pytest.raises(InvalidInputError, match="isn't text"):
+        parse_terms(words)
 
 
 @pytest.mark.parametrize(
