@@ -29,9 +29,9 @@ run: .venv/.run  ## Set up, then index the example home (or CODEX_HOME=…), lis
 
 .PHONY: test
 test: .venv/.dev  ## Set up, then run every test that gates, on SQLite and PostgreSQL
-	@# One more than small machines have cores: many tests only wait, for leases that must end.
+	@# Two more than small machines have cores: many tests only wait, for leases that must end.
 	@# The processes that tests start would compile everything again if they weren't allowed to keep it.
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: check
 check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on both databases

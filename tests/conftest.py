@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import compiled_once
 import postgres
 import pytest
 import quick_schema
@@ -36,10 +37,29 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+_finished = 0
+
+
+def pytest_runtest_logfinish() -> None:
+    """Now and then, so that what stays of hundreds of tests isn't looked through after each of the next ones."""
+    global _finished  # noqa: PLW0603
+    _finished += 1
+    if _finished % 200 == 0:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def schema_written_at_once() -> Iterator[None]:
     """Only tests of migrations have every new file migrated from nothing."""
     with quick_schema.written_at_once():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def statements_compiled_once() -> Iterator[None]:
+    """Each test has engines of its own, and few statements of its own."""
+    with compiled_once.compiled_once():
         yield
 
 

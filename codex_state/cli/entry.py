@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from codex_state.cli import exits
 from codex_state.cli.output import flush, mishaps, one_line
@@ -80,6 +81,7 @@ def status_of(error: StateError) -> int:
     return exits.HELD if isinstance(error, DatabaseBusyError | BackfillTimeoutError) else exits.FAILED
 
 
+@cache
 def _command() -> Callable[[list[str]], int]:
     from typer.main import get_command
 

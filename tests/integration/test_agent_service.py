@@ -172,6 +172,7 @@ def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_kill
         assert len(service.get("/workers")) == 3, "the killed process was replaced"
 
 
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_a_service_that_is_told_to_stop_gives_its_jobs_back(state: StateSettings) -> None:
     """With a lease of ten minutes: the next one need not wait for its end."""
     migrate(state)

@@ -99,8 +99,14 @@ def test_a_wrong_command_line_is_refused_before_anything_is_touched(cli: Cli, ar
     assert not cli.home.exists()
 
 
-@pytest.mark.parametrize("kind", ["pipe", "directory", "device", "link to a device", "socket"])
-@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        *((kind, "") for kind in ("pipe", "directory", "device", "endless device", "socket")),
+        ("pipe", "-wal"),
+        ("pipe", "-shm"),
+    ],
+)
 def test_what_is_no_file_in_the_place_of_one_is_named_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str
 ) -> None:

@@ -126,7 +126,7 @@ def test_a_directory_that_cannot_be_written_is_refused(home: Path) -> None:
 
 def test_a_directory_in_the_files_place_is_refused(home: Path) -> None:
     (home / "codex_state_4.sqlite").mkdir(parents=True)
-    with pytest.raises(DatabaseUnavailableError):
+    with pytest.raises(NotADatabaseError, match="is a directory, where a file should be"):
         StateRuntime.open(StateSettings(codex_home=home))
 
 

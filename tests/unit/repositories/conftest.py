@@ -15,11 +15,11 @@ _DATABASES = ("file", "memory", "postgresql")
 _FRONTS = [
     *((database, "direct") for database in _DATABASES),
     # An event loop only waits for a thread that works as any other: all verbs by one loop on one database show that.
-    ("postgresql", "asyncio"),
+    ("file", "asyncio"),
 ]
 """Where the whole suite runs. Behind a pooler, ``tests/integration/test_pgbouncer.py`` runs what depends on one."""
 
-_IN_PART = [("file", "trio")]
+_IN_PART = [("postgresql", "trio")]
 """Where only the writes of holders and transactions run: the other loop, on the other database."""
 _PART = {"TestHolderWrites", "TestTransactionModes", "TestBackfills"}
 
