@@ -31,7 +31,11 @@ run: .venv/.run  ## Set up, then index the example home (or CODEX_HOME=…), lis
 test: .venv/.dev  ## Set up, then run every test that gates, on SQLite and PostgreSQL
 	@# Two more than small machines have cores: many tests only wait, for leases that must end.
 	@# The processes that tests start would compile everything again if they weren't allowed to keep it.
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 4 --dist worksteal -m 'not proof' $(ARGS)
+
+.PHONY: proofs
+proofs: .venv/.dev  ## Try the laws at random, and the tests themselves: chaos and mutants in small (a minute or two)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 2 -m proof $(ARGS)
 
 .PHONY: check
 check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on both databases

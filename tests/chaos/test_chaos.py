@@ -42,13 +42,14 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("database", "minutes", "scenarios"),
     [
-        ("sqlite", 0.03, 2),
-        ("postgresql", 0.03, 2),
-        ("failing", 0.1, 1),
-        pytest.param("pooled", 0.1, 1, marks=pgbouncer.NEEDED),
+        ("sqlite", 0.05, 2),
+        ("postgresql", 0.05, 2),
+        ("failing", 0.15, 1),
+        pytest.param("pooled", 0.15, 1, marks=pgbouncer.NEEDED),
     ],
 )
 def test_a_few_seconds_of_chaos_break_no_law(database: str, minutes: float, scenarios: int) -> None:

@@ -34,7 +34,7 @@ from codex_state import (
 )
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-THREADS = 24
+THREADS = 12
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def store_threads(service: Service) -> list[str]:
 
 def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_killed(state: StateSettings) -> None:
     migrate(state)
-    with serving(state, 2, lease_seconds="3", pause_seconds="0.2", concurrency="3", model_seconds="1") as service:
+    with serving(state, 2, lease_seconds="2", pause_seconds="0.2", concurrency="3", model_seconds="0.6") as service:
         ids = store_threads(service)
 
         before: list[dict[str, Any]] = []

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.mutants.bench import Bench, Check, bench
 from tests.mutants.equivalent import EQUIVALENT
 from tests.mutants.planted import PlantedMutant, planted_mutants
@@ -15,6 +17,7 @@ from tests.mutants.statements import sql_mutants, statements
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.proof
 def test_every_bug_planted_in_the_core_of_the_leases_is_noticed() -> None:
     """L1 to L5. In a process of its own, since SQLAlchemy never quite forgets listeners to all engines."""
     ended = subprocess.run(
