@@ -67,6 +67,18 @@ def required(value: object, kind: type[ValueT]) -> ValueT:
     return value
 
 
+def one_of(word: object, known: Iterable[str], what: str) -> str:
+    """The same word.
+
+    Raises:
+        InvalidInputError: it isn't among the ``known``; the nearest is named.
+    """
+    words = list(known)
+    if word not in words:
+        raise InvalidInputError(f"no {what}: {word!r}; there are {', '.join(words)}{did_you_mean(word, words)}")
+    return str(word)
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The nearest of the ``known`` words, as the end of an error's text; an empty text when none is near."""
     near = get_close_matches(str(word), list(known), 1)

@@ -388,6 +388,8 @@ class StateRuntime:
 
     def _again(self, unit: Callable[[], ResultT], attempts: int, retry_for: timedelta | None) -> ResultT:
         patience = Patience(self.settings.retry_for if retry_for is None else a_duration(retry_for, "retry_for"))
+        if attempts < 1:
+            raise UsageError(f"a unit of work is begun at least once: attempts={attempts}")
         attempt = 1
         while True:
             try:

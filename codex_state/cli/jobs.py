@@ -22,6 +22,7 @@ from codex_state.cli.context import (
     short_ids,
     the_thread,
 )
+from codex_state.cli.filters import Since, Until, moment
 from codex_state.cli.groups import Commands
 from codex_state.cli.output import (
     Column,
@@ -91,6 +92,8 @@ def list_jobs(
     ] = None,
     reason: Reason = None,
     holder: Holder = None,
+    not_before: Since = None,
+    not_after: Until = None,
     lease: Lease = 3600,
     limit: Limit = 50,
     codex_home: CodexHome = None,
@@ -108,6 +111,8 @@ def list_jobs(
         states=[] if status is None else [JobState(state) for state in _ROWS_STATUS.get(status, (status,))],
         reason=reason,
         holder=holder,
+        since=moment("--since", not_before),
+        until=moment("--until", not_after, end_of_day=True),
         limit=limit + 1,
         lease=timedelta(seconds=lease),
     )

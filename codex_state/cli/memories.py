@@ -19,6 +19,7 @@ from codex_state.cli.context import (
     short_ids,
     the_thread,
 )
+from codex_state.cli.filters import Since, Until, moment
 from codex_state.cli.groups import Commands
 from codex_state.cli.output import (
     Column,
@@ -60,17 +61,26 @@ def list_memories(
     scope_kind: ScopeKind = None,
     scope_key: ScopeKey = None,
     invalidated: Annotated[bool, typer.Option("--invalidated", help="Also those that were invalidated.")] = False,
+    since: Since = None,
+    until: Until = None,
     limit: Limit = 50,
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
     """List memories, the newest first."""
     told = None if thread is None else thread_id_or_beginning(thread)
+    between = moment("--since", since), moment("--until", until, end_of_day=True)
     with opened(context, codex_home, needs_home=False) as runtime:
         thread_id = None if told is None else the_thread(runtime, told)
         with runtime.read() as state:
             found = memories_of(
-                state, thread_id=thread_id, kind=scope_kind, key=scope_key, invalidated=invalidated, limit=limit + 1
+                state,
+                thread_id=thread_id,
+                kind=scope_kind,
+                key=scope_key,
+                invalidated=invalidated,
+                limit=limit + 1,
+                between=between,
             )
             memories, more = some_more(found, limit)
             short = short_ids(state, (memory.thread_id for memory in memories))
@@ -116,7 +126,14 @@ def show(
 
 
 def memories_of(
-    state: State, *, thread_id: UUID | None, kind: str | None, key: str | None, invalidated: bool, limit: int
+    state: State,
+    *,
+    thread_id: UUID | None,
+    kind: str | None,
+    key: str | None,
+    invalidated: bool,
+    limit: int,
+    between: tuple[datetime | None, datetime | None] = (None, None),
 ) -> Sequence[ThreadMemory]:
     """The memories that all conditions hold for, the newest first."""
     from sqlmodel import col, select
@@ -135,6 +152,11 @@ def memories_of(
         statement = statement.where(ThreadMemory.scope_kind == kind)
     if key is not None:
         statement = statement.where(ThreadMemory.scope_key == key)
+    since, until = between
+    if since is not None:
+        statement = statement.where(ThreadMemory.updated_at >= since)
+    if until is not None:
+        statement = statement.where(ThreadMemory.updated_at <= until)
     if not invalidated:
         statement = statement.where(col(ThreadMemory.invalidated_at).is_(None))
     return state.session.exec(statement.limit(limit)).all()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from codex_state.errors import InvalidInputError
+from codex_state.errors import InvalidInputError, one_of
 from codex_state.memory.leases import trust_window
 from codex_state.models import CRASHES_ALLOWED, SCOPE_CWD, SCOPE_USER
 from codex_state.models.columns import a_duration
@@ -108,6 +108,8 @@ class Phase1Options:
     def __post_init__(self) -> None:
         _check(self.lease, self.timeout, self.concurrency, self.limit)
         a_duration(self.max_age, "max_age")
+        for kind in self.scope_kinds:
+            one_of(kind, SCOPE_KINDS, "scope kind")
 
     @property
     def crashes_allowed(self) -> int:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LOCAL_HOME = "local"
 """The ``home`` of every row in a database that serves one Codex home, which an SQLite file always does."""
 
+MEMORY_MODES = ("enabled", "disabled", "polluted")
+"""What may be chosen for a thread. Rollouts may say anything else, which is kept; nothing is remembered then."""
+
 EXTRACTABLE_THREADS = "archived = 0 AND memory_mode = 'enabled' AND gone_at IS NULL"
 """The threads whose memories may be extracted, as SQL."""
 

@@ -43,6 +43,10 @@ class JobQuery:
     """A part of why it failed."""
     holder: str | None = None
     """The session that holds it or held it last, or a part of the name of its host and process."""
+    since: datetime | None = None
+    """Only jobs that were granted, renewed or finished then or later."""
+    until: datetime | None = None
+    """Only those of then or earlier."""
     after: Phase1Key | None = None
     """In the order of keys, and only those after this one. ``None`` for the most recently started first."""
     by_key: bool = False

@@ -41,9 +41,10 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 
 from codex_state.database.execute import atomically, by_index, execute
 from codex_state.database.sql import server_now
-from codex_state.errors import InvalidInputError, InvalidRowError, required
+from codex_state.errors import InvalidInputError, InvalidRowError, one_of, required
 from codex_state.models import (
     LOCAL_HOME,
+    MEMORY_MODES,
     Anchor,
     BackfillState,
     DynamicTool,
@@ -469,8 +470,11 @@ class ThreadRepository(Repository):
 
         Of a thread whose mode isn't ``enabled`` no memory is handed out. The scopes of its memories are dirty: what was
         derived from them is made anew.
+
+        Raises:
+            InvalidInputError: there is no such mode.
         """
-        parameters = {"thread_id": thread_id, "new_memory_mode": memory_mode}
+        parameters = {"thread_id": thread_id, "new_memory_mode": one_of(memory_mode, MEMORY_MODES, "memory mode")}
         with atomically(self._connection):
             MemoryScopeRepository(self._session).mark_dirty_of(thread_id)
             return self._one(_SET_MEMORY_MODE, parameters) is not None

@@ -102,6 +102,8 @@ _FILTERS: dict[str, ColumnElement[bool]] = {
     "scope_kind": _jobs.c.scope_kind == bindparam("scope_kind", type_=text),
     "scope_key": _jobs.c.scope_key == bindparam("scope_key", type_=text),
     "reason": contains(_jobs.c.failure_reason, bindparam("reason", type_=text)),
+    "since": _jobs.c.started_at >= bindparam("since", type_=EpochSeconds()),
+    "until": _jobs.c.started_at <= bindparam("until", type_=EpochSeconds()),
     "holder": or_(
         contains(_jobs.c.owner_name, _holder),
         _jobs.c.owner_session_id == bindparam("holder_session", type_=UuidText()),

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from codex_state.errors import InvalidInputError, did_you_mean
+from codex_state.errors import InvalidInputError, one_of
 from codex_state.models import Anchor, RolloutFileState, Thread, ThreadQuery
 from codex_state.rollout.matching import fold, parse_terms
 from codex_state.rollout.pool import Pool, usable_cores
@@ -76,11 +76,7 @@ def search(
 
 
 def _kind(kind: str) -> TranscriptKind:
-    try:
-        return TranscriptKind(kind)
-    except ValueError:
-        kinds = [known.value for known in TranscriptKind]
-        raise InvalidInputError(f"no kind: {kind!r}; there are {', '.join(kinds)}{did_you_mean(kind, kinds)}") from None
+    return TranscriptKind(one_of(kind, [known.value for known in TranscriptKind], "kind"))
 
 
 def _search(

@@ -234,6 +234,16 @@ def test_memories_are_filtered_by_scope_and_thread(cli: Cli) -> None:
     assert len(summaries("--limit", "1")) == 1
 
 
+@pytest.mark.parametrize(("what", "count"), [("jobs", 3), ("memories", 2)])
+def test_jobs_and_memories_are_chosen_by_time_as_threads_are(cli: Cli, what: str, count: int) -> None:
+    def found(*options: str) -> int:
+        return len(cli.ok(what, "list", *options, "--json").json["items"])
+
+    assert found("--since", "2h", "--until", "today") == found("--since", "yesterday") == found() == count
+    assert found("--since", "2030-01-01") == found("--until", "2h") == found("--until", "2026-01-01") == 0
+    assert "malformed date" in cli.refused(what, "list", "--since", "some day").stderr
+
+
 def test_invalidated_memories_are_listed_only_when_asked(cli: Cli, runtime: StateRuntime) -> None:
     with runtime.autocommit() as state:
         assert state.thread_memories.invalidate(DONE, SCOPE, "wrong")

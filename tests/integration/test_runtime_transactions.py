@@ -549,6 +549,10 @@ def test_what_is_no_unit_of_work_is_refused_at_once(runtime: StateRuntime) -> No
 def test_arguments_of_another_kind_are_refused_by_name(runtime: StateRuntime) -> None:
     thread, wrong = a_thread(), {"limit": 5}
     source = {"owner": uuid4(), "source_updated_at": NOON, "lease": timedelta(hours=1)}
+    with pytest.raises(InvalidInputError, match=r"no memory mode: 'disable'.*did you mean 'disabled'"):
+        runtime.run(lambda state: state.threads.set_memory_mode(thread.id, "disable"))
+    with pytest.raises(UsageError, match="at least once"):
+        runtime.run(lambda state: None, attempts=0)
     attempts: list[Callable[[State], object]] = [
         lambda state: state.threads.set_name(thread.id, 5),  # type: ignore[arg-type]
         lambda state: state.threads.upsert({"id": thread.id}),  # type: ignore[arg-type]
