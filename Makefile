@@ -44,7 +44,7 @@ check: .venv/.dev  ## Lint, types, import contracts, and models = migrations on 
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/service.py
 	MYPYPATH=examples $(BIN)/mypy --package agent_service
-	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error
+	$(BIN)/basedpyright --project pyproject.toml --pythonpath $(BIN)/python --level error
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_migrations.py
 
