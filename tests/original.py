@@ -16,6 +16,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from tests.archives import unpack_archive
+
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = tuple(sorted(path.parent.name for path in FIXTURES.glob("*/home.tar.gz")))
 
@@ -48,7 +50,7 @@ def unpack(name: str, home: Path) -> Original:
     """Unpack a fixture, with the exact modification times and the names that are not UTF-8."""
     with tarfile.open(FIXTURES / name / "home.tar.gz", encoding="utf-8", errors="surrogateescape") as archive:
         # The default of Python 3.14; until then its absence is a warning. It keeps names, links and times.
-        archive.extractall(home, filter="tar")
+        unpack_archive(archive, home)
         for member in archive.getmembers():
             if member.isreg():
                 # A float would lose nanoseconds, and with them the second that a time is in.

@@ -18,6 +18,7 @@ VERSIONS = (
 
 _PROGRAM = """
 import sqlite3, sys
+from tests.archives import unpack_archive
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 for statement in sys.argv[2:]:
     connection.execute(statement)
@@ -30,7 +31,7 @@ def unpacked(version: str, home: Path) -> Path:
     """The databases of one version in a home."""
     home.mkdir(parents=True, exist_ok=True)
     with tarfile.open(_DATABASES / f"{version}.tar.gz") as archive:
-        archive.extractall(home, filter="data")
+        unpack_archive(archive, home)
     return home
 
 

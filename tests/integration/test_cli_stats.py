@@ -15,6 +15,7 @@ from sqlmodel import col, update
 from codex_state.models import Thread
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
+from tests.archives import unpack_archive
 
 HOME = Path(__file__).parents[1] / "fixtures" / "real-0.147.0" / "home.tar.gz"
 
@@ -24,7 +25,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """A home with forks that copied their parents' lines. No test changes it for good."""
     home = tmp_path_factory.mktemp("stats") / "home"
     with tarfile.open(HOME) as archive:
-        archive.extractall(home, filter="data")
+        unpack_archive(archive, home)
     cli = InProcess(home, TZ="UTC")
     cli.ok("backfill")
     return cli

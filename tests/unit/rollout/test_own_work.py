@@ -13,6 +13,7 @@ from rollout_files import event, history_base, line, numbered, session_meta, thr
 from codex_state.drafts import ThreadDraft
 from codex_state.rollout.fold import Fold, extract, go_on_from
 from codex_state.rollout.format import SessionMeta, decode_line
+from tests.archives import unpack_archive
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -156,7 +157,7 @@ def test_negative_and_odd_counts_do_no_harm() -> None:
 @pytest.mark.parametrize("version", ["0.110.0", "0.120.0", "0.129.0", "0.138.0", "0.147.0", "0.163.0", "0.171.0"])
 def test_the_threads_of_a_real_home_count_each_response_once(version: str, tmp_path: Path) -> None:
     with tarfile.open(FIXTURES / f"real-{version}" / "home.tar.gz") as home:
-        home.extractall(tmp_path, filter="data")
+        unpack_archive(home, tmp_path)
     # Each response of the model that served these homes has another number of tokens.
     responses: set[int] = set()
     turns: set[str] = set()
