@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from tests.archives import unpack_archive
+
 _DATABASES = Path(__file__).parent / "fixtures" / "databases"
 
 VERSIONS = (
@@ -18,7 +20,6 @@ VERSIONS = (
 
 _PROGRAM = """
 import sqlite3, sys
-from tests.archives import unpack_archive
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 for statement in sys.argv[2:]:
     connection.execute(statement)
