@@ -169,7 +169,8 @@ def test_a_service_of_two_processes_finishes_every_job_once_although_one_is_kill
             )
 
         service.wait_until(notebooks_are_complete)
-        assert len(service.get("/workers")) == 3, "the killed process was replaced"
+        # The killed process is replaced; there may be no work left for the new one.
+        service.wait_until(lambda: len(service.get("/workers")) == 3)
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
