@@ -5,10 +5,9 @@ Nothing is created, migrated or indexed for it, nobody is waited for, and whatev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -18,6 +17,8 @@ from codex_state.errors import StateError
 if TYPE_CHECKING:
     from codex_state.models import Thread
     from codex_state.runtime import State, StateRuntime
+
+AnswerT = TypeVar("AnswerT")
 
 _NEWEST = 1000
 """So many threads are looked at."""
@@ -29,19 +30,16 @@ _LONGEST_TITLE = 60
 
 def thread_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """The newest threads whose ids begin so, with their names."""
-    from codex_state.models import ThreadQuery
+    begun = incomplete.lower()
 
-    with _state(context) as found:
-        if found is None:
-            return []
-        runtime, state = found
-        begun = incomplete.lower()
-        threads = state.threads.list(ThreadQuery(limit=_NEWEST, home=runtime.home)).items
-        chosen = [thread for thread in threads if str(thread.id).startswith(begun)][:_OFFERED]
+    def ask(runtime: StateRuntime, state: State) -> list[tuple[str, str]]:
+        chosen = [thread for thread in _newest(runtime, state) if str(thread.id).startswith(begun)][:_OFFERED]
         short = state.threads.shortest_beginnings([thread.id for thread in chosen])
         ids = [short[thread.id] if short[thread.id].startswith(begun) else str(thread.id) for thread in chosen]
         names = [one_line(thread.display_name or "")[:_LONGEST_TITLE] for thread in chosen]
         return list(zip(ids, names, strict=True))
+
+    return _answers(context, ask)
 
 
 def sources(context: typer.Context, incomplete: str) -> list[str]:
@@ -68,29 +66,23 @@ def models(context: typer.Context, incomplete: str) -> list[str]:
 
 def homes(context: typer.Context, incomplete: str) -> list[str]:
     """The homes that share the database."""
-    with _state(context) as found:
-        return (
-            []
-            if found is None
-            else [each.home for each in found[1].backfill.list() if each.home.startswith(incomplete)]
-        )
+    names = _answers(context, lambda _, state: [backfill.home for backfill in state.backfill.list()])
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def _values(context: typer.Context, incomplete: str, value: Callable[[Thread], str | None]) -> list[str]:
+    found = _answers(context, lambda runtime, state: [value(thread) for thread in _newest(runtime, state)])
+    return [each for each in dict.fromkeys(found) if each and each.startswith(incomplete)][:_OFFERED]
+
+
+def _newest(runtime: StateRuntime, state: State) -> Sequence[Thread]:
     from codex_state.models import ThreadQuery
 
-    with _state(context) as found:
-        if found is None:
-            return []
-        runtime, state = found
-        threads = state.threads.list(ThreadQuery(limit=_NEWEST, home=runtime.home)).items
-        values = dict.fromkeys(value(thread) for thread in threads)
-        return [each for each in values if each and each.startswith(incomplete)][:_OFFERED]
+    return state.threads.list(ThreadQuery(limit=_NEWEST, home=runtime.home)).items
 
 
-@contextmanager
-def _state(context: typer.Context) -> Iterator[tuple[StateRuntime, State] | None]:
-    """The state of the home that the command line names so far, where there is one and it can be read at once."""
+def _answers(context: typer.Context, ask: Callable[[StateRuntime, State], list[AnswerT]]) -> list[AnswerT]:
+    """What the state of the home says that the command line names so far; nothing where it can't be asked at once."""
     from codex_state.runtime import StateRuntime
     from codex_state.settings import StateSettings
 
@@ -100,9 +92,8 @@ def _state(context: typer.Context) -> Iterator[tuple[StateRuntime, State] | None
     try:
         settings = StateSettings(migrate=False, retry_for=timedelta(0), **values)
         if settings.database_url is None and not settings.database_path.is_file():
-            yield None
-            return
+            return []
         with StateRuntime.open(settings, for_reading=True) as runtime, runtime.read() as state:
-            yield runtime, state
+            return ask(runtime, state)
     except StateError:
-        yield None
+        return []

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from codex_state.errors import InvalidInputError, one_of
+from codex_state.errors import InvalidInputError, one_of, required
 from codex_state.models import Anchor, RolloutFileState, Thread, ThreadQuery
 from codex_state.rollout.matching import fold, parse_terms
 from codex_state.rollout.pool import Pool, usable_cores
@@ -68,7 +68,7 @@ def search(
         InvalidInputError: nothing is looked for, or in no kind that there is.
     """
     query = threads or ThreadQuery()
-    parse_terms(words)
+    parse_terms(required(words, str))
     where = [_kind(kind) for kind in kinds]
     if not where:
         raise InvalidInputError(f"nowhere to look: give kinds, of {', '.join(TranscriptKind)}")

@@ -16,10 +16,12 @@ from uuid import UUID
 import pytest
 from cli_process import EXECUTABLE, Cli, InProcess
 from example_home import copy_of_the_example_home
+from typer.main import get_command
 
 import codex_state
 from codex_state import StateRuntime, StateSettings
-from codex_state.cli import completing
+from codex_state.cli import completing, groups
+from codex_state.cli.app import app
 from codex_state.testing.samples import a_log_line, a_thread
 
 GROUPS = {"threads": 7, "memories": 2, "jobs": 4, "db": 6}
@@ -156,6 +158,23 @@ def test_completion_knows_what_the_newest_threads_have(tmp_path: Path) -> None:
     assert sorted(completing.sources(context, "")) == ["cli", "exec", "subagent"]
     assert (completing.models(context, "gpt"), completing.providers(context, "")) == (["gpt-x"], ["openai"])
     assert completing.homes(context, of_home[:1]) == [of_home]
+    with closing(sqlite3.connect(StateSettings(codex_home=tmp_path / "home").database_path)) as connection, connection:
+        connection.execute("ALTER TABLE threads RENAME TO elsewhere")
+    assert completing.thread_ids(context, "") == completing.branches(context, "") == []
+
+
+def test_every_command_is_below_a_heading_and_known_to_change_something_or_not() -> None:
+    """One that is forgotten would be missing from the help, or suggested to whoever mistypes another."""
+    tree = get_command(app)
+    assert isinstance(tree, groups.Commands)
+    assert sorted(name for names in groups._HEADINGS.values() for name in names) == sorted(tree.commands)
+    commands = {name for group in (tree, *tree.commands.values()) for name in getattr(group, "commands", {})}
+    harmless = commands - groups._CHANGING
+    assert commands >= groups._CHANGING
+    assert harmless == {"backfill", "backup", "cat", "check", "current", "db", "doctor", "history", "homes", "jobs"} | {
+        "list", "locks", "logs", "memories", "memory", "path", "scopes", "search", "show", "stats", "threads",
+        "version", "watch", "workers",
+    }  # fmt: skip
 
 
 def test_a_mistyped_command_is_not_answered_with_one_that_changes_something(tmp_path: Path) -> None:

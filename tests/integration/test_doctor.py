@@ -149,7 +149,21 @@ def test_threads_of_this_directory_under_another_homes_name_are_told(cli: Cli, h
     assert told(cli) == {}
 
 
-def test_a_directory_that_was_not_read_to_its_end_is_not_called_well(cli: Cli, home: Path) -> None:
+def test_a_directory_that_cannot_be_looked_into_is_named(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = str(min((home / "sessions").rglob("rollout-*")).parent)
+    scan = os.scandir
+
+    def failing(path: str) -> Any:
+        if path == directory:
+            raise OSError(5, "Input/output error")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    (warning,) = told(cli)["files"]
+    assert warning == f"warning: {directory} can't be looked at: Input/output error"
+
+
+def test_a_rollout_that_failed_is_named_and_the_files_are_not_called_well(cli: Cli, home: Path) -> None:
     (home / "sessions/rollout-2026-01-01T00-00-00-019d2931-6038-7f85-98dd-1f67f15e8ef9.jsonl").write_bytes(b"\0" * 10)
     cli.ok("backfill")
     (warning,) = told(cli)["files"]
