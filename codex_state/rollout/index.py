@@ -104,14 +104,16 @@ class Settling:
         winner = None
         for position, (path, looked) in enumerate(files.items()):
             if winner is not None:
-                # Not read: a newer file of the thread is there. Whether this one could be doesn't matter now.
+                # Not read for this: a newer file of the thread is there. Whether it could be doesn't matter now.
                 settled.files[path] = self._row(path, looked, RolloutFileState.SUPERSEDED, thread_id)
+                if isinstance(result := results.get(path), Extracted):
+                    _take_name(winner, result.extraction.draft)
                 continue
             result = results.get(path) or extract_one(f"{self._home}/{path}", self._provider)
             if isinstance(result, Failed):
                 settled.files[path] = self._row(path, looked, RolloutFileState.FAILED, thread_id, result)
             elif result.extraction.draft.id == thread_id:
-                winner = path
+                winner = result.extraction.draft
                 self._win(settled, path, result.extraction, [*files][position + 1 :])
         return winner is not None
 
@@ -157,6 +159,12 @@ class Settling:
         if failed is not None and failed.may_pass:
             mtime_ns = None  # what kept it from being read may be over at any time
         return file_row(self._runtime.home, path, state, looked.size, mtime_ns, thread_id=thread_id, error=error)
+
+
+def _take_name(draft: ThreadDraft, earlier: ThreadDraft) -> None:
+    """The newest name counts, in whichever file it was given: as if the earlier file had been stored before."""
+    if earlier.id == draft.id and earlier.name_at is not None and earlier.name_at > (draft.name_at or 0):
+        draft.name, draft.name_at = earlier.name, earlier.name_at
 
 
 def _newest_first(paths: list[str], thread_id: str) -> list[str]:

@@ -64,6 +64,7 @@ def test_a_few_seconds_of_chaos_break_no_law(database: str, minutes: float, scen
     assert ("server or pooler killed" in ended.stdout) is (database == "pooled")
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("bug", "told"),
     [
@@ -89,6 +90,7 @@ def _is_noticed(host: WorkerHost, directory: Path, bug: str, told: str, **option
     return False
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("bug", "configuration", "told"),
     [
@@ -113,6 +115,7 @@ def test_a_bug_that_outages_show_is_noticed(
     pytest.fail("nobody noticed")
 
 
+@pytest.mark.proof
 @pgbouncer.NEEDED
 def test_a_bug_that_a_pooler_shows_is_noticed(host: WorkerHost, tmp_path: Path, postgres_url: str) -> None:
     with pgbouncer.pooled(postgres_url) as url:
@@ -133,6 +136,7 @@ def test_clients_whose_clocks_are_wrong_or_run_at_another_rate_break_no_law(
     assert verdict.problems == []
 
 
+@pytest.mark.proof
 def test_a_statement_that_asks_a_wrong_clock_is_noticed(host: WorkerHost, tmp_path: Path) -> None:
     bug = "jobs.claim asks the client's clock"
     assert _is_noticed(host, tmp_path, bug, "double grant", manual=False, clocks=WRONG_CLOCKS)

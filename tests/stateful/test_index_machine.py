@@ -363,10 +363,6 @@ class IndexMachine(RuleBasedStateMachine):
             expected[name] = before.get(name) or came_first
         if before.get("name_at") is not None and (fresh["name_at"] is None or before["name_at"] >= fresh["name_at"]):
             expected["name"], expected["name_at"] = before["name"], before["name_at"]
-        said_before = (now["name"] or "").startswith("said ") and (now["name_at"] or 0) > (expected["name_at"] or 0)
-        if said_before:
-            # By a file that a newer one replaced: kept when a batch ended between them.
-            expected["name"], expected["name_at"] = now["name"], now["name_at"]
         if before.get("memory_mode_chosen_at") is not None:
             expected["memory_mode"] = before["memory_mode"]
         if fresh["archived"] and before.get("archived_at") not in (None, before.get("updated_at")):
