@@ -1,10 +1,12 @@
-"""Runs commands without the privileges by which root reads what it isn't allowed to: ``python unprivileged.py JSON``.
+"""Runs commands without the privileges by which root reads what it isn't allowed to.
 
-One process runs several, in turn, and answers with their exit statuses and outputs. What is raised is in the output.
+One process without them loads everything once, and each call runs its commands in a child of it, in turn. It answers
+with their exit statuses and outputs; what is raised is in the output.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -12,11 +14,13 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 PRIVILEGES = "-dac_override,-dac_read_search"
+_LOADED = ("cli.app", "migrations.steps", "rollout.backfilling", "doctor.checks", "transfer.backups", "original")
 
 
 def can_be_given_up() -> bool:
@@ -24,31 +28,62 @@ def can_be_given_up() -> bool:
     return os.geteuid() != 0 or shutil.which("setpriv") is not None
 
 
-def run(home: Path, *commands: str, **environment: str) -> list[tuple[int, str]]:
-    """Run commands on a home without the privileges: the exit status and both outputs of each."""
+class Unprivileged:
+    """The process that has given them up."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, home: Path, *commands: str, **environment: str) -> list[tuple[int, str]]:
+        """Run commands on a home: the exit status and both outputs of each."""
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home.parent), "CODEX_HOME": str(home)} | environment
+        request = {"commands": [command.split() for command in commands], "environment": environment}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, "the process without privileges is gone"
+        return [(status, text) for status, text in json.loads(answer)]
+
+
+@contextmanager
+def without_privileges() -> Iterator[Unprivileged]:
+    """The process, for as long as the block lasts."""
     prefix = ["setpriv", "--bounding-set", PRIVILEGES, "--inh-caps", PRIVILEGES] if os.geteuid() == 0 else []
-    done = subprocess.run(
-        [*prefix, sys.executable, __file__, json.dumps([command.split() for command in commands])],
-        env={"PATH": os.environ["PATH"], "HOME": str(home.parent), "CODEX_HOME": str(home), **environment}
-        | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        cwd=home.parent,
-        capture_output=True,
+    with subprocess.Popen(
+        [*prefix, sys.executable, __file__],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=True,
-    )
-    return [(status, text) for status, text in json.loads(done.stdout)]
+    ) as process:
+        yield Unprivileged(process)
 
 
-def _main(commands: Sequence[Sequence[str]]) -> None:
-    from codex_state.cli.entry import run as run_command
+def _serve() -> None:
+    for module in _LOADED:
+        importlib.import_module(f"codex_state.{module}")
+    for request in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _answer(**json.loads(request))
+            sys.stdout.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
 
-    answers = []
+
+def _answer(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> None:
+    from codex_state.cli.entry import run
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(os.fsencode(environment["HOME"]))
+    answers: list[Any] = []
     for command in commands:
         output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
         with redirect_stdout(output), redirect_stderr(output):
             try:
-                status = run_command(command)
+                status = run(command)
             except BaseException:  # noqa: BLE001 - it is what is looked for
                 status = -1
                 traceback.print_exc(file=output)
@@ -57,4 +92,4 @@ def _main(commands: Sequence[Sequence[str]]) -> None:
 
 
 if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))
+    _serve()

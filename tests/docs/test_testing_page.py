@@ -39,6 +39,7 @@ def tried(directory: Path, url: str, *modules: str, selection: str) -> str:
     return ran.stdout
 
 
+@pytest.mark.proof
 def test_an_engine_is_put_through_the_suite_by_one_fixture_and_through_the_lease_machine_by_one_call(
     postgres_url: str, tmp_path: Path
 ) -> None:
@@ -49,6 +50,7 @@ def test_an_engine_is_put_through_the_suite_by_one_fixture_and_through_the_lease
     assert re.search(r"::test_my_engine_follows_the_rules_of_leases PASSED", said), said
 
 
+@pytest.mark.proof
 def test_the_repositories_go_through_every_front_that_is_named(tmp_path: Path) -> None:
     said = tried(
         tmp_path / "tests", f"sqlite:///{tmp_path}/engine.sqlite", ENGINE, FRONTS, selection="starts_without_a_mark"

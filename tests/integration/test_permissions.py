@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from unprivileged import can_be_given_up, run
+from unprivileged import Unprivileged, can_be_given_up, without_privileges
 
 from codex_state import StateRuntime, StateSettings, backfill
 from codex_state.rollout.files import may_be_file
@@ -20,6 +20,12 @@ READING = ("threads list --limit 1", "doctor", "db current", "db check", "logs",
 WRITING = ("backfill", "db upgrade", "logs prune", "memory run --extractor json:loads --limit 1", "doctor --repair")
 COPIES = ("import", "backup copy.sqlite", "restore copy.sqlite --replace")
 ALL = (*READING, *WRITING, *COPIES)
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Unprivileged]:
+    with without_privileges() as unprivileged:
+        yield unprivileged
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def failed(answer: tuple[int, str]) -> str:
 @pytest.mark.parametrize(
     "what", ["home", "home without search", "state", "sessions", "a day", "rollouts", "side files"]
 )
-def test_no_command_ends_in_a_traceback(home: Path, what: str) -> None:
+def test_no_command_ends_in_a_traceback(run: Unprivileged, home: Path, what: str) -> None:
     state = StateSettings(codex_home=home).database_path
     match what:
         case "home":
@@ -81,7 +87,7 @@ def test_no_command_ends_in_a_traceback(home: Path, what: str) -> None:
     assert_told(run(home, *ALL))
 
 
-def test_a_directory_that_cannot_be_read_is_named_and_its_threads_are_not_gone(home: Path) -> None:
+def test_a_directory_that_cannot_be_read_is_named_and_its_threads_are_not_gone(run: Unprivileged, home: Path) -> None:
     rollout = a_rollout_of(home)
     rollout.parent.chmod(0)
     thread = id_of(rollout)
@@ -105,7 +111,9 @@ def test_a_directory_that_cannot_be_read_is_named_and_its_threads_are_not_gone(h
         assert backfill(runtime, refresh=True).gone == 0
 
 
-def test_roots_that_cannot_be_looked_at_are_named_and_nothing_is_gone(home: Path, tmp_path: Path) -> None:
+def test_roots_that_cannot_be_looked_at_are_named_and_nothing_is_gone(
+    run: Unprivileged, home: Path, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.move(StateSettings(codex_home=home).database_path, elsewhere)
@@ -120,7 +128,7 @@ def test_roots_that_cannot_be_looked_at_are_named_and_nothing_is_gone(home: Path
         assert backfill(runtime, refresh=True).gone == 0
 
 
-def test_rollouts_that_cannot_be_read_are_counted_and_taken_in_later(home: Path) -> None:
+def test_rollouts_that_cannot_be_read_are_counted_and_taken_in_later(run: Unprivileged, home: Path) -> None:
     rollouts = list((home / "sessions").rglob("*.jsonl"))
     for rollout in rollouts:
         rollout.write_text(rollout.read_text() + "\n")
@@ -134,7 +142,7 @@ def test_rollouts_that_cannot_be_read_are_counted_and_taken_in_later(home: Path)
     assert "0 failed" in again
 
 
-def test_names_that_cannot_be_read_are_told_each_time(home: Path) -> None:
+def test_names_that_cannot_be_read_are_told_each_time(run: Unprivileged, home: Path) -> None:
     names = home / "session_index.jsonl"
     names.touch()
     names.chmod(0)
@@ -155,7 +163,7 @@ def test_a_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"h\xff\xfeome", b"h\xc0\x80"])
-def test_a_home_whose_path_is_not_utf8_is_refused_in_a_sentence(tmp_path: Path, name: bytes) -> None:
+def test_a_home_whose_path_is_not_utf8_is_refused_in_a_sentence(run: Unprivileged, tmp_path: Path, name: bytes) -> None:
     home = tmp_path / os.fsdecode(name)
     home.mkdir()
     link = tmp_path / "link"
