@@ -14,8 +14,8 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from enum import Enum, auto
 from pathlib import Path
 from types import MappingProxyType
@@ -413,6 +413,18 @@ def _is_full(path: str) -> bool:
         return shutil.disk_usage(os.path.dirname(path) or ".").free < _ROOM_FOR_AN_INDEX  # noqa: PTH120 - a text
     except OSError:
         return False
+
+
+@contextmanager
+def raised_as_ours(url: URL | None = None) -> Iterator[None]:
+    """Raise what a driver raises in the block as one of ours, where SQLAlchemy has no part in it (law L8)."""
+    try:
+        yield
+    except Exception as error:
+        told = classify(error, url)
+        if told is None or told is error:
+            raise
+        raise told from error
 
 
 def sqlstate_of(error: BaseException) -> str | None:

@@ -34,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
+from codex_state.database.errors import raised_as_ours
 from codex_state.database.execute import atomically, execute
 from codex_state.database.sql import among, byte_length, server_now
 from codex_state.models import LogEntry, LogSegment
@@ -405,7 +406,7 @@ def give_back(connection: Connection, pages_left: int, until: float | None = Non
     if connection.dialect.name != "sqlite":
         return
     driver: Any = connection.connection.driver_connection
-    with closing(driver.cursor()) as cursor:
+    with raised_as_ours(connection.engine.url), closing(driver.cursor()) as cursor:
 
         def free_pages() -> int:
             (pages,) = cursor.execute("PRAGMA freelist_count").fetchone()
@@ -443,7 +444,7 @@ def cut_wal(connection: Connection, limit: int = _WAL_BYTES) -> None:
         return
     driver: Any = connection.connection.driver_connection
     until = time.monotonic() + _WAL_PATIENCE_SECONDS
-    with closing(driver.cursor()) as cursor:
+    with raised_as_ours(connection.engine.url), closing(driver.cursor()) as cursor:
         cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         while not is_over(until):
             ((is_busy, _frames, _taken),) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -14,8 +14,9 @@ from threading import Lock
 
 from sqlalchemy import Connection
 
+from codex_state.database.errors import raised_as_ours
 from codex_state.database.state_files import open_side_file
-from codex_state.errors import DatabaseBusyError, IntegrityViolationError, InvalidInputError, classify
+from codex_state.errors import DatabaseBusyError, IntegrityViolationError, InvalidInputError
 from codex_state.migrations.revision import where
 
 try:
@@ -208,11 +209,8 @@ def _sqlite_file(driver: sqlite3.Connection) -> Path | None:
 
 
 def _execute(driver: sqlite3.Connection, statement: str) -> list[tuple[object, ...]]:
-    try:
-        with closing(driver.cursor()) as cursor:
-            return cursor.execute(statement).fetchall()
-    except sqlite3.Error as error:
-        raise classify(error) or error from error
+    with raised_as_ours(), closing(driver.cursor()) as cursor:
+        return cursor.execute(statement).fetchall()
 
 
 def _forget_inherited_lock() -> None:

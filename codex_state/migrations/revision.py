@@ -7,9 +7,8 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
-from codex_state.database.errors import ForeignSchemaError, SchemaTooNewError, classify, place_of
+from codex_state.database.errors import ForeignSchemaError, SchemaTooNewError, place_of, raised_as_ours
 from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.models import metadata
 
@@ -113,10 +112,8 @@ def connected(bind: Engine | Connection) -> Iterator[Connection]:
     if isinstance(bind, Connection):
         yield bind
         return
-    try:
+    with raised_as_ours(bind.url):
         connection = bind.connect()
-    except DBAPIError as error:
-        raise classify(error, bind.url) or error from error
     with connection:
         yield connection
 
@@ -154,11 +151,9 @@ def _rows(connection: Connection, statement: str) -> list[Any]:
     """Read by the driver itself: SQLAlchemy would begin a transaction, for a writing engine with the write lock."""
     driver = connection.connection
     try:
-        with closing(driver.cursor()) as cursor:
+        with raised_as_ours(connection.engine.url), closing(driver.cursor()) as cursor:
             cursor.execute(statement)
             return list(cursor.fetchall())
-    except Exception as error:
-        raise classify(error, connection.engine.url) or error from error
     finally:
         if not connection.in_transaction():
             driver.rollback()

@@ -15,7 +15,7 @@ from sqlalchemy import URL
 
 from codex_state import migrations
 from codex_state.database import Database, file_of, prepare_sqlite_file, state_files
-from codex_state.database.errors import DatabaseCorruptError, DatabaseError, DatabaseReadOnlyError
+from codex_state.database.errors import DatabaseCorruptError, DatabaseError, DatabaseReadOnlyError, raised_as_ours
 from codex_state.database.sqlite import Access
 from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.errors import ConfigurationError, DatabaseBusyError, RestoreRefusedError, StateError, classify
@@ -202,11 +202,8 @@ def _copy_file(source: Path, target: Path) -> None:
 
 def _make_one_file(path: Path) -> None:
     """Have all of a database in its file, without a log beside it, and on the disk."""
-    try:
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA journal_mode = DELETE")
-    except sqlite3.Error as error:
-        raise classify(error) or error from error
+    with raised_as_ours(), closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
     try:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -287,12 +284,9 @@ def _require_replaceable(path: Path, *, replace: bool) -> bool:
 
 
 def _rows_of_file(path: Path) -> dict[str, int]:
-    try:
-        with closing(sqlite3.connect(state_files.read_only_uri(path), uri=True)) as connection:
-            names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            return {name: connection.execute(_count_of(name)).fetchone()[0] for name in names}
-    except sqlite3.Error as error:
-        raise classify(error) or error from error
+    with raised_as_ours(), closing(sqlite3.connect(state_files.read_only_uri(path), uri=True)) as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: connection.execute(_count_of(name)).fetchone()[0] for name in names}
 
 
 def _count_of(table: str) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_process import InProcess
 from sqlalchemy import event
 
-from codex_state import Claimed, State, StateRuntime, StateSettings, migrations
-from codex_state.database import Database
+from codex_state import Claimed, LogQuery, State, StateRuntime, StateSettings, migrations
+from codex_state.database import Database, sqlite
 from codex_state.database.errors import Verdict, examine
 from codex_state.errors import DatabaseCorruptError, DatabaseFullError, StateFileLostError
 from codex_state.testing.samples import a_log_line, a_thread
@@ -163,7 +164,6 @@ for number in range(400):
         print("kept", number, flush=True)
     except StateError as error:
         print("error", type(error).__name__, error, flush=True)
-os.environ["FAILING_STORAGE"] = "0"
 runtime.close()
 """
 
@@ -198,6 +198,29 @@ def test_storage_that_fails_now_and_then_loses_nothing_and_is_not_called_damage(
     whole = {int(number) for number, _ in stored}
     assert set(kept) <= whole
     assert len(stored) == 2 * len(whole)
+
+
+def test_upkeep_that_the_storage_refuses_costs_no_unit_and_no_close(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """L8: what was written is kept; taking the write-ahead log into the file is for later."""
+    filled(home)
+    runtime = StateRuntime.open(StateSettings(codex_home=home))
+    execute = sqlite.StateCursor.execute
+
+    def failing(cursor: sqlite.StateCursor, sql: str, parameters: Any = ()) -> Any:
+        if "wal_checkpoint" in sql or "freelist_count" in sql:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        return execute(cursor, sql, parameters)
+
+    monkeypatch.setattr(sqlite.StateCursor, "execute", failing)
+    caplog.set_level("INFO", "codex_state")
+    runtime.run(lambda state: state.logs.insert_many([a_log_line("kept")]))
+    runtime.close()
+    assert "later" in caplog.text
+    monkeypatch.undo()
+    with StateRuntime.open(StateSettings(codex_home=home)) as again, again.read() as state:
+        assert len(state.logs.query(LogQuery())) == 501
 
 
 # Full disks
