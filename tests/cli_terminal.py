@@ -16,6 +16,8 @@ from tests.chaos.channel import Channel
 
 __all__ = ["codex_state", "rich", "run_on", "typer"]
 
+codex_state.cli.app.program()  # loads every command, which processes that are forked from here needn't
+
 
 def run_on(
     channel: Channel, terminal: str, arguments: list[str], environment: Mapping[str, str], directory: str

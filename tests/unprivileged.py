@@ -63,6 +63,7 @@ def without_privileges() -> Iterator[Unprivileged]:
 def _serve() -> None:
     for module in _LOADED:
         importlib.import_module(f"codex_state.{module}")
+    importlib.import_module("codex_state.cli.app").program()
     for request in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -4,54 +4,86 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
+from importlib import import_module
+from itertools import chain
 from typing import Annotated
 
 import typer
 
-from codex_state.cli import (
-    backfill,
-    backups,
-    database,
-    doctor,
-    importing,
-    jobs,
-    logs,
-    memories,
-    memory,
-    search,
-    stats,
-    threads,
-    watching,
-)
 from codex_state.cli.context import CodexHome, GlobalOptions, Json
 from codex_state.cli.groups import Commands
 from codex_state.cli.output import one_line, write, write_json
 
-app = typer.Typer(
-    cls=Commands,
-    # Plain help needs a third of the time and fits any width.
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 fine, 1 failed, 2 wrong usage, 3 somebody else holds it, 4 a newer version's state.",
-)
-app.command("backfill")(backfill.backfill)
-app.add_typer(threads.app, name="threads")
-app.command("search", no_args_is_help=True)(search.search)
-app.command("stats")(stats.stats)
-app.command("homes")(backfill.homes)
-app.command("import")(importing.import_)
-app.add_typer(memory.app, name="memory")
-app.add_typer(memories.app, name="memories")
-app.add_typer(jobs.app, name="jobs")
-app.command("workers")(watching.workers)
-app.command("scopes")(memories.scopes)
-app.command("locks")(memories.locks)
-app.add_typer(database.app, name="db")
-app.add_typer(logs.app, name="logs")
-app.command("doctor")(doctor.doctor)
-app.command("backup")(backups.backup)
-app.command("restore")(backups.restore)
+_COMMANDS = {
+    "Conversations": {
+        "threads": "threads.app",
+        "search": "search.search",
+        "stats": "stats.stats",
+        "backfill": "backfill.backfill",
+        "homes": "backfill.homes",
+        "import": "importing.import_",
+    },
+    "Memories": {
+        "memory": "memory.app",
+        "memories": "memories.app",
+        "jobs": "jobs.app",
+        "workers": "watching.workers",
+        "scopes": "memories.scopes",
+        "locks": "memories.locks",
+    },
+    "The database": {
+        "db": "database.app",
+        "logs": "logs.app",
+        "doctor": "doctor.doctor",
+        "backup": "backups.backup",
+        "restore": "backups.restore",
+        "version": "app.version",
+    },
+}
+"""Below each heading of the help, the commands and where they are."""
+
+_PLACES = dict(chain.from_iterable(places.items() for places in _COMMANDS.values()))
+
+
+class _Program(Commands):
+    headings = {heading: tuple(places) for heading, places in _COMMANDS.items()}  # noqa: RUF012
+
+
+def command_of(arguments: Sequence[str]) -> str | None:
+    """The command that a command line certainly begins with; ``None`` where that would take typer's own reading."""
+    words = iter(arguments)
+    for word in words:
+        if word == "--codex-home":
+            next(words, None)
+        elif word not in {"-v", "--verbose"} and not word.startswith("--codex-home="):
+            return word if word in _PLACES else None
+    return None
+
+
+def program(only: str | None = None) -> typer.Typer:
+    """The program, or as much of it as one of its commands needs: to build them all costs a tenth of a second.
+
+    Args:
+        only: the name of the command; ``None`` for all.
+    """
+    app = typer.Typer(
+        cls=_Program,
+        # Plain help needs a third of the time and fits any width.
+        rich_markup_mode=None,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Exit status: 0 fine, 1 failed, 2 wrong usage, 3 somebody else holds it, 4 a newer version's state.",
+    )
+    app.callback()(codex_state)
+    for name in _PLACES if only is None else (only,):
+        module, _, attribute = _PLACES[name].partition(".")
+        place = getattr(import_module(f"codex_state.cli.{module}"), attribute)
+        if isinstance(place, typer.Typer):
+            app.add_typer(place, name=name)
+        else:
+            app.command(name, no_args_is_help=name == "search")(place)
+    return app
 
 
 class _StderrHandler(logging.Handler):
@@ -69,7 +101,6 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
         raise typer.Exit
 
 
-@app.callback()
 def codex_state(
     context: typer.Context,
     *,
@@ -87,7 +118,6 @@ def codex_state(
     log.propagate = False
 
 
-@app.command()
 def version(*, as_json: Json = False) -> None:
     """Print the versions of codex-state, its schema, Python and SQLite."""
     import platform

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from codex_state.cli import exits
 from codex_state.cli.output import flush, mishaps, one_line
@@ -30,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status. Nothing but a programming error is raised."""
     try:
         with mishaps():  # help pages are written by typer
-            status = _command()(list(arguments))
+            status = _run_command(list(arguments))
         flush()
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -81,20 +82,21 @@ def status_of(error: StateError) -> int:
     return exits.HELD if isinstance(error, DatabaseBusyError | BackfillTimeoutError) else exits.FAILED
 
 
+def _run_command(arguments: list[str]) -> int:
+    from codex_state.cli.app import command_of
+
+    # Not standalone: typer would end the process, and print usage errors over many lines.
+    status = _command(command_of(arguments)).main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+    return status if isinstance(status, int) else 0
+
+
 @cache
-def _command() -> Callable[[list[str]], int]:
+def _command(only: str | None) -> Any:
     from typer.main import get_command
 
-    from codex_state.cli.app import app
+    from codex_state.cli.app import program
 
-    command = get_command(app)
-
-    def run_command(arguments: list[str]) -> int:
-        # Not standalone: typer would end the process, and print usage errors over many lines.
-        status = command.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
-        return status if isinstance(status, int) else 0
-
-    return run_command
+    return get_command(program(only))
 
 
 def _usage_of(error: Exception) -> int | None:

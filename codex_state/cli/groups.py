@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from typer.core import TyperGroup
-
-_HEADINGS = {
-    "Conversations": ("threads", "search", "stats", "backfill", "homes", "import"),
-    "Memories": ("memory", "memories", "jobs", "workers", "scopes", "locks"),
-    "The database": ("db", "logs", "doctor", "backup", "restore", "version"),
-}
-"""Below which of them each of the program's own commands is listed, and in which order."""
 
 _CHANGING = frozenset(
     [
@@ -38,11 +32,13 @@ _WHOLE = 1000
 class Commands(TyperGroup):
     """Lists its commands with their whole first sentences, and suggests none that changes anything."""
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands, the program's own below headings."""
+    headings: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Below which of them each command is listed, and in which order; where there are none, below "Commands"."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - as click calls it
+        """Write the commands below their headings."""
         shown = {name: command for name, command in self.commands.items() if not command.hidden}
-        headings = {"Commands": tuple(shown)} if ctx.parent is not None else _HEADINGS
-        for heading, names in headings.items():
+        for heading, names in (self.headings or {"Commands": tuple(shown)}).items():
             with formatter.section(heading):
                 formatter.write_dl([(name, shown[name].get_short_help_str(limit=_WHOLE)) for name in names])
 
