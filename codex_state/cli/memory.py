@@ -321,7 +321,7 @@ def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
     """The reasons as one line. A reading of its own, after the pass: nothing is decided by it."""
     from sqlalchemy import case, func, literal, or_, select, text
 
-    from codex_state.database.sql import normal_path, server_now
+    from codex_state.database.sql import server_now
     from codex_state.models import (
         EXTRACTABLE_THREADS,
         LOCAL_HOME,
@@ -332,6 +332,7 @@ def why_nothing(runtime: StateRuntime, options: Phase1Options) -> str:
         Thread,
     )
     from codex_state.models.base import table_of
+    from codex_state.models.columns import normal_path
     from codex_state.repositories.base import seconds_of
     from codex_state.repositories.job_claims import is_job_of, key_of
 

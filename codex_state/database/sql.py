@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import time
-from string import ascii_letters
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, ColumnElement, Engine, Select, String
@@ -21,7 +20,6 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
-from codex_state.models.columns import SPELLING_ROUNDS
 from codex_state.models.comparisons import Spelled
 
 _MANUAL_CLOCK_ATTRIBUTE = "codex_state_manual_clock"
@@ -152,14 +150,6 @@ class json_item(Spelled[str]):  # noqa: N801 - reads as the SQL function it is
     on_postgresql = "({0} ->> {1})"
 
 
-class normal_path(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
-    """``normal_path(text)``: one spelling for all that a path may have, as ``normal_spelling`` gives it."""
-
-    inherit_cache = True
-    type = String()
-    name = "normal_path"
-
-
 class among(Spelled[Any]):  # noqa: N801 - reads as the SQL function it is
     """``among(column, query)``: the column's value is one of the few that the query gives.
 
@@ -175,28 +165,3 @@ class among(Spelled[Any]):  # noqa: N801 - reads as the SQL function it is
 
     def __init__(self, column: ColumnElement[Any], query: Select[Any]) -> None:
         super().__init__(column, query.scalar_subquery())
-
-
-@compiles(normal_path, "sqlite")
-def _normal_path_sqlite(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
-    return _normal_path(compiler.process(element.clauses, **kw), position="instr")
-
-
-@compiles(normal_path, "postgresql")
-def _normal_path_postgresql(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
-    return _normal_path(compiler.process(element.clauses, **kw), position="strpos")
-
-
-def _normal_path(path: str, *, position: str) -> str:
-    drive = f"CASE WHEN substr({path}, 1, 4) = '\\\\?\\' THEN substr({path}, 5) ELSE {path} END"
-    spelled = f"{path} || '/'"
-    for _ in range(SPELLING_ROUNDS):
-        spelled = f"replace(replace({spelled}, '/./', '/'), '//', '/')"
-    # Nearly every path is spelled so already, and a claim asks several times for each thread.
-    is_normal = f"substr({path}, 1, 1) = '/' AND {position}({path} || '/', '//') + {position}({path} || '/', '/./') = 0"
-    return (
-        f"CASE WHEN {is_normal} THEN {path} "
-        f"WHEN substr({drive}, 2, 2) = ':\\' AND {position}('{ascii_letters}', substr({drive}, 1, 1)) > 0 "
-        f"THEN upper(substr({drive}, 1, 1)) || rtrim(substr({drive}, 2), '\\') "
-        f"WHEN {path} = '' THEN '' ELSE coalesce(nullif(rtrim({spelled}, '/'), ''), '/') END"
-    )

@@ -135,7 +135,7 @@ def known_revisions() -> frozenset[str]:
     return frozenset(script.revision for script in ScriptDirectory.from_config(configuration()).walk_revisions())
 
 
-INDEXES_PLUGIN = "codex_state.sqlite_indexes"
+INDEXES_PLUGIN = "codex_state.indexes"
 
 
 def _compare(
@@ -161,6 +161,26 @@ def _compare(
     return PriorityDispatchResult.STOP  # Alembic's own comparison isn't made
 
 
+_BY_NAME = frozenset({"idx_threads_cwd"})
+"""PostgreSQL tells the expression of these in other words than ours, which nobody can compare."""
+
+
+def _compare_by_name(
+    _context: AutogenContext,
+    changes: ModifyTableOps,
+    _schema: str | None,
+    _table: str,
+    _found: Table | None,
+    _expected: Table | None,
+) -> PriorityDispatchResult:
+    """Take back that an index differs which is there and wanted."""
+    dropped = {change.index_name for change in changes.ops if isinstance(change, DropIndexOp)}
+    added = {change.index_name for change in changes.ops if isinstance(change, CreateIndexOp)}
+    alike = dropped & added & _BY_NAME
+    changes.ops = [change for change in changes.ops if getattr(change, "index_name", None) not in alike]
+    return PriorityDispatchResult.CONTINUE
+
+
 @contextmanager
 def compared_by_definition() -> Iterator[None]:
     """For the block, have SQLAlchemy not warn of indexes that it can't reflect: they are compared without it."""
@@ -177,6 +197,8 @@ def _definitions(connection: Connection, table: str) -> dict[str, str]:
     return {row.name: " ".join(row.sql.split()) for row in rows}
 
 
-Plugin(INDEXES_PLUGIN).add_autogenerate_comparator(
-    _compare, "table", "indexes", qualifier="sqlite", priority=DispatchPriority.FIRST
+_plugin = Plugin(INDEXES_PLUGIN)
+_plugin.add_autogenerate_comparator(_compare, "table", "indexes", qualifier="sqlite", priority=DispatchPriority.FIRST)
+_plugin.add_autogenerate_comparator(
+    _compare_by_name, "table", "indexes", qualifier="postgresql", priority=DispatchPriority.LAST
 )

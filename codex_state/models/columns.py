@@ -13,12 +13,27 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from string import ascii_letters
 from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import AfterValidator
-from sqlalchemy import BigInteger, Dialect, Integer, String, Text, TypeDecorator, Uuid
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Dialect,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    Uuid,
+    func,
+    literal_column,
+)
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from codex_state.errors import InvalidInputError, InvalidRowError
@@ -29,7 +44,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 """Text whose order is that of its UTF-8 bytes on both databases."""
 
-SPELLING_ROUNDS = 4
+_SPELLING_ROUNDS = 4
 """How often needless parts are taken out: each round halves a row of slashes, as does ``normal_path`` in SQL."""
 
 
@@ -95,9 +110,56 @@ def normal_spelling(path: str) -> str:
     if not path:
         return path
     spelled = f"{path}/"
-    for _ in range(SPELLING_ROUNDS):
+    for _ in range(_SPELLING_ROUNDS):
         spelled = spelled.replace("/./", "/").replace("//", "/")
     return spelled.rstrip("/") or "/"
+
+
+class normal_path(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
+    """``normal_path(text)``: one spelling for all that a path may have, as ``normal_spelling`` gives it."""
+
+    inherit_cache = True
+    type = String()
+    name = "normal_path"
+
+
+@compiles(normal_path, "sqlite")
+def _normal_path_sqlite(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
+    return _normal_path(compiler.process(element.clauses, **kw), position="instr")
+
+
+@compiles(normal_path, "postgresql")
+def _normal_path_postgresql(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
+    return _normal_path(compiler.process(element.clauses, **kw), position="strpos")
+
+
+def _normal_path(path: str, *, position: str) -> str:
+    drive = f"CASE WHEN substr({path}, 1, 4) = '\\\\?\\' THEN substr({path}, 5) ELSE {path} END"
+    spelled = f"{path} || '/'"
+    for _ in range(_SPELLING_ROUNDS):
+        spelled = f"replace(replace({spelled}, '/./', '/'), '//', '/')"
+    # Nearly every path is spelled so already, and a claim asks several times for each thread.
+    is_normal = f"substr({path}, 1, 1) = '/' AND {position}({path} || '/', '//') + {position}({path} || '/', '/./') = 0"
+    return (
+        f"CASE WHEN {is_normal} THEN {path} "
+        f"WHEN substr({drive}, 2, 2) = ':\\' AND {position}('{ascii_letters}', substr({drive}, 1, 1)) > 0 "
+        f"THEN upper(substr({drive}, 1, 1)) || rtrim(substr({drive}, 2), '\\') "
+        f"WHEN {path} = '' THEN '' ELSE coalesce(nullif(rtrim({spelled}, '/'), ''), '/') END"
+    )
+
+
+_KEY_CHARACTERS = 500
+"""No more fit into an index of PostgreSQL's, whatever they are."""
+
+
+def directory_key(path: ColumnElement[str]) -> ColumnElement[str]:
+    """How a directory's normal spelling begins, as SQL: as much of it as an index holds."""
+    return func.substr(normal_path(path), literal_column("1"), literal_column(str(_KEY_CHARACTERS)))
+
+
+def fits_directory_key(directory: str) -> bool:
+    """Whether what is in or below a directory can be told by its ``directory_key``."""
+    return len(directory) < _KEY_CHARACTERS
 
 
 _LONGEST = timedelta(days=365_000)

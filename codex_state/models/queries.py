@@ -122,11 +122,16 @@ class ThreadQuery:
             raise InvalidInputError(f"anchor: not an Anchor: {self.anchor!r}; Anchor.parse reads a cursor")
 
     def by_index(self) -> ThreadQuery:
-        """The query without the filters that no index serves: a page looks at so many of its rows and no more."""
-        sources = () if SUBAGENT in self.sources else self.sources
+        """The query without the filters that no index serves: a page looks at so many of its rows and no more.
+
+        Sources and providers have an index by the time of the last change. So have directories, whose number is only
+        known to the database: the repository looks it up.
+        """
+        by_update = self.sort_key is SortKey.UPDATED_AT
         return replace(
             self,
-            sources=sources,
+            sources=self.sources if by_update and SUBAGENT not in self.sources else (),
+            providers=self.providers if by_update else (),
             children=True,
             cwd=None,
             branch=None,

@@ -15,7 +15,7 @@ from sqlmodel import Field
 
 from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX
 from codex_state.models import columns
-from codex_state.models.base import StateModel
+from codex_state.models.base import StateModel, table_of
 from codex_state.models.comparisons import FlagColumn
 
 if TYPE_CHECKING:
@@ -99,9 +99,7 @@ class Thread(StateModel, table=True):
         Index("idx_threads_archived", *_BY_UPDATED_AT),
         Index("idx_threads_created_at", *_BY_CREATED_AT),
         Index("idx_threads_source", "source", *_BY_UPDATED_AT),
-        Index("idx_threads_source_created_at", "source", *_BY_CREATED_AT),
         Index("idx_threads_provider", "model_provider", *_BY_UPDATED_AT),
-        Index("idx_threads_provider_created_at", "model_provider", *_BY_CREATED_AT),
         Index("idx_threads_parent", "parent_thread_id", sqlite_where=_IS_CHILD, postgresql_where=_IS_CHILD),
     )
 
@@ -308,6 +306,10 @@ def _open_for_its_new_version(mapper: Mapper[Thread], connection: Connection, th
 def nanoseconds_of(moment: datetime) -> int:
     """The nanoseconds of a time within its second."""
     return moment.microsecond * 1000
+
+
+_threads = table_of(Thread)
+Index("idx_threads_cwd", columns.directory_key(_threads.c.cwd), _threads.c.archived, *_BY_UPDATED_AT[1:])
 
 
 class DynamicTool(StateModel, table=True):

@@ -52,11 +52,11 @@ from sqlalchemy import (
 from sqlalchemy import text as sql_text
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
-from codex_state.database.sql import byte_length, fresh_token, normal_path, server_now
+from codex_state.database.sql import byte_length, fresh_token, server_now
 from codex_state.errors import InvalidInputError
 from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job, Phase1Status, Thread, open_threads
 from codex_state.models.base import table_of
-from codex_state.models.columns import UuidText, text
+from codex_state.models.columns import UuidText, normal_path, text
 from codex_state.repositories import leases
 from codex_state.repositories.base import seconds_of
 from codex_state.repositories.leases import CLAIMED_FOR, LeaseTable

@@ -34,10 +34,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from codex_state.database.sql import json_item, json_rows, normal_path, server_now
+from codex_state.database.sql import json_item, json_rows, server_now
 from codex_state.models import SCOPE_CWD, SCOPE_USER, Thread
 from codex_state.models.base import table_of
-from codex_state.models.columns import UuidText, text
+from codex_state.models.columns import UuidText, normal_path, text
 from codex_state.repositories.base import seconds_of
 from codex_state.repositories.job_claims import (
     FAILED,

@@ -2,14 +2,17 @@
 
 Three rules keep a page's cost independent of the number of threads. The anchor is compared as one row value,
 ``(time, id) < (?, ?)``, which both databases answer by seeking in an index; spelled with OR they scan from the top.
-Several sources or providers become one branch each, with a limit each, because an index serves one value at a time.
-And whether a thread is shown is such a value as well, so that all threads are those that are shown and the others.
+Several sources, providers or directories become one branch each, with a limit each, because an index serves one value
+at a time. And whether a thread is shown is such a value as well, so that all threads are those that are shown and the
+others.
 
 A filter is a field of ``ThreadQuery`` and a line in ``_FILTERS``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from functools import lru_cache
 from itertools import product
@@ -35,11 +38,18 @@ from sqlalchemy import (
 from sqlalchemy.sql import Executable
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-from codex_state.database.sql import matches, normal_path, stored_text, unindexed
+from codex_state.database.sql import matches, stored_text, unindexed
 from codex_state.errors import InvalidRowError
 from codex_state.models import IS_SHOWN, SUBAGENT, Anchor, SortKey, Thread, ThreadQuery
 from codex_state.models.base import columns_of, table_of
-from codex_state.models.columns import EpochSeconds, UuidText, text
+from codex_state.models.columns import (
+    EpochSeconds,
+    UuidText,
+    directory_key,
+    fits_directory_key,
+    normal_path,
+    text,
+)
 
 _threads = table_of(Thread)
 
@@ -84,14 +94,45 @@ IS_SUBAGENTS = func.substr(_threads.c.source, literal_column("1"), literal_colum
 LOOK_AT = 20_000
 """So many rows a page looks at for filters that no index serves (law L10)."""
 
-_ALTERNATIVES = {"sources": _threads.c.source, "providers": _threads.c.model_provider}
-"""The column whose values a field of the query names, which an index begins with."""
+_directory = directory_key(_threads.c.cwd)
+
+_ALTERNATIVES = {"sources": _threads.c.source, "providers": _threads.c.model_provider, "directories": _directory}
+"""What indexes by the time of the last change begin with: fields of the query, and the directories it comes to."""
 
 _MAX_BRANCHES = 12
 """Beyond so many combinations of source and provider, one query with IN lists is the lesser evil."""
 
 _NO_PARENT = _threads.c.parent_thread_id.is_(None)
 _SHOWN, _UNSHOWN = "true", "false"
+
+
+_BELOW = _directory >= bindparam("below", type_=text), _directory < bindparam("beyond", type_=text)
+_first = select(_directory.label("directory")).where(*_BELOW).order_by(_directory).limit(1).scalar_subquery()
+_found = select(_first.label("directory")).cte("found", recursive=True)
+_next = select(_directory).where(_directory > _found.c.directory, _BELOW[1]).order_by(_directory).limit(1)
+_found = _found.union_all(select(_next.scalar_subquery()).where(_found.c.directory.is_not(None)))
+
+DIRECTORIES = select(_found.c.directory).where(_found.c.directory.is_not(None)).limit(_MAX_BRANCHES)
+"""The directories below one that threads are in, by a seek in the index for each: ``directories_parameters``."""
+
+
+def directories_parameters(query: ThreadQuery) -> dict[str, str] | None:
+    """The parameters of ``DIRECTORIES`` for a query; ``None`` when its directories aren't to be read from the index.
+
+    That has them in the order of the last change, and serves one filter only.
+    """
+    if query.cwd is None or query.sources or query.providers or query.sort_key is not SortKey.UPDATED_AT:
+        return None
+    directory = str(query.cwd)
+    if not fits_directory_key(directory):
+        return None
+    below = directory_parameters(directory)["below"]
+    return {"below": below, "beyond": below[:-1] + chr(ord(below[-1]) + 1)}
+
+
+def directories_of(query: ThreadQuery, found: Sequence[str]) -> Sequence[str] | None:
+    """The directories that the query comes to; ``None`` when they are too many to have a branch each."""
+    return None if len(found) >= _MAX_BRANCHES else [str(query.cwd), *found]
 
 
 class Reads(Enum):
@@ -126,11 +167,17 @@ class _Shape(NamedTuple):
     filters: tuple[str, ...]
     alternatives: tuple[tuple[str, int], ...]
 
+    @property
+    def has_a_branch_each(self) -> bool:
+        """Whether an index serves the alternatives: there is none by the time of creation."""
+        return self.sort_key is SortKey.UPDATED_AT and prod(count for _, count in self.alternatives) <= _MAX_BRANCHES
+
 
 def statement_of(
     query: ThreadQuery,
     reads: Reads = Reads.THREADS,
     *,
+    directories: Sequence[str] | None = None,
     stored_anchor: tuple[Any, Any] | None = None,
     to_anchor: Anchor | None = None,
 ) -> tuple[Executable, dict[str, Any]]:
@@ -139,6 +186,7 @@ def statement_of(
     Args:
         query: what is listed.
         reads: what of it.
+        directories: those that its directory comes to, when an index is to serve them: see ``directories_of``.
         stored_anchor: in place of the query's anchor, the time and id of a row as they are stored.
         to_anchor: the last row that is looked at.
     """
@@ -146,9 +194,12 @@ def statement_of(
     if reads is Reads.ANCHOR:
         query, parameters = query.by_index(), {"row_limit": 1, "row_offset": LOOK_AT - 1}
     parameters |= _bounds_of(query, stored_anchor, to_anchor)
+    if directories is not None:
+        query = replace(query, cwd=None)
     filters = {name: value for name in _FILTERS if (value := getattr(query, name)) is not None}
     # A value given twice would return its threads twice from two branches.
-    alternatives = {name: values for name in _ALTERNATIVES if (values := sorted(set(getattr(query, name))))}
+    given = {"sources": query.sources, "providers": query.providers, "directories": directories or ()}
+    alternatives = {name: values for name in _ALTERNATIVES if (values := sorted(set(given[name])))}
     if subagents := SUBAGENT in query.sources:
         parameters["other_sources"] = alternatives.pop("sources")
     shape = _Shape(
@@ -169,7 +220,7 @@ def statement_of(
     parameters |= {name: f"%{value}%" if name in _PARTS else value for name, value in filters.items()}
     if "cwd" in filters:
         parameters |= directory_parameters(filters["cwd"])
-    if _has_a_branch_each(shape):
+    if shape.has_a_branch_each:
         for name, values in alternatives.items():
             parameters |= {f"{name}_{index}": value for index, value in enumerate(values)}
     else:
@@ -187,10 +238,6 @@ def _bounds_of(query: ThreadQuery, stored_anchor: tuple[Any, Any] | None, to_anc
     if to_anchor is not None:
         bounds |= {"last_ts": to_anchor.ts, "last_id": to_anchor.id}
     return bounds
-
-
-def _has_a_branch_each(shape: _Shape) -> bool:
-    return prod(count for _, count in shape.alternatives) <= _MAX_BRANCHES
 
 
 @lru_cache(maxsize=512)
@@ -221,10 +268,11 @@ def _ordered(shape: _Shape, branches: list[Select[Any]]) -> Select[Any]:
 def _branches(shape: _Shape, shown: str) -> list[Select[Any]]:
     """The queries of which each is answered by one index in its order."""
     base = _unfiltered(shape, shown)
-    if not _has_a_branch_each(shape):
-        # By an index of theirs, SQLite would sort all threads that match for each page.
+    if not shape.has_a_branch_each:
+        # By an index of theirs, all threads that match would be sorted for each page.
         for name, _ in shape.alternatives:
-            base = base.where(unindexed(_ALTERNATIVES[name]).in_(bindparam(name, expanding=True)))
+            among = unindexed(_ALTERNATIVES[name]).in_(bindparam(name, expanding=True))
+            base = base.where(_beside_the_index(among))
         return [base]
     names = [name for name, _ in shape.alternatives]
     return [
@@ -273,7 +321,7 @@ def _branch_limit(shape: _Shape) -> ColumnElement[int]:
 
 
 def _is_one_branch(shape: _Shape) -> bool:
-    combinations = prod(count for _, count in shape.alternatives) if _has_a_branch_each(shape) else 1
+    combinations = prod(count for _, count in shape.alternatives) if shape.has_a_branch_each else 1
     return combinations == 1 and not shape.all
 
 

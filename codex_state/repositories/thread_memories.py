@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.database.execute import atomically
-from codex_state.database.sql import normal_path, server_now
+from codex_state.database.sql import server_now
 from codex_state.errors import ThreadNotFoundError
 from codex_state.models import (
     SCOPE_CWD,
@@ -36,7 +36,7 @@ from codex_state.models import (
     ThreadMemory,
 )
 from codex_state.models.base import table_of
-from codex_state.models.columns import UuidText, text
+from codex_state.models.columns import UuidText, normal_path, text
 from codex_state.repositories.base import Repository, later_than, select_entity
 from codex_state.repositories.job_claims import JOBS, key_of
 from codex_state.repositories.memory_scopes import MemoryScopeRepository

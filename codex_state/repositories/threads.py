@@ -292,39 +292,51 @@ class ThreadRepository(Repository):
             return ThreadsPage([], None, 0)
         wanted = replace(query, limit=query.limit + 1)
         unreadable: Sequence[UnreadableRow] = ()
-        to_anchor = self._last_looked_at(query)
+        directories = self._directories_of(query)
+        to_anchor = self._last_looked_at(query, directories)
         try:
-            found = self._entities(Thread, *statement_of(wanted, to_anchor=to_anchor))
+            found = self._entities(Thread, *statement_of(wanted, directories=directories, to_anchor=to_anchor))
             scanned = len(found)
         except InvalidRowError:
-            found, unreadable, scanned = self._readable(wanted, to_anchor)
+            found, unreadable, scanned = self._readable(wanted, directories, to_anchor)
         items = found[: query.limit]
         following = to_anchor
         if len(found) > query.limit:
             following = Anchor(getattr(items[-1], query.sort_key.value), items[-1].id)
         return ThreadsPage(items, following, scanned, tuple(unreadable))
 
-    def _last_looked_at(self, query: ThreadQuery) -> Anchor | None:
+    def _directories_of(self, query: ThreadQuery) -> Sequence[str] | None:
+        """The directories that a query's directory comes to, if an index is to serve them."""
+        below = thread_listing.directories_parameters(query)
+        if below is None:
+            return None
+        found = self._all(thread_listing.DIRECTORIES, below)
+        return thread_listing.directories_of(query, [row.directory for row in found])
+
+    def _last_looked_at(self, query: ThreadQuery, directories: Sequence[str] | None) -> Anchor | None:
         """The last row that a page looks at; ``None`` when it looks at as many as there are."""
-        if query.by_index() == query:
+        beside = query if directories is None else replace(query, cwd=None)
+        if beside.by_index() == beside:
             return None
         try:
-            row = self._one(*statement_of(query, Reads.ANCHOR))
+            row = self._one(*statement_of(query, Reads.ANCHOR, directories=directories))
         except InvalidRowError:
             return None  # rare enough to look at more
         return None if row is None else Anchor(getattr(row, query.sort_key.value), row.id)
 
     def count(self, query: ThreadQuery = _EVERYTHING) -> int:
         """How many threads the query would list on all its pages, counted up to its limit."""
-        row = self._one(*statement_of(replace(query, anchor=None), Reads.TOTAL))
+        counted = replace(query, anchor=None)
+        row = self._one(*statement_of(counted, Reads.TOTAL, directories=self._directories_of(query)))
         return 0 if row is None else int(row.total)
 
-    def _readable(self, query: ThreadQuery, to_anchor: Anchor | None) -> _Readable:
+    def _readable(self, query: ThreadQuery, directories: Sequence[str] | None, to_anchor: Anchor | None) -> _Readable:
         """The threads that can be read, the rows between them that can't, and how many rows were looked at."""
         threads: list[Thread] = []
         unreadable: list[UnreadableRow] = []
         dialect = self._connection.dialect
-        statement, parameters = statement_of(query, Reads.STORED, to_anchor=to_anchor)
+        of_page: dict[str, Any] = {"directories": directories, "to_anchor": to_anchor}
+        statement, parameters = statement_of(query, Reads.STORED, **of_page)
         scanned = 0
         while len(unreadable) <= _MOST_UNREADABLE:
             rows = self._all(statement, parameters)
@@ -339,7 +351,7 @@ class ThreadRepository(Repository):
             if len(rows) < query.limit:
                 return threads, unreadable, scanned
             anchor = thread_listing.stored_anchor(rows[-1], query.sort_key)
-            statement, parameters = statement_of(query, Reads.STORED, stored_anchor=anchor, to_anchor=to_anchor)
+            statement, parameters = statement_of(query, Reads.STORED, stored_anchor=anchor, **of_page)
         raise InvalidRowError(
             f"more than {_MOST_UNREADABLE:,} rows of threads can't be read, the first of them {unreadable[0].key!r}: "
             f"{unreadable[0].reason}"
@@ -353,7 +365,8 @@ class ThreadRepository(Repository):
         """
         if required(query, ThreadQuery).limit <= 0:
             return []
-        return [row.id for row in self._all(*statement_of(query, Reads.IDS))]
+        directories = self._directories_of(query)
+        return [row.id for row in self._all(*statement_of(query, Reads.IDS, directories=directories))]
 
     def ids_between(self, first: UUID, last: UUID, *, limit: int) -> Sequence[UUID]:
         """The ids from one to another, both included, in their order."""
@@ -385,7 +398,7 @@ class ThreadRepository(Repository):
     def count_unshown(self, query: ThreadQuery = _EVERYTHING) -> UnshownThreads:
         """How many threads aren't shown that the query would list if it were for all: up to a thousand are counted."""
         counted = replace(query, anchor=None, limit=_COUNTED_UNSHOWN)
-        row = self._one(*statement_of(counted, Reads.UNSHOWN))
+        row = self._one(*statement_of(counted, Reads.UNSHOWN, directories=self._directories_of(query)))
         if row is None:
             raise AssertionError("a count has one row")
         return UnshownThreads(row.unshown - row.gone, row.gone, row.unshown < _COUNTED_UNSHOWN)

@@ -31,7 +31,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from codex_state.database.sql import contains, normal_path, server_now
+from codex_state.database.sql import contains, server_now
 from codex_state.models import (
     CRASHES_ALLOWED,
     BackfillState,
@@ -48,7 +48,7 @@ from codex_state.models import (
     WorkOverview,
 )
 from codex_state.models.base import columns_of, table_of
-from codex_state.models.columns import EpochSeconds, UuidText, duration_of, text, whole_seconds
+from codex_state.models.columns import EpochSeconds, UuidText, duration_of, normal_path, text, whole_seconds
 from codex_state.processes import processes_of
 from codex_state.repositories.base import Repository, seconds_of
 from codex_state.repositories.job_claims import (

@@ -33,11 +33,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from codex_state.database.execute import atomically
-from codex_state.database.sql import normal_path
 from codex_state.errors import ConfigurationError, ForeignSchemaError, StateError
 from codex_state.models import SCOPE_CWD, MemoryMode, MemoryScope, Phase1Job, Thread, ThreadMemory
 from codex_state.models.base import table_of
-from codex_state.models.columns import UuidText, text
+from codex_state.models.columns import UuidText, normal_path, text
 from codex_state.original import (
     OriginalDatabase,
     OriginalName,

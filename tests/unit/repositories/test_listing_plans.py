@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from stores import fresh_settings
 
 from codex_state.models import Anchor, SortKey, ThreadQuery
-from codex_state.repositories.thread_listing import Reads, statement_of
+from codex_state.repositories.thread_listing import Reads, directories_of, statement_of
 from codex_state.runtime import State, StateRuntime
 from codex_state.testing.samples import NOON
 
@@ -58,15 +58,22 @@ def _plan_of(
     deep: bool = False,
     reads: Reads = Reads.THREADS,
     limit: int = 51,
+    directories: Sequence[str] | None = None,
     **filters: Any,
 ) -> str:
     anchor = Anchor(NOON.fromtimestamp(NOON.timestamp() - _THREADS / 2, NOON.tzinfo), uuid4()) if deep else None
-    statement, parameters = statement_of(ThreadQuery(sort_key=sort_key, anchor=anchor, limit=limit, **filters), reads)
+    query = ThreadQuery(sort_key=sort_key, anchor=anchor, limit=limit, **filters)
+    statement, parameters = statement_of(query, reads, directories=directories)
     connection = state.session.connection()
-    compiled = statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
-    values = compiled.construct_params(parameters)
-    bound = {name: process(values[name]) for name, process in compiled._bind_processors.items()}
-    rows = connection.exec_driver_sql(f"EXPLAIN {compiled}", values | bound)
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_more: Any) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(connection, "before_cursor_execute", note)
+    connection.execute(statement, parameters).close()
+    event.remove(connection, "before_cursor_execute", note)
+    rows = connection.exec_driver_sql(f"EXPLAIN {sent[0][0]}", sent[0][1])
     return "\n".join(rows.scalars().all())
 
 
@@ -90,8 +97,17 @@ def test_a_page_is_read_from_an_index_in_its_order(
     state: State, sort_key: SortKey, filters: dict[str, Any], index: str, deep: bool
 ) -> None:
     plan = _plan_of(state, sort_key, deep=deep, **filters)
-    wanted = max(len(filters.get("sources", ())), 1) * (2 if filters.get("all") else 1)
+    branches = max(len(filters.get("sources", ())), 1) if sort_key is SortKey.UPDATED_AT else 1
+    wanted = branches * (2 if filters.get("all") else 1)
     assert _scans_of(plan) == [("Index Scan", _index_in_order(index, sort_key))] * wanted
+    assert "Sort" not in plan.replace("Sort Key", ""), plan
+
+
+def test_the_threads_of_several_directories_are_read_from_an_index_in_its_order(state: State) -> None:
+    query = ThreadQuery(cwd="/code")
+    assert directories_of(query, []) == ["/code"]
+    plan = _plan_of(state, SortKey.UPDATED_AT, directories=["/code", "/code/a"])
+    assert _scans_of(plan) == [("Index Scan", "idx_threads_cwd")] * 2
     assert "Sort" not in plan.replace("Sort Key", ""), plan
 
 
@@ -115,8 +131,7 @@ def test_what_is_not_shown_is_counted_by_an_index(state: State, filters: dict[st
 
 
 def _index_in_order(index: str, sort_key: SortKey) -> str:
-    by_created = {"archived": "created_at"}.get(index, f"{index}_created_at")
-    return f"idx_threads_{by_created if sort_key is SortKey.CREATED_AT else index}"
+    return f"idx_threads_{'created_at' if sort_key is SortKey.CREATED_AT else index}"
 
 
 def _scans_of(plan: str) -> list[tuple[str, str]]:

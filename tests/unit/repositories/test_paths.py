@@ -7,8 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import literal, select
 
-from codex_state.database.sql import normal_path
-from codex_state.models.columns import normal_spelling, text
+from codex_state.models.columns import normal_path, normal_spelling, text
 from tests import stores
 
 PIECES = st.sampled_from(

@@ -13,6 +13,7 @@ import pytest
 
 from codex_state.database.log_bounds import Sweep
 from codex_state.models import Anchor, LogQuery, MemoryScope, Phase1Key, Phase1Status, Product, SortKey, ThreadQuery
+from codex_state.repositories.thread_listing import statement_of
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.processes import ManualProcesses
@@ -80,10 +81,7 @@ _FILTERS: list[tuple[dict[str, Any], str]] = [
 
 def _index_in_order(sort_key: SortKey, filtered: str) -> str:
     """How an index that has a page's filter and its order is told in a plan."""
-    if sort_key is SortKey.CREATED_AT:
-        name, _, key = filtered.partition(" ")
-        filtered = f"{'' if name == 'archived' else name + '_'}created_at {key}"
-    return f"idx_threads_{filtered}"
+    return f"idx_threads_{'created_at (archived=? AND <expr>=?' if sort_key is SortKey.CREATED_AT else filtered}"
 
 
 @pytest.mark.parametrize("anchor", [None, _ANCHOR], ids=["first page", "later page"])
@@ -97,6 +95,21 @@ def test_a_page_is_read_from_an_index_in_its_order(
     )
     seek = f"SEARCH threads USING INDEX {_index_in_order(sort_key, filtered)}"
     assert step == f"{seek} AND ({sort_key.value},id)<(?,?))" if anchor else f"{seek})"
+
+
+def test_the_directories_below_one_are_a_seek_each_and_so_are_their_threads(state: State) -> None:
+    """L10."""
+    query = ThreadQuery(limit=50, cwd="/work", anchor=_ANCHOR)
+    found = _plan_of(state, lambda state: state.threads.list(query))
+    seeks = [step for step in found if "threads" in step]
+    assert seeks == [
+        "SEARCH threads USING INDEX idx_threads_cwd (<expr>>? AND <expr><?)",
+        "SEARCH threads USING INDEX idx_threads_cwd (<expr>>? AND <expr><?)",
+    ]
+    statement, parameters = statement_of(query, directories=["/work", "/work/a", "/work/b"])
+    steps = _plan_of(state, lambda state: state.session.execute(statement, parameters))
+    seek = "SEARCH threads USING INDEX idx_threads_cwd (<expr>=? AND archived=? AND <expr>=? AND (updated_at,id)<(?,?))"
+    assert [step for step in steps if "threads" in step] == [seek] * 3
 
 
 def test_more_filters_than_are_worth_a_branch_each_walk_the_threads_in_order(state: State) -> None:
