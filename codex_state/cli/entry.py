@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from codex_state.cli import exits
-from codex_state.cli.output import flush, mishaps, one_line
+from codex_state.cli.output import flush, mishaps, one_line, tell
 from codex_state.errors import BackfillTimeoutError, InvalidInputError, StateError
 
 PROGRAM = "codex-state"
@@ -105,7 +105,7 @@ def _usage_of(error: Exception) -> int | None:
     describe = getattr(error, "format_message", None)
     if describe is None:
         return None
-    message = str(describe())
+    message = str(describe()).replace("Value error, ", "")
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(f"{message}\n")
         return exits.USAGE
@@ -116,5 +116,5 @@ def _usage_of(error: Exception) -> int | None:
 
 def _report(message: str, status: int) -> int:
     # One line without a terminal's commands, whatever a driver or a file's name put into its text.
-    sys.stderr.write(f"{PROGRAM}: error: {one_line(message)}\n")
+    tell(f"{PROGRAM}: error: {one_line(message)}")
     return status

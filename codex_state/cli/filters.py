@@ -89,13 +89,16 @@ class Filters:
         """
         from codex_state.models import Anchor, SortKey, ThreadQuery
 
+        since, until = moment("--since", self.since), moment("--until", self.until, end_of_day=True)
+        if since is not None and until is not None and since > until:
+            raise InvalidInputError(f"--since {self.since} is after --until {self.until}")
         return ThreadQuery(
             sort_key=SortKey(self.sort),
             archived=self.archived,
             sources=[source_of(text) for text in self.sources or ()],
             providers=self.providers or (),
-            since=moment("--since", self.since),
-            until=moment("--until", self.until, end_of_day=True),
+            since=since,
+            until=until,
             home=home,
             cwd=None if self.cwd is None else directory(self.cwd),
             branch=self.branch,

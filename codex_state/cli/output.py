@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,7 +83,15 @@ def write_json_line(value: Mapping[str, Any]) -> None:
 
 def note(message: str) -> None:
     """Tell people something beside the result, on stderr."""
-    sys.stderr.write(f"codex-state: {one_line(message)}\n")
+    tell(f"codex-state: {one_line(message)}")
+
+
+def tell(line: str) -> None:
+    """Write a line to stderr. A terminal doesn't break its words."""
+    with suppress(OSError):  # it is no terminal
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or sys.maxsize
+        line = textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+    sys.stderr.write(f"{line}\n")
 
 
 def record_of(entity: StateModel) -> dict[str, Any]:
@@ -187,6 +197,9 @@ _LONGEST_DETAIL = 400
 _GAP = 2
 """Blanks between columns."""
 
+_AROUND_ROWS = 3
+"""Lines of a terminal beside a listing's rows: its header, what is told of it, and the shell's next line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[RowT]):
@@ -220,7 +233,16 @@ def console_of(*, stderr: bool = False, into: IO[str] | None = None) -> Console:
 
     if into is None:
         return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    return Console(file=into, force_terminal=True, width=console_of().width, highlight=False, markup=False, emoji=False)
+    size = console_of().size
+    return Console(
+        file=into,
+        force_terminal=True,
+        width=size.width,
+        height=size.height,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
@@ -231,8 +253,15 @@ def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
         return
     if not rows:
         return
-    console = console_of()
-    console.print(table_of(columns, rows, console.width))
+    drawn = io.StringIO()
+    console = console_of(into=drawn)
+    table = table_of(columns, rows, console.width)
+    if len(rows) + _AROUND_ROWS > console.height:
+        table.show_footer, table.footer_style = True, "bold"  # the header has scrolled away
+        for shown in table.columns:
+            shown.footer = shown.header
+    console.print(table)
+    write_drawn(drawn.getvalue())
 
 
 def table_of(columns: Sequence[Column[RowT]], rows: Sequence[RowT], width: int) -> Table:
@@ -272,10 +301,15 @@ def _widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]], avai
     return widths
 
 
-def write_details(details: Iterable[tuple[str, Any]]) -> None:
-    """Print names and values, one below the other. A terminal shows long texts in part."""
+def write_details(details: Iterable[tuple[str, Any]], commands: Iterable[tuple[str, str]] = ()) -> None:
+    """Print names and values, one below the other. A terminal shows long texts in part.
+
+    Args:
+        details: names and values.
+        commands: command lines to be copied, which nothing but the terminal itself breaks.
+    """
     if not sys.stdout.isatty():
-        for name, value in details:
+        for name, value in (*details, *commands):
             write(f"{name}\t{text_of(value)}\n")
         return
     from rich.table import Table
@@ -286,7 +320,11 @@ def write_details(details: Iterable[tuple[str, Any]]) -> None:
     table.add_column(overflow="fold")
     for name, value in details:
         table.add_row(name, Text(_detail(value)))
-    console_of().print(table)
+    drawn = io.StringIO()
+    console_of(into=drawn).print(table)
+    write_drawn(drawn.getvalue())
+    for name, command in commands:
+        write(f"{name}: {one_line(command)}\n")
 
 
 def text_of(value: Any) -> str:

@@ -13,7 +13,7 @@ PLAIN_SOURCES = ("cli", "vscode", "exec", "mcp", "unknown")
 
 _BEGINNING = re.compile(r"[0-9a-f]{4,31}", re.ASCII)
 _UNIX_SECONDS = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]+)?")
-_AGO = re.compile(r"(?P<count>[0-9]{1,9})\s*(?P<unit>[smhdw])", re.ASCII)
+_AGO = re.compile(r"(?P<count>[0-9]{1,9})\s*(?P<unit>[smhdw])(?: ago)?", re.ASCII)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _DAYS_AGO = {"today": 0, "yesterday": 1}
@@ -31,7 +31,7 @@ def thread_id_of(text: str) -> UUID:
     except ValueError:
         raise InvalidInputError(
             f"malformed thread id {text!r}; expected a UUID like 0198c0de-0000-7000-8000-000000000001, "
-            "or how one begins"
+            "or at least its first four digits"
         ) from None
 
 
@@ -70,7 +70,7 @@ def epoch_seconds_of(text: str, *, end_of_day: bool = False) -> int:
     except ValueError:
         raise InvalidInputError(
             f"malformed date {text!r}; expected RFC 3339 like 2026-01-31T08:00:00Z, a day like 2026-01-31 or "
-            "yesterday, unix seconds, or 2h (ago)"
+            "yesterday, unix seconds, or how long ago, like 2h or 7d"
         ) from None
     if moment.tzinfo is None:
         raise InvalidInputError(f"the date {text!r} has no zone; add Z for UTC, or an offset like +02:00")

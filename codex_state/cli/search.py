@@ -79,7 +79,7 @@ def search(
         typer.Option(
             "--in",
             metavar="KINDS",
-            help="Look in these: user, agent, reasoning (the default), commands, outputs, notices, all. "
+            help="Look in these: user, agent, reasoning (the default), command, output, notice, all. "
             "Parted by commas, or repeated.",
             show_default=False,
         ),
@@ -154,7 +154,10 @@ def search(
     if last is None:
         note("nothing found")
         return
-    note(f"{counted(count, 'thread')} found; `codex-state threads cat ID` reads one")
+    note(
+        f"{counted(count, 'thread')} found; `codex-state threads cat ID` reads one, "
+        "`codex-state threads show ID` tells how to resume it"
+    )
     if count == limit:
         note(f"there may be more: add --cursor '{last.anchor.cursor()}'")
 
@@ -203,7 +206,7 @@ def _drawer(sought: str, short_id: Callable[[Thread], str]) -> Callable[[FoundTh
         if len(folded) == len(line.plain):
             for term in terms:
                 for begin, end in term.spans(folded):
-                    line.stylize("bold yellow", begin, end)
+                    line.stylize("reverse", begin, end)
         return line
 
     def draw(found: FoundThread) -> None:

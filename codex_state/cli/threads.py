@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -184,9 +185,10 @@ def show(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """Show all that is known of a thread.
+    """Show what is known of a thread, and the command line that resumes it.
 
-    Also its tools, memories and children, its turns, models and tokens, and the command line that resumes it.
+    Also its tools, memories and children, its turns, models and tokens. A terminal shows what people look for; a pipe
+    and --json have every column.
     """
     from codex_state import rollout
 
@@ -224,14 +226,16 @@ def show(
             }
         )
     else:
-        details = _details(found, tools, memory)
+        details = _in_short(found) if sys.stdout.isatty() else columns_of(found)
+        details += _things_of(tools, memory)
         shown = None if memory is None else (memory.scope_kind, memory.scope_key)
         others = [each for each in memories if (each.scope_kind, each.scope_key) != shown]
         details += [("memory", f"{each.scope_kind} {each.scope_key}: {each.memory_summary}") for each in others]
         details += [("child", f"{child['id']} {child['title'] or ''}".rstrip()) for child in children]
         details += _in_numbers(summary)
-        details.append(("to resume it", resume or ("it is archived" if found.archived else None)))
-        write_details(details)
+        if resume is None:
+            details.append(("to resume it", "it is archived" if found.archived else None))
+        write_details(details, [] if resume is None else [("to resume it", resume)])
 
 
 app.command()(cat)
@@ -467,9 +471,43 @@ def _resume_line(runtime: StateRuntime, thread: Thread) -> str | None:
     return f"{elsewhere}codex resume {thread.id}"
 
 
-def _details(thread: Thread, tools: Sequence[DynamicTool], memory: ThreadMemory | None) -> list[tuple[str, Any]]:
-    details = columns_of(thread)
-    details += [("dynamic tool", f"{tool.name}: {tool.description}") for tool in tools]
+def _in_short(thread: Thread) -> list[tuple[str, Any]]:
+    """What people look for: nothing that is empty, as usual, or told elsewhere."""
+    stands = " at ".join(text for text in (thread.git_branch, (thread.git_sha or "")[:12]) if text)
+    told: list[tuple[str, Any]] = [
+        ("title", thread.display_name),
+        ("id", thread.id),
+        ("directory", thread.cwd),
+        ("branch", f"{stands} of {thread.git_origin_url}" if stands and thread.git_origin_url else stands),
+        ("started", thread.created_at),
+        ("changed", thread.updated_at),
+        ("by", " ".join(text for text in (_short_source(thread.source), thread.cli_version) if text)),
+        ("model", ", ".join(text for text in (thread.model, thread.reasoning_effort, thread.model_provider) if text)),
+        ("permissions", f"{thread.approval_mode}, {_kind_of(thread.sandbox_policy)}"),
+        ("first message", thread.first_user_message if thread.first_user_message != thread.display_name else None),
+        ("agent", " ".join(text for text in (thread.agent_nickname, thread.agent_role, thread.agent_path) if text)),
+        ("spawned by", thread.parent_thread_id),
+        ("forked from", thread.forked_from_id),
+        ("memory mode", None if thread.memory_mode == "enabled" else thread.memory_mode),
+        ("pinned", thread.pinned or None),
+        ("archived", thread.archived_at),
+        ("gone since", thread.gone_at),
+        ("rollout", thread.rollout_path),
+    ]
+    return [(name, value) for name, value in told if value not in (None, "", Path())]
+
+
+def _kind_of(sandbox_policy: str) -> str:
+    """The word for a policy that is stored as JSON."""
+    try:
+        policy = json.loads(sandbox_policy)
+    except ValueError:
+        return sandbox_policy
+    return str(policy.get("type", sandbox_policy)) if isinstance(policy, dict) else str(policy)
+
+
+def _things_of(tools: Sequence[DynamicTool], memory: ThreadMemory | None) -> list[tuple[str, Any]]:
+    details: list[tuple[str, Any]] = [("dynamic tool", f"{tool.name}: {tool.description}") for tool in tools]
     if memory is not None:
         details += [(f"memory {name}", value) for name, value in columns_of(memory) if name != "thread_id"]
     return details

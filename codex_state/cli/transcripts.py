@@ -42,7 +42,7 @@ def cat(
         list[str] | None,
         typer.Option(
             metavar="KINDS",
-            help="Only these: user, agent, messages (both), reasoning, commands, outputs, tools (both), notices. "
+            help="Only these: user, agent, messages (both), reasoning, command, output, tools (both), notice. "
             "Parted by commas, or repeated.",
             show_default=False,
         ),
@@ -246,7 +246,7 @@ def _body(text: str, style: str = "", *, indent: int = 0, full: bool) -> Iterato
 
 def _command(item: TranscriptItem, *, full: bool) -> Iterator[_Line]:
     if item.is_command_line:
-        lead = ("! " if item.is_by_user else "$ ", "bold yellow")
+        lead = ("! " if item.is_by_user else "$ ", "bold magenta")
     else:
         lead = (f"{one_line(item.name or 'tool')}  ", "yellow")
     first, *others = text_lines(item.text) or [""]

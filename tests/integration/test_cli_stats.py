@@ -73,6 +73,7 @@ def test_people_see_a_bar_for_each_group_and_the_total(indexed: Cli, columns: in
     )
     lines = [line.rstrip() for line in shown.splitlines() if not line.startswith("codex-state: ")]
     assert max(map(len, lines)) <= columns
+    lines = lines[next(at for at, line in enumerate(lines) if line.startswith("CWD")) :]
     assert lines[0].split()[:3] == ["CWD", "THREADS", "TURNS"]
     assert "█" in lines[1]
     assert any(line.startswith("total ") and "█" not in line for line in lines)

@@ -176,8 +176,9 @@ def test_a_terminal_gets_a_table_that_fits(indexed: Cli, columns: int) -> None:
     done = indexed.on_terminal("threads", "list", columns=columns, NO_COLOR="1")
     assert done.status == 0
     lines = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
-    (at,) = [number for number, line in enumerate(lines) if line.startswith("ID ")]
-    header, *rows = [line for line in lines[at:] if not line.startswith("codex-state: ")]
+    at, end = [number for number, line in enumerate(lines) if line.startswith("ID ")]
+    header, *rows = lines[at:end]
+    assert lines[end] == header, "below more rows than fit on the screen"
     assert len(rows) == LISTED  # one line each
     assert header.endswith("TITLE")
     assert "PROJECT" in header
@@ -189,6 +190,11 @@ def test_a_terminal_gets_a_table_that_fits(indexed: Cli, columns: int) -> None:
     assert [[whole for whole in listed if whole.startswith(short)] for short in shown] == [[each] for each in listed]
     assert indexed.ok("threads", "show", shown[0], "--json").json["id"] == listed[0]
     assert sum("…" in row for row in rows) > 5
+
+
+def test_times_that_exclude_each_other_are_refused(indexed: Cli) -> None:
+    refused = indexed.refused("threads", "list", "--since", "2h ago", "--until", "7d ago")
+    assert "--since 2h ago is after --until 7d ago" in refused.stderr
 
 
 def test_a_page_that_is_not_the_last_says_how_to_go_on(indexed: Cli) -> None:
@@ -224,14 +230,18 @@ def test_show_adds_tools_and_memory_to_the_columns(indexed: Cli) -> None:
     assert tools[0]["input_schema"]["required"] == ["key"]
 
 
-def test_show_fits_a_terminal_and_names_every_column(indexed: Cli) -> None:
+def test_show_fits_a_terminal_and_tells_what_people_look_for(indexed: Cli) -> None:
     item = titled(indexed, "ORCH-311")
     done = indexed.on_terminal("threads", "show", item["id"], columns=80, NO_COLOR="1")
     lines = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
-    assert max(map(len, lines)) <= 80
-    names = {line.split()[0] for line in lines if line and not line.startswith(" ")}
-    assert names >= COLUMNS
+    first, last = (next(at for at, line in enumerate(lines) if line.startswith(name)) for name in ("title ", "to res"))
+    assert max(map(len, lines[first:last])) <= 80
+    assert last - first <= 24
+    names = [line.split("  ")[0] for line in lines[first:last] if not line.startswith(" ")]
+    wanted = ["title", "id", "directory", "branch", "started", "changed", "by", "model", "permissions", "rollout"]
+    assert [name for name in names if name in wanted] == wanted
     assert any("lookup_ticket" in line for line in lines)
+    assert lines[last] == f"to resume it: CODEX_HOME={indexed.home} codex resume {item['id']}", "no break to be copied"
 
 
 def test_show_names_the_threads_that_it_spawned_and_every_memory(tmp_path: Path) -> None:
