@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import compiled_once
+import in_memory
 import postgres
 import pytest
 import quick_schema
@@ -17,6 +18,8 @@ from hypothesis import HealthCheck, settings
 
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
+
+in_memory.have_temporary_files_in_memory()
 
 # Before any test imports the shipped suite.
 pytest.register_assert_rewrite("codex_state.testing.conformance")

@@ -19,7 +19,7 @@ import uuid
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,6 @@ from sqlalchemy import URL, Connection, Engine, Row, create_engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 SERVER_VARIABLE = "CODEX_STATE_TEST_DATABASE_URL"
-
-_MEMORY = Path("/dev/shm")
-_ENOUGH = 2 * 2**30
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
@@ -207,14 +204,12 @@ def serve() -> Iterator[TestServer]:
 
 def _join_or_start() -> tuple[Path, int, subprocess.Popen[str] | None]:
     # Short, because the path of a Unix socket may have about 100 characters only.
-    name = f"codex-state-pg-{(os.environ.get('PYTEST_XDIST_TESTRUNUID') or uuid.uuid4().hex)[:8]}"
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+    directory = Path(tempfile.gettempdir()) / f"codex-state-pg-{run[:8]}"
     deadline = time.monotonic() + _START_SECONDS
     with _starting():
         while True:
-            places = _MEMORY / name, Path(tempfile.gettempdir()) / name
-            directory = next((place for place in places if place.exists()), None)
-            if directory is None:
-                directory = _roomiest() / name
+            if not directory.exists():
                 return directory, *_start(directory)
             users = _join(directory)
             if users is not None:
@@ -222,17 +217,6 @@ def _join_or_start() -> tuple[Path, int, subprocess.Popen[str] | None]:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{directory} is there, but no server is in it; remove it")
             time.sleep(0.05)  # its last user has just left, so it goes away
-
-
-def _roomiest() -> Path:
-    """Where the server's data are to lie: in memory, where there is enough.
-
-    Most of what it costs to create and drop a database is a disk's work.
-    """
-    with suppress(OSError):
-        if shutil.disk_usage(_MEMORY).free >= _ENOUGH and os.access(_MEMORY, os.W_OK):
-            return _MEMORY
-    return Path(tempfile.gettempdir())
 
 
 def _join(directory: Path) -> int | None:

@@ -36,6 +36,7 @@ def both(sqlite: Store, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         yield [sqlite, Store(database, clock)]
 
 
+@pytest.mark.proof
 def test_model_sqlite_and_postgresql_agree_in_lockstep(both: list[Store]) -> None:
     check_leases(*both, examples=50)
 
