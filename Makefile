@@ -29,9 +29,9 @@ run: .venv/.run  ## Set up, then index the example home (or CODEX_HOME=…), lis
 
 .PHONY: test
 test: .venv/.dev  ## Set up, then run every test that gates, on SQLite and PostgreSQL
-	@# Two more than small machines have cores: many tests only wait, for leases that must end.
+	@# More than small machines have cores: many tests only wait, for leases that must end.
 	@# The processes that tests start would compile everything again if they weren't allowed to keep it.
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 4 --dist worksteal -m 'not proof' $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 5 --dist worksteal -m 'not proof' $(ARGS)
 
 .PHONY: proofs
 proofs: .venv/.dev  ## Try the laws at random, and the tests themselves: chaos and mutants in small (a minute or two)

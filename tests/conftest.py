@@ -31,7 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How fast an example runs says something about the machine, nothing about the code. What gates tries the same examples
 # each time; ``--hypothesis-profile=search`` looks for new ones.
 settings.register_profile("search", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("gate", settings.get_profile("search"), derandomize=True)
+settings.register_profile("gate", settings.get_profile("search"), derandomize=True, max_examples=60)
 settings.load_profile("gate")
 
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 
 _MEMORY = "/dev/shm"
-_ENOUGH = 3 * 2**30
+_ENOUGH = 2**30
 
 
 def have_temporary_files_in_memory() -> None:

@@ -17,6 +17,8 @@ import zstandard
 from rollout_files import (
     CREATED_AT,
     body,
+    line,
+    name_updated,
     rollout_name,
     rollout_path,
     session_meta,
@@ -353,6 +355,21 @@ def reads_noted() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "extract", noted)
         yield read
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 200])
+def test_the_newest_name_counts_whichever_file_has_it_and_however_files_are_batched(
+    runtime: StateRuntime, batch_size: int
+) -> None:
+    """What is written in batches of one file, each over the one before, is written in a batch of all."""
+    home = runtime.codex_home
+    for day, names in ((1, ["first"]), (2, ["second", "third"]), (3, [])):
+        named = [line(name_updated(name), f"2026-01-0{day}T1{hour}:00:00.000Z") for hour, name in enumerate(names)]
+        write_rollout(home, 1, session_meta(1), user_message("hello"), *named, time=f"2026-01-0{day}T03-04-05")
+    assert backfill(with_settings(runtime, backfill_batch_size=batch_size), workers=0).status == "complete"
+    found = thread(runtime, 1)
+    assert (found.name, found.name_at) == ("third", from_epoch_seconds(1_767_351_600))
+    assert found.rollout_path == rollout_path(home, 1, time="2026-01-03T03-04-05")
 
 
 class TestBadRollouts:

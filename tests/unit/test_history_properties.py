@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from histories import (
     MILLISECOND,
     SECOND,
@@ -21,6 +22,8 @@ from codex_state.models import Requeue, SkipReason
 from codex_state.testing.lease_model import GRANTED
 from tests.history import APPLIED, LOST, Answer, Call, Kind, find_violation
 from tests.history.calls import LEASE_TIMES
+
+pytestmark = pytest.mark.proof  # of the chaos's own judge
 
 PATIENT = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 

@@ -12,4 +12,4 @@ class TestLeaseRules:
 
     def test_every_answer_and_every_row_are_those_of_the_model(self, database: Database, clock: ManualClock) -> None:
         """L1, L2, L3, L4."""
-        check_leases(Store(database, clock), examples=30)
+        check_leases(Store(database, clock), examples=20)
