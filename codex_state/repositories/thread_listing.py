@@ -91,7 +91,7 @@ IS_SUBAGENTS = func.substr(_threads.c.source, literal_column("1"), literal_colum
 )
 """Whether a sub-agent's thread: what ``SUBAGENT`` means among sources."""
 
-LOOK_AT = 20_000
+LOOK_AT = 10_000
 """So many rows a page looks at for filters that no index serves (law L10)."""
 
 _directory = directory_key(_threads.c.cwd)

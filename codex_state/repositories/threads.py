@@ -283,7 +283,7 @@ class ThreadRepository(Repository):
         """One page of threads, newest first; those of one second are ordered by id.
 
         A row that can't be read doesn't count: the page names it beside the threads. With filters that no index serves,
-        a page looks at no more than 20,000 rows (law L10): it may be short, even empty, and have a ``next_anchor``.
+        a page looks at no more than 10,000 rows (law L10): it may be short, even empty, and have a ``next_anchor``.
 
         Raises:
             InvalidRowError: a thousand rows in a row can't be read.
