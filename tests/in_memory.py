@@ -1,7 +1,6 @@
 """Where tests have their files: in memory, where there is room, and else where the system wants temporary files.
 
-A third of the time that a disk costs the tests is the kernel's work. None of them takes a power away, so they see no
-difference.
+What a disk costs the tests is mostly the kernel's computing. None of them takes a power away, so they see no difference.
 """
 
 from __future__ import annotations
