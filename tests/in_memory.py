@@ -1,6 +1,7 @@
 """Where tests have their files: in memory, where there is room, and else where the system wants temporary files.
 
-What a disk costs the tests is mostly the kernel's computing. None of them takes a power away, so they see no difference.
+What a disk costs the tests is mostly computing of the kernel. None of them takes a power away, so they see no
+difference.
 """
 
 from __future__ import annotations
