@@ -25,6 +25,8 @@ _PAGE = 50
 _CALLS = 20
 _START = 1_700_000_000
 _FLAT, _BUDGET = 2, 4
+_SECONDS = 0.5
+"""For a page with filters that no index serves: it looks at so many rows and no more."""
 
 _NUMBERS = {
     "sqlite": "(WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < {last}) SELECT n FROM n)",
@@ -42,7 +44,7 @@ _FILL = (
     "sandbox_policy, approval_mode, archived, archived_at, parent_thread_id, first_user_message) "
     "SELECT {id}, '/home/sessions/rollout-' || n || '.jsonl', {start} + n * 7919 % {threads}, {start} + n, "
     "CASE WHEN n * 120 % {threads} < 120 THEN 'mcp' WHEN n % 10 = 1 THEN 'vscode' ELSE 'cli' END, "
-    "'openai', '/projects/' || n % 50, 'fix the flaky test', '{{\"type\":\"read-only\"}}', 'on-request', "
+    "'openai', '/projects/' || (n % 50), 'fix the flaky test', '{{\"type\":\"read-only\"}}', 'on-request', "
     "CASE n % 10 WHEN 3 THEN 1 ELSE 0 END, CASE n % 10 WHEN 3 THEN {start} END, CASE n % 3 WHEN 0 THEN {id} END, "
     "CASE WHEN n > {threads} / 2 AND n % 10 <> n / 10 % 10 THEN '' ELSE 'fix the flaky test' END FROM {numbers}"
 )
@@ -55,9 +57,14 @@ class _Kind(NamedTuple):
     filters: dict[str, Any]
     deep: bool
 
+    @property
+    def looks_beside_the_index(self) -> bool:
+        query = ThreadQuery(sort_key=self.sort_key, **self.filters)
+        return query.by_index() != query
+
     def __str__(self) -> str:
         spelled = ", ".join(
-            f"{name} {value if isinstance(value, bool) else '+'.join(value)}" for name, value in self.filters.items()
+            f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in self.filters.items()
         )
         return (
             f"by {self.sort_key.value}{', ' if spelled else ''}{spelled}, {'in the middle' if self.deep else 'first'}"
@@ -74,6 +81,7 @@ _FILTERS: tuple[dict[str, Any], ...] = (
     {"all": True},
     {"all": True, "sources": ["mcp"]},
     {"children": False},
+    {"cwd": "/projects/7"},
 )
 _KINDS = [_Kind(*each) for each in product(SortKey, _FILTERS, (False, True))]
 
@@ -99,7 +107,7 @@ class _Store:
     def lists_raw(self, heard: StateRuntime, kind: _Kind) -> Callable[[], object]:
         """The same statement, whose rows stay as the driver gives them."""
         with heard.read() as state:
-            ((statement, parameters),) = sent_by(heard, self.lists(state, kind))
+            *_, (statement, parameters) = sent_by(heard, self.lists(state, kind))  # after where the page may end
         return lambda: self.raw.execute(statement, parameters).fetchall()
 
 
@@ -147,7 +155,10 @@ def _measure(stores: Mapping[_Store, StateRuntime], title: str) -> None:
             seconds = interleaved(candidates, calls=_CALLS, rounds=5)
             growth = seconds[str(_MANY)] / seconds[str(_FEW)]
             above = seconds[str(_MANY)] / seconds[f"raw {_MANY}"]
-            verdict = "ok" if growth <= _FLAT and above <= _BUDGET else "OVER"
+            is_within = growth <= _FLAT and above <= _BUDGET
+            if kind.looks_beside_the_index:
+                is_within = seconds[str(_MANY)] <= _SECONDS
+            verdict = "ok" if is_within else "OVER"
             print(
                 f"  {kind!s:<58}"
                 + "".join(f"{seconds[str(size)] * 1e6:>11,.0f}" for size in _SIZES)
@@ -159,7 +170,9 @@ def _measure(stores: Mapping[_Store, StateRuntime], title: str) -> None:
 def _side_by_side(database: str, server: Server | None) -> None:
     with ExitStack() as stack:
         stores = dict(stack.enter_context(_opened(size, server)) for size in _SIZES)
-        _measure(stores, f"{database}, without statistics; budgets: growth {_FLAT}, {_BUDGET} x driver")
+        _measure(
+            stores, f"{database}, without statistics; budgets: growth {_FLAT}, {_BUDGET} x driver, or {_SECONDS} s"
+        )
         analyse = "ANALYZE" if server is None else "VACUUM ANALYZE threads"
         for store in stores:
             with store.runtime.autocommit() as state:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from codex_state.cli.context import CodexHome, GlobalOptions, Json
 from codex_state.cli.groups import Commands
-from codex_state.cli.output import one_line, write, write_json
+from codex_state.cli.output import one_line, tell, write, write_json
 
 _COMMANDS = {
     "Conversations": {
@@ -47,7 +46,7 @@ _PLACES = dict(chain.from_iterable(places.items() for places in _COMMANDS.values
 
 
 class _Program(Commands):
-    headings = {heading: tuple(places) for heading, places in _COMMANDS.items()}  # noqa: RUF012
+    headings: ClassVar = {heading: tuple(places) for heading, places in _COMMANDS.items()}
 
 
 def command_of(arguments: Sequence[str]) -> str | None:
@@ -90,7 +89,7 @@ class _StderrHandler(logging.Handler):
     """Shows the library's warnings. It looks stderr up each time, so that they don't tear a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"codex-state: {record.levelname.lower()}: {one_line(record.getMessage())}\n")
+        tell(f"codex-state: {record.levelname.lower()}: {one_line(record.getMessage())}")
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it

@@ -233,16 +233,7 @@ def console_of(*, stderr: bool = False, into: IO[str] | None = None) -> Console:
 
     if into is None:
         return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    size = console_of().size
-    return Console(
-        file=into,
-        force_terminal=True,
-        width=size.width,
-        height=size.height,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    return Console(file=into, force_terminal=True, width=console_of().width, highlight=False, markup=False, emoji=False)
 
 
 def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
@@ -253,14 +244,19 @@ def write_table(columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> None:
         return
     if not rows:
         return
-    drawn = io.StringIO()
-    console = console_of(into=drawn)
+    console = console_of()
     table = table_of(columns, rows, console.width)
     if len(rows) + _AROUND_ROWS > console.height:
         table.show_footer, table.footer_style = True, "bold"  # the header has scrolled away
         for shown in table.columns:
             shown.footer = shown.header
-    console.print(table)
+    draw(table)
+
+
+def draw(thing: Any) -> None:
+    """Show something of rich's on the terminal, with what that has for characters that it hasn't."""
+    drawn = io.StringIO()
+    console_of(into=drawn).print(thing)
     write_drawn(drawn.getvalue())
 
 
@@ -320,9 +316,7 @@ def write_details(details: Iterable[tuple[str, Any]], commands: Iterable[tuple[s
     table.add_column(overflow="fold")
     for name, value in details:
         table.add_row(name, Text(_detail(value)))
-    drawn = io.StringIO()
-    console_of(into=drawn).print(table)
-    write_drawn(drawn.getvalue())
+    draw(table)
     for name, command in commands:
         write(f"{name}: {one_line(command)}\n")
 

@@ -31,13 +31,10 @@ from sqlalchemy import (
     literal_column,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from codex_state.errors import InvalidInputError, InvalidRowError
-from codex_state.models.comparisons import FlagComparator, IdComparator, Ids, Moments, TimeComparator
+from codex_state.models.comparisons import FlagComparator, IdComparator, Ids, Moments, Spelled, TimeComparator
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -115,25 +112,8 @@ def normal_spelling(path: str) -> str:
     return spelled.rstrip("/") or "/"
 
 
-class normal_path(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
-    """``normal_path(text)``: one spelling for all that a path may have, as ``normal_spelling`` gives it."""
-
-    inherit_cache = True
-    type = String()
-    name = "normal_path"
-
-
-@compiles(normal_path, "sqlite")
-def _normal_path_sqlite(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
-    return _normal_path(compiler.process(element.clauses, **kw), position="instr")
-
-
-@compiles(normal_path, "postgresql")
-def _normal_path_postgresql(element: normal_path, compiler: SQLCompiler, **kw: Any) -> str:
-    return _normal_path(compiler.process(element.clauses, **kw), position="strpos")
-
-
-def _normal_path(path: str, *, position: str) -> str:
+def _normal_path(position: str) -> str:
+    path = "{0}"
     drive = f"CASE WHEN substr({path}, 1, 4) = '\\\\?\\' THEN substr({path}, 5) ELSE {path} END"
     spelled = f"{path} || '/'"
     for _ in range(_SPELLING_ROUNDS):
@@ -146,6 +126,16 @@ def _normal_path(path: str, *, position: str) -> str:
         f"THEN upper(substr({drive}, 1, 1)) || rtrim(substr({drive}, 2), '\\') "
         f"WHEN {path} = '' THEN '' ELSE coalesce(nullif(rtrim({spelled}, '/'), ''), '/') END"
     )
+
+
+class normal_path(Spelled[str]):  # noqa: N801 - reads as the SQL function it is
+    """``normal_path(text)``: one spelling for all that a path may have, as ``normal_spelling`` gives it."""
+
+    inherit_cache = True
+    type = String()
+    name = "normal_path"
+    on_sqlite = _normal_path("instr")
+    on_postgresql = _normal_path("strpos")
 
 
 _KEY_CHARACTERS = 500

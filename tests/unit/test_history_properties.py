@@ -107,7 +107,7 @@ def plans_in_turn(draw: st.DrawFn, kind: Kind) -> list[Plan]:
     return plans
 
 
-@settings(PATIENT, max_examples=60)
+@settings(PATIENT, max_examples=150)
 @given(st.data(), kinds)
 def test_what_the_model_answers_is_legal_however_calls_overlap(data: st.DataObject, kind: Kind) -> None:
     calls = run(kind, data.draw(overlapping_plans(kind)))
@@ -115,7 +115,7 @@ def test_what_the_model_answers_is_legal_however_calls_overlap(data: st.DataObje
     assert find_violation(calls, from_empty=False) is None
 
 
-@settings(PATIENT, max_examples=50)
+@settings(PATIENT, max_examples=100)
 @given(st.data(), kinds, st.integers(0, 25))
 def test_a_run_whose_beginning_was_not_recorded_is_legal_when_nothing_is_assumed(
     data: st.DataObject, kind: Kind, missed: int
@@ -170,7 +170,7 @@ def _other_answers(call: Call) -> list[Answer]:
     return others
 
 
-@settings(PATIENT, max_examples=60)
+@settings(PATIENT, max_examples=150)
 @given(st.data(), kinds)
 def test_a_single_wrong_answer_is_found_where_calls_do_not_overlap(data: st.DataObject, kind: Kind) -> None:
     """Then there is one order, in which the model has one answer to each call."""
@@ -206,7 +206,7 @@ def small_histories(draw: st.DrawFn, kind: Kind) -> Sequence[Call]:
     return calls
 
 
-@settings(PATIENT, max_examples=80)
+@settings(PATIENT, max_examples=200)
 @given(st.data(), kinds)
 def test_the_checker_agrees_with_trying_every_order(data: st.DataObject, kind: Kind) -> None:
     calls = data.draw(small_histories(kind))

@@ -219,20 +219,20 @@ class TestListing:
     def test_a_directory_is_listed_with_those_below_it_however_many_they_are(
         self, state: State, directories: int
     ) -> None:
-        """L10: a few have an index each, more are looked for among all threads."""
-        below = [f"/work/{number:02}/deep/" for number in range(directories)] + ["/work", "/work//./"]
-        beside = ["/", "/workshop", "/wor", "/work.", "/work0", "C:\\work", "", "work"]
+        """L10: a few are a seek each, more are looked for among the newest threads."""
+        below = [f"/code/{number:02}/deep/" for number in range(directories)] + ["/code", "/code//./"]
+        beside = ["/", "/codes", "/cod", "/code.", "/code0", "C:\\code", "", "code"]
         threads = [
             a_thread(cwd=Path(cwd), updated_at=NOON + timedelta(seconds=number % 7))
             for number, cwd in enumerate([*below, *beside, *below])
         ]
         state.threads.upsert_many(threads)
-        wanted = [thread for thread in threads if str(thread.cwd).startswith("/work/") or thread.cwd == Path("/work")]
+        wanted = [thread for thread in threads if str(thread.cwd).startswith("/code/") or thread.cwd == Path("/code")]
         assert len(wanted) == 2 * len(below)
-        assert _all_pages(state, 5, cwd="/work/") == _in_order(wanted)
-        assert state.threads.count(ThreadQuery(cwd="/work")) == min(len(wanted), 50)
+        assert _all_pages(state, 5, cwd="/code/") == _in_order(wanted)
+        assert state.threads.count(ThreadQuery(cwd="/code")) == min(len(wanted), 50)
         assert len(_all_pages(state, 50, cwd="/")) == len(wanted) + 5
-        assert _all_pages(state, 50, cwd="/nowhere") == _all_pages(state, 50, cwd="/work/00/deep/er") == []
+        assert _all_pages(state, 50, cwd="/nowhere") == _all_pages(state, 50, cwd="/code/00/deep/er") == []
 
     def test_spawned_threads_can_be_left_out(self, state: State) -> None:
         parent = a_thread()

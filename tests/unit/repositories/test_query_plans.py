@@ -99,14 +99,14 @@ def test_a_page_is_read_from_an_index_in_its_order(
 
 def test_the_directories_below_one_are_a_seek_each_and_so_are_their_threads(state: State) -> None:
     """L10."""
-    query = ThreadQuery(limit=50, cwd="/work", anchor=_ANCHOR)
+    query = ThreadQuery(limit=50, cwd="/code", anchor=_ANCHOR)
     found = _plan_of(state, lambda state: state.threads.list(query))
     seeks = [step for step in found if "threads" in step]
     assert seeks == [
         "SEARCH threads USING INDEX idx_threads_cwd (<expr>>? AND <expr><?)",
         "SEARCH threads USING INDEX idx_threads_cwd (<expr>>? AND <expr><?)",
     ]
-    statement, parameters = statement_of(query, directories=["/work", "/work/a", "/work/b"])
+    statement, parameters = statement_of(query, directories=["/code", "/code/a", "/code/b"])
     steps = _plan_of(state, lambda state: state.session.execute(statement, parameters))
     seek = "SEARCH threads USING INDEX idx_threads_cwd (<expr>=? AND archived=? AND <expr>=? AND (updated_at,id)<(?,?))"
     assert [step for step in steps if "threads" in step] == [seek] * 3
