@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, InvalidatePoolError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from codex_state.database.engine import RETURNED, StatePool, Views, refuse_savepoint, translate_errors
-from codex_state.database.errors import raised_as_ours, without_secrets
+from codex_state.database.errors import without_secrets
 from codex_state.errors import ConfigurationError
 from codex_state.models.comparisons import checked
 
@@ -190,8 +190,7 @@ def limit_lock_waits(writer: Engine, autocommit: Engine, milliseconds: int) -> N
             return statement, parameters
         if statement == "BEGIN":  # of several statements that belong together
             return f"BEGIN; {setting}", parameters
-        with raised_as_ours(connection.engine.url):  # SQLAlchemy's own ear isn't at it yet
-            driver.execute(f"BEGIN; {setting}")
+        driver.execute(f"BEGIN; {setting}")
         setattr(context, _OWN, True)
         return statement, parameters
 

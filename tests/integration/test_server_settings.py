@@ -194,3 +194,18 @@ def test_statements_that_are_cancelled_and_connections_that_are_ended_lose_nothi
     assert {text + half for text in acknowledged for half in "ab"} <= lines.keys(), "nothing is lost"
     assert {text[:-1] for text in lines if text.endswith("a")} == {text[:-1] for text in lines if text.endswith("b")}
     assert open_ones == (0,)
+
+
+def test_a_session_that_ended_before_a_statement_of_its_own_transaction_is_told_as_lost(
+    postgres_settings: StateSettings,
+) -> None:
+    """L8: where a pooler is in between, that transaction is begun by an event, and fails there."""
+    pooled = postgres_settings.model_copy(update={"transaction_pooling": True})
+    assert pooled.database_url is not None
+    with StateRuntime.open(pooled) as runtime, administrator(pooled.database_url.get_secret_value()) as other:
+        with runtime.autocommit() as state:
+            pid = state.session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            with pytest.raises(ConnectionLostError):
+                state.session.connection().exec_driver_sql("SELECT 1")
+        assert runtime.run(lambda state: state.threads.list()).items == [], "the next unit has another session"
