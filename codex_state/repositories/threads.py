@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -232,6 +233,25 @@ _ALL_DAYS = StatisticsQuery()
 _Readable = tuple[list[Thread], list[UnreadableRow], int]
 
 
+class ThreadTexts(NamedTuple):
+    """What a search compares of a thread before it looks into the rollouts."""
+
+    id: UUID
+    at: datetime
+    """The time by which the threads are ordered."""
+    rollout_path: Path | None
+    texts: tuple[str | None, ...]
+    """What people know it by."""
+
+
+def _following(query: ThreadQuery, found: Sequence[Any], last_looked_at: Anchor | None) -> Anchor | None:
+    """Where the next page begins, after one for which one row more than its limit was asked for."""
+    if len(found) <= query.limit:
+        return last_looked_at
+    last = found[query.limit - 1]
+    return Anchor(getattr(last, query.sort_key.value), last.id)
+
+
 class ThreadRepository(Repository):
     """Reads and writes of the ``threads`` table."""
 
@@ -299,11 +319,29 @@ class ThreadRepository(Repository):
             scanned = len(found)
         except InvalidRowError:
             found, unreadable, scanned = self._readable(wanted, directories, to_anchor)
-        items = found[: query.limit]
-        following = to_anchor
-        if len(found) > query.limit:
-            following = Anchor(getattr(items[-1], query.sort_key.value), items[-1].id)
-        return ThreadsPage(items, following, scanned, tuple(unreadable))
+        return ThreadsPage(found[: query.limit], _following(query, found, to_anchor), scanned, tuple(unreadable))
+
+    def list_texts(self, query: ThreadQuery = _EVERYTHING) -> tuple[Sequence[ThreadTexts], Anchor | None]:
+        """Of the page that ``list`` would give, what a search compares; and the ``next_anchor``.
+
+        Rows of which nothing but another column can't be read are among them.
+
+        Raises:
+            InvalidRowError: a thousand rows in a row can't be read.
+        """
+        if required(query, ThreadQuery).limit <= 0:
+            return [], None
+        wanted = replace(query, limit=query.limit + 1)
+        directories = self._directories_of(query)
+        to_anchor = self._last_looked_at(query, directories)
+        rows: Sequence[Any]
+        try:
+            rows = self._all(*statement_of(wanted, Reads.TEXTS, directories=directories, to_anchor=to_anchor))
+        except InvalidRowError:
+            rows, _, _ = self._readable(wanted, directories, to_anchor)
+        at, texts = attrgetter(query.sort_key.value), attrgetter(*thread_listing.TEXTS)
+        found = [ThreadTexts(row.id, at(row), row.rollout_path, texts(row)) for row in rows[: query.limit]]
+        return found, _following(query, rows, to_anchor)
 
     def _directories_of(self, query: ThreadQuery) -> Sequence[str] | None:
         """The directories that a query's directory comes to, if an index is to serve them."""

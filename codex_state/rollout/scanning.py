@@ -1,4 +1,4 @@
-"""What one thread's rollouts hold of what is looked for, in bounded memory; also as a child process: see ``pool``."""
+"""What threads' rollouts hold of what is looked for, in bounded memory; also as a child process: see ``pool``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from codex_state.errors import RolloutError
+from codex_state.rollout.files import COMPRESSED_SUFFIX
 from codex_state.rollout.matching import Piece, Term, fold, parse_terms
 from codex_state.rollout.messages import serve
 from codex_state.rollout.reading import MAX_LINE_BYTES, open_rollout
@@ -24,15 +25,21 @@ _MOST_COMPARED = 20
 _SNIPPET_LENGTH = 160
 
 
-class Scan(Struct):
-    """The rollouts of one thread, to be looked through for terms."""
+class Conversation(Struct):
+    """The rollouts of one thread, to be looked through."""
 
     paths: list[str]
+    known: list[int]
+    """Which terms the thread holds elsewhere, by their place: in its name."""
+
+
+class Scan(Struct):
+    """What is looked for, and where."""
+
     words: str
     kinds: list[TranscriptKind]
     """In which kinds of items."""
-    known: list[int]
-    """Which terms the thread holds elsewhere, by their place: in its name."""
+    conversations: list[Conversation]
 
 
 class Hit(Struct):
@@ -57,36 +64,42 @@ class Scanned(Struct):
     """What kept it from being read to its end."""
 
 
-def scan(job: Scan) -> Scanned:
-    """Look through a thread's rollouts. One that can't be read further is said, and what was found before counts."""
-    terms = parse_terms(job.words)
+def scan(job: Scan) -> list[Scanned]:
+    """Look through conversations. One that can't be read further is said, and what was found before counts."""
+    terms, kinds = parse_terms(job.words), frozenset(job.kinds)
+    return [_scan(conversation, terms, kinds) for conversation in job.conversations]
+
+
+def _scan(conversation: Conversation, terms: tuple[Term, ...], kinds: frozenset[TranscriptKind]) -> Scanned:
     unreadable = None
-    wanted = [term for place, term in enumerate(terms) if not term.excluded and place not in job.known]
-    search = _Search(terms, job.kinds)
-    for path in job.paths:
+    wanted = [term for place, term in enumerate(terms) if not term.excluded and place not in conversation.known]
+    search = _Search(terms, kinds)
+    # A file is nearly always one piece, and a thread one file: then it need not be looked at any closer.
+    is_one_file = len(conversation.paths) == 1
+    for path in conversation.paths:
         try:
-            pieces = _pieces_of(path)
-            # A file is nearly always one piece, and a thread one file: then it need not be looked at any closer.
-            whole = len(job.paths) == 1
-            for number, lines, is_all in pieces:
+            for number, lines, is_all in _pieces_of(path):
                 piece = Piece(lines)
-                if whole and is_all and not all(term.anchor.may_be_in(piece) for term in wanted):
+                if is_one_file and is_all and not all(term.anchor.may_be_in(piece) for term in wanted):
                     return Scanned()
                 if not search.look_through(piece, number):
                     return Scanned()
         except (RolloutError, OSError) as error:
             unreadable = str(error)
-    found = {*search.found, *(terms[place] for place in job.known)}
+    found = {*search.found, *(terms[place] for place in conversation.known)}
     matches = all(term in found for term in terms if not term.excluded)
     return Scanned(matches, search.best() if matches else [], unreadable)
 
 
 def _pieces_of(path: str) -> Iterator[tuple[int, bytes, bool]]:
     """The whole lines of a rollout in pieces: the number of the line before each, and whether it is all there is."""
-    with open_rollout(path)[0] as file:
+    file, status = open_rollout(path)
+    with file:
+        # No more memory than it needs: what isn't touched the system takes back, and gives anew for the next file.
+        size = _PIECE_BYTES if path.endswith(COMPRESSED_SUFFIX) else min(_PIECE_BYTES, status.st_size + 1)
         lines, first = 0, True
-        while piece := file.read(_PIECE_BYTES):
-            is_all = first and len(piece) < _PIECE_BYTES
+        while piece := file.read(size):
+            is_all = first and len(piece) < size
             if not piece.endswith(b"\n"):
                 piece += file.readline(MAX_LINE_BYTES)
             yield lines, piece, is_all
@@ -97,10 +110,10 @@ def _pieces_of(path: str) -> Iterator[tuple[int, bytes, bool]]:
 class _Search:
     """What was found so far."""
 
-    def __init__(self, terms: Iterable[Term], kinds: Iterable[TranscriptKind]) -> None:
+    def __init__(self, terms: Iterable[Term], kinds: frozenset[TranscriptKind]) -> None:
         # What is excluded first: it decides alone.
         self._terms = sorted(terms, key=lambda term: not term.excluded)
-        self._kinds = frozenset(kinds)
+        self._kinds = kinds
         self.found: set[Term] = set()
         self._best: list[_Found] = []
 

@@ -7,27 +7,35 @@ search costs in proportion to what it looks through: newest first, and no furthe
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from time import monotonic
+from typing import NamedTuple
+from uuid import UUID
 
-from codex_state.errors import InvalidInputError, one_of, required
+from codex_state.errors import InvalidInputError, InvalidRowError, one_of, required
 from codex_state.models import Anchor, RolloutFileState, Thread, ThreadQuery
+from codex_state.repositories.threads import ThreadTexts
 from codex_state.rollout.matching import fold, parse_terms
 from codex_state.rollout.pool import Pool, usable_cores
-from codex_state.rollout.scanning import Hit, Scan, Scanned, scan
+from codex_state.rollout.scanning import Conversation, Hit, Scan, Scanned, scan
 from codex_state.rollout.transcript import TranscriptKind
 from codex_state.runtime import StateRuntime
 
 SAID = (TranscriptKind.USER, TranscriptKind.AGENT, TranscriptKind.REASONING)
 """What a search looks through unless told otherwise: what people and agents said."""
 
+_HOLD_A_THREAD = frozenset({RolloutFileState.INDEXED, RolloutFileState.SUPERSEDED})
 _PAGE = 250
-_HERE_BYTES = 24 * 1024 * 1024
-"""So much is looked through by this process before it starts others."""
+_HERE_SECONDS = 0.2
+"""So long this process looks by itself before it starts others, which takes them about as long."""
+_JOB_BYTES = 4 * 1024 * 1024
+_JOB_THREADS = 64
 _JOBS_AHEAD = 16
 
 
@@ -84,71 +92,108 @@ def _search(
 ) -> Iterator[FoundThread]:
     if query.limit <= 0:
         return
-    with closing(_scanned(_jobs(runtime, words, query, kinds), workers)) as all_scanned:
-        matches = ((thread, scanned) for thread, scanned in all_scanned if scanned.matches)
-        for thread, scanned in islice(matches, query.limit):
-            anchor = Anchor(getattr(thread, query.sort_key.value), thread.id)
-            yield FoundThread(thread, tuple(scanned.hits), anchor, scanned.unreadable)
+    with closing(_scanned(_places(runtime, words, query), words, kinds, workers)) as all_scanned:
+        found = (each for batch in all_scanned for each in _found(runtime, batch))
+        yield from islice(found, query.limit)
+
+
+def _found(runtime: StateRuntime, scanned: Iterable[_Result]) -> Iterator[FoundThread]:
+    """The threads that match, as they are now. Those that can't be read are left out, as by ``threads.list``."""
+    for row, result in scanned:
+        if result.matches and (thread := _thread(runtime, row.id)) is not None:
+            yield FoundThread(thread, tuple(result.hits), Anchor(row.at, row.id), result.unreadable)
+
+
+def _thread(runtime: StateRuntime, thread_id: UUID) -> Thread | None:
+    with runtime.read() as state, suppress(InvalidRowError):
+        return state.threads.get(thread_id)
+    return None
 
 
 def _scanned(
-    jobs: Iterator[tuple[Thread, Scan, int]], workers: int | None
-) -> Generator[tuple[Thread, Scanned], None, None]:
+    places: Iterator[_Place], words: str, kinds: list[TranscriptKind], workers: int | None
+) -> Generator[list[_Result], None, None]:
     """What was found of each thread, in order: by this process first, then by children, which end with this."""
     children = usable_cores() if workers is None else workers
-    looked_through = 0
-    for thread, job, size in jobs:
-        yield thread, scan(job)
-        looked_through += size
-        if children and looked_through >= _HERE_BYTES:
+    started = monotonic()
+    for place in places:
+        yield [(place.thread, scan(Scan(words, kinds, [place.conversation]))[0])]
+        if children and monotonic() - started >= _HERE_SECONDS:
             break
     else:
         return
-    waiting: deque[tuple[Thread, Future[Scanned]]] = deque()
-    with closing(Pool("codex_state.rollout.scanning", scan, Scanned, children)) as pool:
-        for thread, job, _ in jobs:
-            waiting.append((thread, pool.submit(job)))
+    waiting: deque[tuple[list[_Place], Future[list[Scanned]]]] = deque()
+    with closing(Pool("codex_state.rollout.scanning", scan, list[Scanned], children)) as pool:
+        for batch in _batches(places):
+            job = Scan(words, kinds, [place.conversation for place in batch])
+            waiting.append((batch, pool.submit(job)))
             while len(waiting) > _JOBS_AHEAD or (waiting and waiting[0][1].done()):
-                oldest, scanned = waiting.popleft()
-                yield oldest, scanned.result()
-        for oldest, scanned in waiting:
-            yield oldest, scanned.result()
+                yield _results(*waiting.popleft())
+        for oldest in waiting:
+            yield _results(*oldest)
 
 
-def _jobs(
-    runtime: StateRuntime, words: str, query: ThreadQuery, kinds: list[TranscriptKind]
-) -> Iterator[tuple[Thread, Scan, int]]:
+def _results(batch: list[_Place], scanned: Future[list[Scanned]]) -> list[_Result]:
+    return [(place.thread, result) for place, result in zip(batch, scanned.result(), strict=True)]
+
+
+_Result = tuple[ThreadTexts, Scanned]
+
+
+class _Place(NamedTuple):
+    """A thread that may hold what is looked for."""
+
+    thread: ThreadTexts
+    conversation: Conversation
+    size: int
+
+
+def _batches(places: Iterator[_Place]) -> Iterator[list[_Place]]:
+    """As much at once as a message to a child pays for."""
+    batch: list[_Place] = []
+    size = 0
+    for place in places:
+        batch.append(place)
+        size += place.size
+        if size >= _JOB_BYTES or len(batch) == _JOB_THREADS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _places(runtime: StateRuntime, words: str, query: ThreadQuery) -> Iterator[_Place]:
     """What there is to look through, and how much of it."""
     terms = parse_terms(words)
     for threads, files in _pages(runtime, query):
         for thread in threads:
-            shown = (thread.name, thread.title, thread.first_user_message, thread.preview)
-            names = [fold(text) for text in shown if text]
+            names = [fold(text) for text in {*thread.texts} if text]  # often all the same
             if any(term.excluded and term.is_in(name) for term in terms for name in names):
                 continue
             known = [place for place, term in enumerate(terms) if any(term.is_in(name) for name in names)]
             paths = files.get(str(thread.id), {})
             if thread.rollout_path is not None:
                 paths.setdefault(str(thread.rollout_path), 0)
-            yield thread, Scan([*paths], words, kinds, known), sum(paths.values())
+            yield _Place(thread, Conversation([*paths], known), sum(paths.values()))
 
 
-def _pages(runtime: StateRuntime, query: ThreadQuery) -> Iterator[tuple[list[Thread], dict[str, dict[str, int]]]]:
+def _pages(
+    runtime: StateRuntime, query: ThreadQuery
+) -> Iterator[tuple[Sequence[ThreadTexts], dict[str, dict[str, int]]]]:
     """Pages of threads, and the files of each with their sizes."""
-    anchor = query.anchor
+    anchor, home = query.anchor, str(runtime.codex_home)
     while True:
         with runtime.read() as state:
-            page = state.threads.list(replace(query, anchor=anchor, limit=_PAGE))
-            known = state.rollout_files.of_threads([str(thread.id) for thread in page.items], runtime.home)
+            threads, anchor = state.threads.list_texts(replace(query, anchor=anchor, limit=_PAGE))
+            known = state.rollout_files.of_threads([str(thread.id) for thread in threads], runtime.home)
         files = {
             thread_id: {
-                str(runtime.codex_home / row.path): row.size
+                os.path.join(home, row.path): row.size  # noqa: PTH118 - ten times as fast
                 for row in rows
-                if row.state in (RolloutFileState.INDEXED, RolloutFileState.SUPERSEDED)
+                if row.state in _HOLD_A_THREAD
             }
             for thread_id, rows in known.items()
         }
-        yield page.items, files
-        anchor = page.next_anchor
+        yield threads, files
         if anchor is None:
             return

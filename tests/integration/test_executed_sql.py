@@ -153,6 +153,7 @@ def use(state: State, home: str) -> None:
         )
         threads.list(query)
         threads.list_ids(query)
+        threads.list_texts(query)
         threads.count_unshown(query)
         threads.count(query)
     threads.list(

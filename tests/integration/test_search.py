@@ -135,7 +135,8 @@ def test_processes_find_what_one_finds_in_the_same_order(
         conversation(runtime.codex_home, number, f"thread {number % 3}")
     backfill(runtime)
     alone = found(runtime, '"thread 1"')
-    monkeypatch.setattr(searching, "_HERE_BYTES", 2_000)
+    monkeypatch.setattr(searching, "_HERE_SECONDS", 0)
+    monkeypatch.setattr(searching, "_JOB_THREADS", 4)
     assert found(runtime, '"thread 1"', workers=2) == alone == [n for n in range(39, 0, -1) if n % 3 == 1]
     closed = []
     monkeypatch.setattr(searching.Pool, "close", lambda pool, close=searching.Pool.close: closed.append(close(pool)))

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import bindparam, text
 
-from codex_state.models import Anchor, SortKey, Thread, ThreadQuery, UnshownThreads
+from codex_state.models import Anchor, SortKey, Thread, ThreadQuery, ThreadsPage, UnshownThreads
 from codex_state.models.columns import UuidText
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread
@@ -34,6 +34,7 @@ def _all_pages(state: State, page_size: int, **filters: Any) -> list[UUID]:
         page = state.threads.list(ThreadQuery(limit=page_size, anchor=anchor, **filters))
         following = [thread.id for thread in page.items]
         assert state.threads.list_ids(ThreadQuery(limit=page_size, anchor=anchor, **filters)) == following
+        _assert_texts(state, ThreadQuery(limit=page_size, anchor=anchor, **filters), page)
         ids += following
         if page.next_anchor is None:
             assert page.num_scanned_rows == len(page.items)
@@ -43,6 +44,21 @@ def _all_pages(state: State, page_size: int, **filters: Any) -> list[UUID]:
         last = page.items[-1]
         assert page.next_anchor == Anchor(getattr(last, sort_key.value), last.id)
         anchor = Anchor.parse(page.next_anchor.cursor())
+
+
+def _assert_texts(state: State, query: ThreadQuery, page: ThreadsPage) -> None:
+    """A search compares the threads that a listing shows."""
+    texts, anchor = state.threads.list_texts(query)
+    assert [(row.id, row.at, row.rollout_path, row.texts) for row in texts] == [
+        (
+            thread.id,
+            getattr(thread, query.sort_key.value),
+            thread.rollout_path,
+            (thread.name, thread.title, thread.first_user_message, thread.preview),
+        )
+        for thread in page.items
+    ]
+    assert anchor == page.next_anchor
 
 
 def _execute(state: State, statement: str, thread: Thread) -> None:
@@ -72,7 +88,7 @@ def _many_threads(count: int = 60) -> list[Thread]:
 
 
 class TestListing:
-    """``ThreadRepository.list`` and ``list_ids``."""
+    """``ThreadRepository.list``, ``list_ids`` and ``list_texts``."""
 
     def test_an_empty_index_is_one_empty_page(self, state: State) -> None:
         page = state.threads.list(ThreadQuery(limit=10))
@@ -264,6 +280,8 @@ class TestListing:
         listed, named, anchor = [], set(), None
         while True:
             page = state.threads.list(ThreadQuery(limit=page_size, anchor=anchor))
+            if damage.startswith("UPDATE threads SET updated_at"):
+                _assert_texts(state, ThreadQuery(limit=page_size, anchor=anchor), page)
             listed += [thread.id for thread in page.items]
             named |= {row.key for row in page.unreadable}
             assert all("out of range" in row.reason for row in page.unreadable)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from codex_state import search
 from codex_state.errors import InvalidRowError
 from codex_state.models import SortKey, Thread, ThreadQuery, ThreadsPage
 from codex_state.repositories import threads as module
@@ -90,3 +91,10 @@ def test_so_many_rows_that_can_not_be_read_are_an_error_that_names_one(
     damage(runtime, "updated_at = 'x'", THREADS[3])
     with runtime.read() as state, pytest.raises(InvalidRowError, match="more than 3 rows of threads can't be read"):
         state.threads.list(ThreadQuery(limit=1))
+
+
+@pytest.mark.parametrize("assignment", ["updated_at = x'00'", "title = CAST(x'ff41' AS TEXT)", "archived_at = 1e300"])
+def test_a_search_leaves_out_what_can_not_be_read(runtime: StateRuntime, assignment: str) -> None:
+    damage(runtime, assignment, THREADS[2])
+    found = [each.thread.id for each in search(runtime, THREADS[0].title or "", workers=0)]
+    assert found == [thread.id for thread in THREADS if thread is not THREADS[2]]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 import unicodedata
+from collections.abc import Iterator
 
 import pytest
+import stringzilla
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codex_state.errors import InvalidInputError
+from codex_state.rollout import matching
 from codex_state.rollout.matching import Piece, Term, fold, parse_terms
 from codex_state.rollout.scanning import snippet
 
@@ -20,6 +25,21 @@ TEXTS = st.text(LETTERS, max_size=12)
 def holds(words: str, text: str) -> bool:
     (term,) = parse_terms(words)
     return term.is_in(fold(text))
+
+
+@pytest.fixture(scope="module", params=["with stringzilla", "without"], autouse=True)
+def _extra(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Bytes are looked through by the extra where it is installed, and by Python where it isn't."""
+    if request.param == "with stringzilla":
+        assert matching.find is stringzilla.find
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "stringzilla", None)
+        alone = runpy.run_path(matching.__file__)
+        patch.setattr(matching, "find", alone["find"])
+        patch.setattr(matching, "translate", alone["translate"])
+        yield
 
 
 @given(word=st.text(LETTERS, min_size=1, max_size=4), before=TEXTS, after=TEXTS, data=st.data())
