@@ -81,7 +81,7 @@ def program(only: str | None = None) -> typer.Typer:
         if isinstance(place, typer.Typer):
             app.add_typer(place, name=name)
         else:
-            app.command(name, no_args_is_help=name == "search")(place)
+            app.command(name)(place)
     return app
 
 

@@ -186,8 +186,12 @@ def the_thread(runtime: StateRuntime, told: UUID | str) -> UUID:
         hint = _incompleteness_of(runtime)
         raise StateError(f"no thread's id begins with {told}" + (f" ({hint})" if hint else ""))
     if len(found) > 1:
-        named = ", ".join(map(str, found[:_NAMED_IDS])) + (", …" if len(found) > _NAMED_IDS else "")
-        raise StateError(f"several threads' ids begin with {told}: {named}; give more of it")
+        with runtime.read() as state:
+            named = [(each, state.threads.get(each)) for each in found[:_NAMED_IDS]]
+        for each, thread in named:
+            note(f"{each}  {(thread and thread.display_name) or '-'}")
+        more = f" (and more than {_NAMED_IDS})" if len(found) > _NAMED_IDS else ""
+        raise StateError(f"several threads' ids begin with {told}{more}; give more of it")
     return found[0]
 
 

@@ -111,6 +111,8 @@ def _usage_of(error: Exception) -> int | None:
         return exits.USAGE
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else PROGRAM
+    if type(error).__name__ == "NoSuchOption" and path == f"{PROGRAM} search":
+        message = f"{message.rstrip('.')}; what threads must not hold is told by --not WORD"
     return _report(f"{message.rstrip('.')} (see `{path} --help`)", exits.USAGE)
 
 

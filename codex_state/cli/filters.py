@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -57,32 +59,32 @@ Text = Annotated[str | None, _option("PART", "Only where the name, title or firs
 Children = Annotated[
     bool, typer.Option("--children/--no-children", help="With or without threads that another one spawned: sub-agents.")
 ]
+All = Annotated[bool, typer.Option("--all", help="Also those with nothing to show, or whose rollout is gone.")]
 Cursor = Annotated[str | None, _option("C", "Go on where the last page ended.", "--cursor")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What was chosen, as it was typed."""
+    """What was chosen, as it was typed: an option for each field."""
 
-    sort: str = "updated_at"
-    archived: bool = False
-    sources: Collection[str] | None = None
-    providers: Collection[str] | None = None
-    cwd: str | None = None
-    since: str | None = None
-    until: str | None = None
-    branch: str | None = None
-    repo: str | None = None
-    model: str | None = None
-    name: str | None = None
-    text: str | None = None
-    children: bool = True
-    show_all: bool = False
-    limit: int = 50
-    cursor: str | None = None
+    sort: Sort = "updated_at"
+    archived: Archived = False
+    source: Sources = None
+    provider: Providers = None
+    cwd: Cwd = None
+    since: Since = None
+    until: Until = None
+    branch: Branch = None
+    repo: Repo = None
+    model: Model = None
+    name: Name = None
+    text: Text = None
+    children: Children = True
+    show_all: All = False
+    cursor: Cursor = None
 
-    def query(self, home: str | None) -> ThreadQuery:
-        """The query that it means.
+    def query(self, home: str | None, limit: int) -> ThreadQuery:
+        """The query that it means, of one home or all.
 
         Raises:
             InvalidInputError: one of them means nothing.
@@ -95,8 +97,8 @@ class Filters:
         return ThreadQuery(
             sort_key=SortKey(self.sort),
             archived=self.archived,
-            sources=[source_of(text) for text in self.sources or ()],
-            providers=self.providers or (),
+            sources=[source_of(text) for text in self.source or ()],
+            providers=self.provider or (),
             since=since,
             until=until,
             home=home,
@@ -108,9 +110,30 @@ class Filters:
             text=self.text,
             children=self.children,
             all=self.show_all,
-            limit=self.limit,
+            limit=limit,
             anchor=None if self.cursor is None else Anchor.parse(self.cursor),
         )
+
+
+def filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``Filters``, in place of its parameter ``filters``."""
+    signature = inspect.signature(command)
+    annotations = get_type_hints(command, include_extras=True)
+    options = get_type_hints(Filters, include_extras=True)
+    parameters = [parameter.replace(annotation=annotations[name]) for name, parameter in signature.parameters.items()]
+    place = list(signature.parameters).index("filters")
+    parameters[place : place + 1] = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=getattr(Filters, name), annotation=annotation)
+        for name, annotation in options.items()
+    ]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(filters=Filters(**{name: given.pop(name) for name in options}), **given)
+
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def moment(option: str, text: str | None, *, end_of_day: bool = False) -> datetime | None:

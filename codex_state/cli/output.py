@@ -407,6 +407,8 @@ ProgressT = TypeVar("ProgressT")
 _SECONDS_BETWEEN_LINES = 5.0
 
 _ROOM_FOR_KEYS = 8
+_SILENT_SECONDS = 1.0
+"""So long a search finds nothing before it says that it works."""
 """For pressing Ctrl-C a few times."""
 
 _MEGABYTE = 1_000_000
@@ -430,6 +432,43 @@ def shown_progress() -> Iterator[OnProgress]:
             )
 
         yield show
+
+
+class Looking:
+    """Tells a terminal how many threads were looked through, when nothing was found for a while."""
+
+    def __init__(self) -> None:
+        self.threads = 0
+        self._bar: Progress | None = None
+        self.pause()
+
+    def __call__(self, threads: int) -> None:
+        """So many were looked through."""
+        self.threads = threads
+        if self._bar is None:
+            if time.monotonic() < self._from or not sys.stderr.isatty():
+                return
+            self._bar = bar_on_stderr()
+            self._task = self._bar.add_task("Looking", total=None, figures="")
+            self._bar.start()
+        self._bar.update(self._task, figures=f"{counted(threads, 'thread')} looked through")
+
+    def pause(self) -> None:
+        """Make room for a result."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._from = time.monotonic() + _SILENT_SECONDS
+
+
+@contextmanager
+def shown_looking() -> Iterator[Looking]:
+    """A callback for a search, for the time of the block."""
+    looking = Looking()
+    try:
+        yield looking
+    finally:
+        looking.pause()
 
 
 @contextmanager

@@ -9,21 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codex_state.cli.context import CodexHome, Json, Limit, NoRefresh, freshen, opened, short_ids
-from codex_state.cli.filters import (
-    Archived,
-    Branch,
-    Children,
-    Cursor,
-    Cwd,
-    Filters,
-    Model,
-    Providers,
-    Repo,
-    Since,
-    Sort,
-    Sources,
-    Until,
-)
+from codex_state.cli.filters import Filters, filtered
+from codex_state.cli.nothing import are_others, reasons
 from codex_state.cli.output import (
     ago,
     console_of,
@@ -33,6 +20,7 @@ from codex_state.cli.output import (
     note,
     one_line,
     rfc3339,
+    shown_looking,
     write,
     write_drawn,
     write_json,
@@ -43,8 +31,9 @@ from codex_state.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from codex_state.models import Thread
+    from codex_state.models import Thread, ThreadQuery
     from codex_state.rollout import FoundThread
+    from codex_state.runtime import StateRuntime
 
 _COLUMNS = (
     "id",
@@ -60,6 +49,7 @@ _COLUMNS = (
 )
 
 
+@filtered
 def search(
     context: typer.Context,
     words: Annotated[
@@ -84,20 +74,8 @@ def search(
             show_default=False,
         ),
     ] = None,
-    sort: Sort = "updated_at",
-    archived: Archived = False,
-    source: Sources = None,
-    provider: Providers = None,
-    cwd: Cwd = None,
-    since: Since = None,
-    until: Until = None,
-    branch: Branch = None,
-    repo: Repo = None,
-    model: Model = None,
-    children: Children = True,
-    show_all: Annotated[bool, typer.Option("--all", help="Also threads with nothing to show in a list.")] = False,
+    filters: Filters,
     limit: Limit = 20,
-    cursor: Cursor = None,
     no_refresh: NoRefresh = False,
     codex_home: CodexHome = None,
     as_json: Json = False,
@@ -113,53 +91,47 @@ def search(
 
     wanted = [TranscriptKind(kind) for kind in sorted(kinds_of(kinds, "--in"))] if kinds else rollout.SAID
     sought = " ".join([*words, *(_excluded(word) for word in without or ())])
-    filters = Filters(
-        sort=sort,
-        archived=archived,
-        sources=source,
-        providers=provider,
-        cwd=cwd,
-        since=since,
-        until=until,
-        branch=branch,
-        repo=repo,
-        model=model,
-        children=children,
-        show_all=show_all,
-        limit=limit,
-        cursor=cursor,
-    )
     parse_terms(sought)
-    filters.query(None)  # both refuse what is wrong before anything is opened
+    filters.query(None, limit)  # both refuse what is wrong before anything is opened
     with opened(context, codex_home) as runtime:
-        query = filters.query(runtime.home)
-        found = rollout.search(runtime, sought, query, kinds=wanted)
+        query = filters.query(runtime.home, limit)
         freshen(runtime, no_refresh=no_refresh)
-        if as_json:
-            items = list(found)
-            following = items[-1].anchor.cursor() if len(items) == limit and items else None
-            write_json({"items": [_as_json(each) for each in items], "next_cursor": following})
+        with shown_looking() as looking:
+            found = rollout.search(runtime, sought, query, kinds=wanted, on_progress=looking)
+            if as_json:
+                items = list(found)
+                following = items[-1].anchor.cursor() if len(items) == limit and items else None
+                write_json({"items": [_as_json(each) for each in items], "next_cursor": following})
+                return
+
+            def short_id(thread: Thread) -> str:
+                with runtime.read() as state:
+                    return short_ids(state, [thread.id])(thread.id)
+
+            show = _drawer(sought, short_id) if sys.stdout.isatty() else _write_plain
+            last, count = None, 0
+            for last in found:
+                looking.pause()
+                show(last)
+                flush()
+                count += 1
+        if last is None:
+            note(_nothing(runtime, query, looking.threads))
             return
-
-        def short_id(thread: Thread) -> str:
-            with runtime.read() as state:
-                return short_ids(state, [thread.id])(thread.id)
-
-        show = _drawer(sought, short_id) if sys.stdout.isatty() else _write_plain
-        last, count = None, 0
-        for last in found:
-            show(last)
-            flush()
-            count += 1
-    if last is None:
-        note("nothing found")
-        return
     note(
         f"{counted(count, 'thread')} found; `codex-state threads cat ID` reads one, "
         "`codex-state threads show ID` tells how to resume it"
     )
     if count == limit:
         note(f"there may be more: add --cursor '{last.anchor.cursor()}'")
+
+
+def _nothing(runtime: StateRuntime, query: ThreadQuery, looked_through: int) -> str:
+    if not looked_through:
+        return "; ".join(["nothing found: no threads match", *reasons(runtime, query)])
+    told = f"nothing found in {counted(looked_through, 'thread')}"
+    has_archived = not query.archived and are_others(runtime, query)
+    return f"{told}; --archived looks through archived ones" if has_archived else told
 
 
 def _excluded(word: str) -> str:

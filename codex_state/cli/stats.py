@@ -34,7 +34,7 @@ def stats(
     context: typer.Context,
     *,
     by: Annotated[
-        Literal["day", "cwd", "model", "provider", "branch"], typer.Option(help="What to add up by.")
+        Literal["day", "month", "cwd", "model", "provider", "branch"], typer.Option(help="What to add up by.")
     ] = "day",
     since: Since = None,
     until: Until = None,
@@ -58,7 +58,7 @@ def stats(
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
 ) -> None:
-    """Add up threads, their turns and tokens: by day, directory, model, provider or branch.
+    """Add up threads, their turns and tokens: by day, month, directory, model, provider or branch.
 
     A thread counts as a whole on the day on which it was started, and under the model of its latest turn. What a fork
     took over from its parent counts for the parent alone. Archived threads count as well.

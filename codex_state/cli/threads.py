@@ -25,26 +25,10 @@ from codex_state.cli.context import (
     short_ids,
     the_thread,
 )
-from codex_state.cli.filters import (
-    Archived,
-    Branch,
-    Children,
-    Cursor,
-    Cwd,
-    Filters,
-    Model,
-    Name,
-    Providers,
-    Repo,
-    Since,
-    Sort,
-    Sources,
-    Text,
-    Until,
-    whole_page,
-)
+from codex_state.cli.filters import Filters, filtered, whole_page
 from codex_state.cli.groups import Commands
 from codex_state.cli.memories import memories_of
+from codex_state.cli.nothing import reasons
 from codex_state.cli.output import (
     Column,
     ago,
@@ -82,21 +66,11 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, help="List threads, read o
 
 
 @app.command("list")
+@filtered
 def list_threads(
     context: typer.Context,
     *,
-    sort: Sort = "updated_at",
-    archived: Archived = False,
-    source: Sources = None,
-    provider: Providers = None,
-    cwd: Cwd = None,
-    since: Since = None,
-    until: Until = None,
-    branch: Branch = None,
-    repo: Repo = None,
-    model: Model = None,
-    name: Name = None,
-    text: Text = None,
+    filters: Filters,
     home: Annotated[
         str | None,
         typer.Option(
@@ -109,13 +83,8 @@ def list_threads(
     all_homes: Annotated[
         bool, typer.Option("--all-homes", help="Also threads of other homes that share the database.")
     ] = False,
-    show_all: Annotated[
-        bool, typer.Option("--all", help="Also those with nothing to show, or whose rollout is gone.")
-    ] = False,
-    children: Children = True,
     tree: Annotated[bool, typer.Option("--tree", help="Show spawned threads below their parents on the page.")] = False,
     limit: Limit = 50,
-    cursor: Cursor = None,
     total: Annotated[bool, typer.Option("--total", help="Also tell how many there are on all pages.")] = False,
     no_refresh: NoRefresh = False,
     codex_home: CodexHome = None,
@@ -126,30 +95,13 @@ def list_threads(
         raise InvalidInputError("--home names one home and --all-homes means every home; give one of the two")
     if tree and as_json:
         raise InvalidInputError("--tree is for people; in JSON, parent_thread_id tells a thread's parent")
-    filters = Filters(
-        sort=sort,
-        archived=archived,
-        sources=source,
-        providers=provider,
-        cwd=cwd,
-        since=since,
-        until=until,
-        branch=branch,
-        repo=repo,
-        model=model,
-        name=name,
-        text=text,
-        children=children,
-        show_all=show_all,
-        limit=limit,
-        cursor=cursor,
-    )
-    filters.query(None)  # refuses what is wrong before anything is opened
+    filters.query(None, limit)  # refuses what is wrong before anything is opened
     with opened(context, codex_home) as runtime:
         freshen(runtime, no_refresh=no_refresh)
-        query = filters.query(None if all_homes else runtime.home if home is None else home)
+        query = filters.query(None if all_homes else runtime.home if home is None else home, limit)
         page = whole_page(runtime, query)
-        unshown = None if as_json or show_all or cursor else _unshown(runtime, query)
+        why = [] if as_json or page.items or page.next_anchor else reasons(runtime, query)
+        unshown = None if as_json or filters.show_all or filters.cursor else _unshown(runtime, query)
         with runtime.read() as state:
             count = state.threads.count(replace(query, limit=_MOST_COUNTED)) if total else None
             short = short_ids(state, (thread.id for thread in page.items))
@@ -162,8 +114,8 @@ def list_threads(
     else:
         branches = _branches_of(page.items) if tree else [(thread, "") for thread in page.items]
         leads = {thread.id: lead for thread, lead in branches}
-        write_table(_columns(sort, short, with_home=all_homes, leads=leads), [thread for thread, _ in branches])
-        _note_what_follows(page)
+        write_table(_columns(filters.sort, short, with_home=all_homes, leads=leads), [thread for thread, _ in branches])
+        _note_what_follows(page, why)
     if count is not None and not as_json:
         note(f"{'at least ' if count == _MOST_COUNTED else ''}{counted(count, 'thread')} in all")
     if unshown is not None:
@@ -329,11 +281,11 @@ def _page_as_json(page: ThreadsPage) -> dict[str, Any]:
     }
 
 
-def _note_what_follows(page: ThreadsPage) -> None:
+def _note_what_follows(page: ThreadsPage, why_none: Sequence[str]) -> None:
     if page.next_anchor is not None:
         note(f"there are more: add --cursor {shlex.quote(page.next_anchor.cursor())}")
     elif not page.items:
-        note("no threads match")
+        note("no threads match" + "".join(f"; {reason}" for reason in why_none))
 
 
 def _unshown(runtime: StateRuntime, query: ThreadQuery) -> UnshownThreads:

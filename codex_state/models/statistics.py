@@ -1,4 +1,4 @@
-"""What threads took, added up: turns and tokens by day, directory, model, provider or branch."""
+"""What threads took, added up: turns and tokens by day, month, directory, model, provider or branch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class GroupBy(StrEnum):
 
     DAY = "day"
     """The day on which a thread was started; all it ever took counts there."""
+    MONTH = "month"
     CWD = "cwd"
     MODEL = "model"
     """The model of its latest turn."""
@@ -51,7 +52,7 @@ class StatisticsQuery:
     zone: tzinfo | None = UTC
     """Whose midnights part the days; ``None`` for this machine's zone."""
     limit: int = 50
-    """How many groups at most: the latest days, or those with most tokens."""
+    """How many groups at most: the latest days or months, or those with most tokens."""
 
     def __post_init__(self) -> None:
         """Refuse what would silently count something else.
@@ -78,7 +79,7 @@ class ThreadStatistics:
     """What the threads of one group took themselves: what a fork took over counts for its parent."""
 
     key: str | None
-    """The day as ``2026-01-31``, the directory, model, provider or branch; ``None`` where it isn't known."""
+    """As ``2026-01-31``, ``2026-01``, the directory, model, provider or branch; ``None`` where it isn't known."""
     threads: int
     turns: int
     tokens_input: int
@@ -98,7 +99,7 @@ class StatisticsPage:
     """The groups of a query, and all its threads together."""
 
     items: list[ThreadStatistics]
-    """The latest day first, or the group with most tokens."""
+    """The latest day or month first, or the group with most tokens."""
     total: ThreadStatistics
     """Of all groups, also of those beyond the limit."""
     more: bool

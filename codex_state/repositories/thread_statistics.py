@@ -8,8 +8,10 @@ and stand in the statement.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -35,6 +37,7 @@ from codex_state.repositories.thread_listing import IN_DIRECTORY, IS_SUBAGENTS, 
 
 _threads = table_of(Thread)
 _DAY = 86_400
+_LONGEST_MONTH = 31
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_DAY = datetime(2020, 1, 1, tzinfo=UTC)
 """Before it the offset from UTC that a zone had then counts: there were no rollouts."""
@@ -87,6 +90,8 @@ def statement_of(query: StatisticsQuery, *, grouped: bool) -> tuple[Select[Any],
     by = GroupBy(query.by) if grouped else None
     if grouped:
         parameters["row_limit"] = query.limit + 1
+    if by is GroupBy.MONTH:  # its days, added up by ``groups_of``
+        by, parameters["row_limit"] = GroupBy.DAY, _LONGEST_MONTH * (query.limit + 1)
     offsets = tuple(offsets_of(query.zone)) if by is GroupBy.DAY else ()
     shape = _Shape(by, tuple(filters), tuple(alternatives), SUBAGENT in query.sources, query.children, offsets)
     return _statement(shape), parameters
@@ -167,10 +172,19 @@ def offsets_of(zone: tzinfo | None) -> list[tuple[int, int]]:
     return found
 
 
+def groups_of(rows: Iterable[Any], by: GroupBy) -> list[ThreadStatistics]:
+    """What the rows of a grouped statement say."""
+    groups = [statistics_of(row, by) for row in rows]
+    if by is not GroupBy.MONTH:
+        return groups
+    months = groupby(groups, lambda day: str(day.key)[: len("2026-01")])
+    return [replace(added_up(days), key=month) for month, days in months]
+
+
 def statistics_of(row: Any, by: GroupBy | None) -> ThreadStatistics:
     """What a row of a statement says."""
     key: str | None
-    if by is GroupBy.DAY:
+    if by in {GroupBy.DAY, GroupBy.MONTH}:
         key = (_EPOCH + timedelta(days=row.group_key)).date().isoformat()
     else:
         key = None if by is None else row.group_key

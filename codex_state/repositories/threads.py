@@ -49,6 +49,7 @@ from codex_state.models import (
     Anchor,
     BackfillState,
     DynamicTool,
+    GroupBy,
     StatisticsPage,
     StatisticsQuery,
     Thread,
@@ -450,7 +451,7 @@ class ThreadRepository(Repository):
             groups: list[ThreadStatistics] = []
         else:
             rows = self._all(*thread_statistics.statement_of(query, grouped=True))
-            groups = [thread_statistics.statistics_of(row, query.by) for row in rows]
+            groups = thread_statistics.groups_of(rows, GroupBy(query.by))
         if 0 < len(groups) <= query.limit:
             return StatisticsPage(groups, thread_statistics.added_up(groups), more=False)
         (row,) = self._all(*thread_statistics.statement_of(query, grouped=False))

@@ -35,7 +35,7 @@ def test_numbers_are_the_same_by_whatever_they_are_added_up(indexed: Cli) -> Non
     by_day = indexed.ok("stats", "--utc", "--json").json
     assert [item["day"] for item in by_day["items"]] == ["2026-11-27"]
     assert by_day["total"]["uncounted"] == 0
-    for by in ("cwd", "model", "provider", "branch"):
+    for by in ("month", "cwd", "model", "provider", "branch"):
         told = indexed.ok("stats", "--by", by, "--json").json
         assert told["total"] == by_day["total"]
         assert sum(item["tokens_total"] for item in told["items"]) == told["total"]["tokens_total"]

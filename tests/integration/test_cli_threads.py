@@ -479,6 +479,33 @@ def test_a_filter_that_lets_little_through_still_fills_a_page(tmp_path: Path, mo
     assert ([item["git_branch"] for item in rest["items"]], rest["next_cursor"]) == (["rare"], None)
 
 
+def test_a_listing_without_threads_says_which_filter_leaves_none(tmp_path: Path) -> None:
+    here = a_thread(git_branch="main", cwd=Path("/code/a"), model="gpt-5", rollout_path=None)
+    there = a_thread(git_branch="dev", cwd=Path("/code/b"), rollout_path=None)
+    cli = of_threads(tmp_path, here, there, a_thread(git_branch="dev", archived_at=NOON, rollout_path=None))
+
+    def said(*options: str) -> str:
+        return cli.ok("threads", "list", "--no-refresh", *options).stderr.partition("no threads match")[2].strip()
+
+    assert said("--branch", "mian") == "; no thread is on the branch 'mian'; did you mean 'main'?"
+    assert said("--cwd", "/code/c") == "; no thread is in '/code/c' or below"
+    assert said("--cwd", "/code/c", "--branch", "dev") == "; no thread is in '/code/c' or below"
+    assert said("--model", "gpt-6", "--repo", "x") == (
+        "; no thread's remote has 'x' in its URL; no thread's model has 'gpt-6' in its name; did you mean 'gpt-5'?"
+    )
+    assert said("--cwd", "/code/b", "--branch", "main") == (
+        "; each of --cwd and --branch has threads, but none has all of them"
+    )
+    assert said("--source", "exec", "--source", "mcp") == "; no thread is from the source 'exec' or 'mcp'"
+    assert said("--since", "2199-01-01") == "; none is as new as --since asks for"
+    assert said("--archived", "--branch", "main") == (
+        "; no thread is on the branch 'main'; threads that aren't archived do: leave --archived out"
+    )
+    own_home = StateSettings(codex_home=tmp_path / "empty")
+    own_home.codex_home.mkdir()
+    assert "no threads match\n" in InProcess(own_home.codex_home).ok("threads", "list").stderr
+
+
 # Ids
 
 
@@ -502,7 +529,9 @@ def test_a_beginning_of_no_id_or_of_several_is_refused(tmp_path: Path) -> None:
     cli = of_threads(tmp_path, *(a_thread(id=each, rollout_path=None) for each in ids))
     done = cli("threads", "show", "0198c0de")
     assert done.status == 1
-    assert f"several threads' ids begin with 0198c0de: {', '.join(map(str, ids[:5]))}, …" in done.stderr
+    *named, error = done.stderr.splitlines()
+    assert [line.split()[1] for line in named] == [str(each) for each in ids[:5]]
+    assert "several threads' ids begin with 0198c0de (and more than 5); give more of it" in error
     assert "no thread's id begins with ffff" in cli("threads", "show", "ffff").stderr
     assert cli("threads", "show", "019").status == 2
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from rollout_files import (
     write_rollout,
 )
 
+import codex_state.cli.output as output_module
 from codex_state import InvalidInputError, StateRuntime, StateSettings, ThreadQuery
 from codex_state.rollout import TranscriptKind, backfill, read_conversation, scanning, search, searching
 
@@ -145,6 +148,20 @@ def test_processes_find_what_one_finds_in_the_same_order(
     assert closed == [None], "whoever has as many as asked for leaves no process running"
 
 
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_search_tells_how_many_threads_it_has_looked_through(
+    runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(searching, "_HERE_SECONDS", seconds)
+    for number in range(1, 6):
+        conversation(runtime.codex_home, number, f"thread {number}")
+    backfill(runtime)
+    told: list[int] = []
+    assert list(search(runtime, "nowhere", workers=1, on_progress=told.append)) == []
+    assert told == sorted(told)
+    assert told[-1] == 5
+
+
 def test_rollouts_longer_than_a_piece_are_looked_through_to_their_end(
     runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +224,41 @@ class TestTheCommand:
         assert "Make the importer atomic" in shown
         assert str(thread_id(1))[:8] in shown
         assert "\x1b[31m" not in shown
+
+    def test_why_nothing_was_found_is_told(self, cli: InProcess) -> None:
+        def said(*arguments: str) -> str:
+            done = cli.ok("search", *arguments)
+            assert done.stdout == ""
+            return done.stderr
+
+        assert said("nowhere") == "codex-state: nothing found in 2 threads\n"
+        assert "nothing found: no threads match; no thread is on the branch 'x'" in said("importer", "--branch", "x")
+        cli.ok("threads", "archive", str(thread_id(1)))
+        assert "nothing found in 1 thread; --archived looks through archived ones" in said("guarded")
+        cli.ok("threads", "archive", str(thread_id(2)))
+        assert "no threads match; archived ones do: add --archived" in said("guarded")
+        assert said("guarded", "--archived", "--not", "update") == "codex-state: nothing found in 2 threads\n"
+
+    def test_a_word_with_a_minus_is_pointed_to_its_option(self, cli: InProcess) -> None:
+        assert "what threads must not hold is told by --not WORD" in cli("search", "importer", "-draft").stderr
+        assert "Missing argument" in cli("search").stderr
+
+    def test_a_terminal_that_sees_nothing_for_a_while_is_told_how_far_it_is(
+        self, monkeypatch: pytest.MonkeyPatch, cli: InProcess
+    ) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with output_module.shown_looking() as looking:
+            looking(7)
+            assert sys.stderr.getvalue() == ""
+            monkeypatch.setattr(output_module, "_SILENT_SECONDS", 0)
+            looking.pause()
+            looking(1234)
+            looking.pause()
+            assert "1,234 threads looked through" in sys.stderr.getvalue()
 
     @pytest.mark.parametrize(
         "arguments", [("-draft",), ("x", "--in", "nowhere"), ("x", "--not", ""), ("x", "--cursor", "y")]

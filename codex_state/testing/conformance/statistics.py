@@ -55,6 +55,20 @@ class TestStatistics:
         none = state.threads.statistics(StatisticsQuery(limit=0))
         assert (none.items, none.total.threads, none.more) == ([], 4, True)
 
+    def test_months_are_the_latest_with_all_their_days(self, state: State) -> None:
+        days = [datetime(2026, 3, 1, tzinfo=UTC) - number * _DAY for number in range(61)]
+        state.threads.upsert_many([_thread(1, 10, created_at=day) for day in days])
+        assert _keys(state, by=GroupBy.MONTH) == [("2026-03", 1), ("2026-02", 28), ("2026-01", 31), ("2025-12", 1)]
+        page = state.threads.statistics(StatisticsQuery(by=GroupBy.MONTH, limit=3))
+        assert [(item.key, item.turns, item.tokens_total) for item in page.items] == [
+            ("2026-03", 1, 100),
+            ("2026-02", 28, 2800),
+            ("2026-01", 31, 3100),
+        ]
+        assert (page.total.threads, page.more) == (61, True)
+        eastern = state.threads.statistics(StatisticsQuery(by=GroupBy.MONTH, zone=timezone(timedelta(hours=-5))))
+        assert [item.key for item in eastern.items] == ["2026-02", "2026-01", "2025-12"]
+
     @pytest.mark.parametrize(
         ("by", "values"),
         [
