@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
@@ -80,9 +80,10 @@ def _scan(conversation: Conversation, terms: tuple[Term, ...], kinds: frozenset[
         try:
             for number, lines, is_all in _pieces_of(path):
                 piece = Piece(lines)
-                if is_one_file and is_all and not all(term.anchor.may_be_in(piece) for term in wanted):
+                must_hold = wanted if is_one_file and is_all else ()
+                if not all(term.anchor.may_be_in(piece) for term in must_hold):
                     return Scanned()
-                if not search.look_through(piece, number):
+                if not search.look_through(piece, number, must_hold):
                     return Scanned()
         except (RolloutError, OSError) as error:
             unreadable = str(error)
@@ -117,8 +118,8 @@ class _Search:
         self.found: set[Term] = set()
         self._best: list[_Found] = []
 
-    def look_through(self, piece: Piece, line_before: int) -> bool:
-        """Look through whole lines; ``False`` when they hold what is excluded."""
+    def look_through(self, piece: Piece, line_before: int, must_hold: Collection[Term] = ()) -> bool:
+        """Look through whole lines; ``False`` when they hold what is excluded, or not what they must hold."""
         lines: dict[int, list[_Text]] = {}
         held: dict[int, None] = {}
         for term in self._terms:
@@ -134,6 +135,8 @@ class _Search:
                     compared += 1
                 if compared == _MOST_COMPARED:
                     break
+            if term in must_hold and not compared:
+                return False
         for start in sorted(held):
             for text in lines[start]:
                 terms = [term for term in self._terms if not term.excluded and term.is_in(text.folded)]

@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from time import monotonic
@@ -32,8 +32,10 @@ SAID = (TranscriptKind.USER, TranscriptKind.AGENT, TranscriptKind.REASONING)
 
 _HOLD_A_THREAD = frozenset({RolloutFileState.INDEXED, RolloutFileState.SUPERSEDED})
 _PAGE = 250
-_HERE_SECONDS = 0.2
-"""So long this process looks by itself before it starts others, which takes them about as long."""
+_ALONE_SECONDS = 0.05
+"""So long this process looks through rollouts before it starts others, which may not pay."""
+_START_SECONDS = 0.15
+"""So long it goes on while they start."""
 _JOB_BYTES = 4 * 1024 * 1024
 _JOB_THREADS = 64
 _JOBS_AHEAD = 16
@@ -128,22 +130,30 @@ def _scanned(
 ) -> Generator[list[_Result], None, None]:
     """What was found of each thread, in order: by this process first, then by children, which end with this."""
     children = usable_cores() if workers is None else workers
-    started = monotonic()
-    for place in places:
-        yield [(place.thread, scan(Scan(words, kinds, [place.conversation]))[0])]
-        if children and monotonic() - started >= _HERE_SECONDS:
-            break
-    else:
-        return
+    with ExitStack() as stack:
+        pool, begun = None, monotonic()
+        for place in places:
+            yield [(place.thread, scan(Scan(words, kinds, [place.conversation]))[0])]
+            elapsed = monotonic() - begun
+            if children and pool is None and elapsed >= _ALONE_SECONDS:
+                pool = Pool("codex_state.rollout.scanning", scan, list[Scanned], children)
+                stack.enter_context(closing(pool))
+            if pool is not None and elapsed >= _ALONE_SECONDS + _START_SECONDS:
+                yield from _by(pool, places, words, kinds)
+
+
+def _by(
+    pool: Pool[Scan, list[Scanned]], places: Iterator[_Place], words: str, kinds: list[TranscriptKind]
+) -> Iterator[list[_Result]]:
+    """The same by children, up to the end."""
     waiting: deque[tuple[list[_Place], Future[list[Scanned]]]] = deque()
-    with closing(Pool("codex_state.rollout.scanning", scan, list[Scanned], children)) as pool:
-        for batch in _batches(places):
-            job = Scan(words, kinds, [place.conversation for place in batch])
-            waiting.append((batch, pool.submit(job)))
-            while len(waiting) > _JOBS_AHEAD or (waiting and waiting[0][1].done()):
-                yield _results(*waiting.popleft())
-        for oldest in waiting:
-            yield _results(*oldest)
+    for batch in _batches(places):
+        job = Scan(words, kinds, [place.conversation for place in batch])
+        waiting.append((batch, pool.submit(job)))
+        while len(waiting) > _JOBS_AHEAD or (waiting and waiting[0][1].done()):
+            yield _results(*waiting.popleft())
+    for oldest in waiting:
+        yield _results(*oldest)
 
 
 def _results(batch: list[_Place], scanned: Future[list[Scanned]]) -> list[_Result]:

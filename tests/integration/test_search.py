@@ -138,7 +138,8 @@ def test_processes_find_what_one_finds_in_the_same_order(
         conversation(runtime.codex_home, number, f"thread {number % 3}")
     backfill(runtime)
     alone = found(runtime, '"thread 1"')
-    monkeypatch.setattr(searching, "_HERE_SECONDS", 0)
+    monkeypatch.setattr(searching, "_ALONE_SECONDS", 0)
+    monkeypatch.setattr(searching, "_START_SECONDS", 0)
     monkeypatch.setattr(searching, "_JOB_THREADS", 4)
     assert found(runtime, '"thread 1"', workers=2) == alone == [n for n in range(39, 0, -1) if n % 3 == 1]
     closed = []
@@ -152,7 +153,8 @@ def test_processes_find_what_one_finds_in_the_same_order(
 def test_a_search_tells_how_many_threads_it_has_looked_through(
     runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    monkeypatch.setattr(searching, "_HERE_SECONDS", seconds)
+    monkeypatch.setattr(searching, "_ALONE_SECONDS", seconds)
+    monkeypatch.setattr(searching, "_START_SECONDS", seconds)
     for number in range(1, 6):
         conversation(runtime.codex_home, number, f"thread {number}")
     backfill(runtime)
