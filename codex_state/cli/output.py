@@ -81,16 +81,21 @@ def write_json_line(value: Mapping[str, Any]) -> None:
     write((_UNPRINTABLE_IN_JSON.sub(_escaped, line) if sys.stdout.isatty() else line) + "\n")
 
 
+_COMMAND = re.compile("`[^`]+`")
+_UNBROKEN = "\0"
+
+
 def note(message: str) -> None:
     """Tell people something beside the result, on stderr."""
     tell(f"codex-state: {one_line(message)}")
 
 
 def tell(line: str) -> None:
-    """Write a line to stderr. A terminal doesn't break its words."""
+    """Write a line to stderr. A terminal doesn't break its words, nor what stands between backticks, to be copied."""
     with suppress(OSError):  # it is no terminal
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or sys.maxsize
-        line = textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+        whole = _COMMAND.sub(lambda command: command[0].replace(" ", _UNBROKEN), line)
+        line = textwrap.fill(whole, columns, break_long_words=False, break_on_hyphens=False).replace(_UNBROKEN, " ")
     sys.stderr.write(f"{line}\n")
 
 

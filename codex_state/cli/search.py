@@ -123,7 +123,7 @@ def search(
         "`codex-state threads show ID` tells how to resume it"
     )
     if count == limit:
-        note(f"there may be more: add --cursor '{last.anchor.cursor()}'")
+        note(f"there may be more: add `--cursor '{last.anchor.cursor()}'`")
 
 
 def _nothing(runtime: StateRuntime, query: ThreadQuery, looked_through: int) -> str:

@@ -283,7 +283,7 @@ def _page_as_json(page: ThreadsPage) -> dict[str, Any]:
 
 def _note_what_follows(page: ThreadsPage, why_none: Sequence[str]) -> None:
     if page.next_anchor is not None:
-        note(f"there are more: add --cursor {shlex.quote(page.next_anchor.cursor())}")
+        note(f"there are more: add `--cursor {shlex.quote(page.next_anchor.cursor())}`")
     elif not page.items:
         note("no threads match" + "".join(f"; {reason}" for reason in why_none))
 

@@ -199,6 +199,10 @@ class TestTheCommand:
         conversation(home, 2, "Something else")
         return InProcess(home)
 
+    def test_what_is_to_be_copied_stands_on_one_line(self, cli: InProcess) -> None:
+        shown = cli.on_terminal("search", "importer", columns=85).stdout.replace("\r", "")
+        assert "\n`codex-state threads show ID` tells how to resume it" in shown
+
     def test_programs_get_a_page_of_threads_with_their_hits(self, cli: InProcess) -> None:
         answer = cli.ok("search", "importer", "guarded", "--json").json
         (item,) = answer["items"]
