@@ -20,7 +20,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import (
     ColumnElement,
@@ -156,8 +156,7 @@ class _PreparedOnPsycopg(_Prepared):
             rows = cursor.fetchall() if cursor.description else ()
             cursor.close()
         except BaseException as error:  # noqa: BLE001 - it raises what becomes of the error
-            # Whether the connection is lost, who is told, and what the error means: as in SQLAlchemy's own execution.
-            connection._handle_dbapi_exception(error, self._text, values, cursor, None)  # noqa: SLF001
+            raise_as_sqlalchemy(connection, error, self._text, values, cursor)
         return self._made(rows, make)
 
     def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -169,13 +168,23 @@ class _PreparedOnPsycopg(_Prepared):
             cursor.executemany(self._text, values)
             cursor.close()
         except BaseException as error:  # noqa: BLE001 - as above
-            connection._handle_dbapi_exception(error, self._text, values, cursor, None)  # noqa: SLF001
+            raise_as_sqlalchemy(connection, error, self._text, values, cursor)
 
     def _values_of(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         parameters = self._with_constants(parameters)
         return {
             name: parameters[name] if convert is None else convert(parameters[name]) for name, convert in self._converts
         }
+
+
+def raise_as_sqlalchemy(
+    connection: Connection, error: BaseException, statement: str, parameters: Any, cursor: Any
+) -> NoReturn:
+    """Raise what SQLAlchemy's own execution would for a driver's error.
+
+    It decides whether the connection is lost, tells who listens to errors, and wraps the error.
+    """
+    connection._handle_dbapi_exception(error, statement, parameters, cursor, None)  # noqa: SLF001 - nothing else does
 
 
 def _columns_of(compiled: SQLCompiler) -> Sequence[ColumnElement[Any]]:
@@ -264,7 +273,7 @@ def atomically(connection: Connection) -> Iterator[None]:
     if connection.get_transaction() is None:
         # Whoever opened the connection has ended its transaction under the session: this begins the next one.
         connection.begin()
-    in_transaction = _in_transaction(connection)
+    in_transaction = _transaction_probe(connection)
     if in_transaction(connection):
         yield
         return
@@ -282,10 +291,10 @@ def atomically(connection: Connection) -> Iterator[None]:
 
 def commits_by_itself(connection: Connection) -> bool:
     """Whether the next write commits by itself: no transaction is open, and none begins with it."""
-    return not _in_transaction(connection)(connection)
+    return not _transaction_probe(connection)(connection)
 
 
-def _in_transaction(connection: Connection) -> Callable[[Connection], bool]:
+def _transaction_probe(connection: Connection) -> Callable[[Connection], bool]:
     return _in_sqlite_transaction if connection.dialect.name == "sqlite" else _in_postgresql_transaction
 
 
@@ -386,10 +395,9 @@ def forget_prepared(dialect: Dialect) -> None:
 
 
 def _is_observed(connection: Connection) -> bool:
-    dispatch = connection.engine.dispatch
+    dispatch = connection.dispatch  # its own listeners and its engine's
     return bool(
-        connection._has_events  # noqa: SLF001
-        or connection.engine.echo
+        connection.engine.echo
         or dispatch.before_cursor_execute
         or dispatch.after_cursor_execute
         or dispatch.before_execute
@@ -405,8 +413,8 @@ def _is_plain(connection: Connection) -> bool:
     A service that ends the transaction of its connection itself, under a session, has the next statement begin another
     one, and is told when it left a block's transaction before the block's end.
     """
-    nested = connection._nested_transaction  # noqa: SLF001 - one that is over can't be seen otherwise
-    block = connection._trans_context_manager  # noqa: SLF001 - nor can this
+    nested = connection.get_nested_transaction()
+    block = connection._trans_context_manager  # noqa: SLF001 - it can't be seen otherwise
     return (
         connection.in_transaction()
         and (nested is None or nested.is_active)

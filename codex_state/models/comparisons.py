@@ -237,9 +237,7 @@ def comparable(binary: BinaryExpression[Any], dialect: Dialect) -> BinaryExpress
             if dialect.name == "sqlite" and other is not None and isinstance(other.type.dialect_impl(dialect), Uuid):
                 if not isinstance(other, BindParameter):
                     raise _unequal_uuid(str(other))
-                given = other._clone()  # noqa: SLF001 - as below
-                given.type = kind
-                return _with_sides(binary, theirs, given)
+                return _with_sides(binary, theirs, type_coerce(other, kind))
             if dialect.name == "postgresql" and _is_text(theirs):
                 return _with_sides(binary, ours, id_as_text(ours))
     return binary
@@ -257,12 +255,10 @@ def checked(compiler: type[SQLCompiler]) -> type[SQLCompiler]:
 
 
 def _with_sides(binary: BinaryExpression[Any], side: Any, instead: Any) -> BinaryExpression[Any]:
-    other: BinaryExpression[Any] = binary._clone()  # noqa: SLF001 - as SQLAlchemy's own traversals do
-    if other.left is side:
-        other.left = instead
-    else:
-        other.right = instead
-    return other
+    left, right = (instead, binary.right) if binary.left is side else (binary.left, instead)
+    return BinaryExpression(
+        left, right, binary.operator, type_=binary.type, negate=binary.negate, modifiers=binary.modifiers
+    )
 
 
 def _resolved(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, CursorResult, Integer, Table, TypeDecorator
 
-from codex_state.database.execute import planned_anew
+from codex_state.database.execute import planned_anew, raise_as_sqlalchemy
 from codex_state.models import metadata
 from codex_state.models.base import StateModel, entities
 from codex_state.models.columns import UuidText
@@ -277,8 +277,7 @@ class PostgresqlStatements(Statements):
                     copy.write_row(row)
             cursor.close()
         except BaseException as error:  # noqa: BLE001 - it raises what becomes of the error
-            # Whether the connection is lost, and what the error means: as in SQLAlchemy's own execution.
-            connection._handle_dbapi_exception(error, self._copy, None, cursor, None)  # noqa: SLF001
+            raise_as_sqlalchemy(connection, error, self._copy, None, cursor)
 
     def _spelled(self, column: str) -> str:
         spelled = super()._spelled(column)
