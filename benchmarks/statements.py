@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import tempfile
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from benchmarks.measure import interleaved, report
 from codex_state import (
@@ -33,10 +34,16 @@ _LOG = (
 )
 
 
+def _id_of(second: int) -> UUID:
+    """An id as the original gives: of version 7, in the order of time."""
+    return UUID(int=second * 1000 << 80 | 7 << 76 | 2 << 62 | random.getrandbits(62))
+
+
 def new_thread(number: int) -> Thread:
-    moment = datetime.fromtimestamp(1_770_000_000 + number, UTC)
+    second = 1_770_000_000 + number
+    moment = datetime.fromtimestamp(second, UTC)
     return Thread(
-        id=uuid4(),
+        id=_id_of(second),
         rollout_path=Path(f"/home/sessions/rollout-{number}.jsonl"),
         created_at=moment,
         updated_at=moment,

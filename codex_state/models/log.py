@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Column, Index, text
+from sqlalchemy import Column, Index
 from sqlmodel import Field
 
 from codex_state.models import columns
@@ -19,7 +19,7 @@ class LogEntry(StateModel, table=True):
 
     __tablename__ = "logs"
     __table_args__ = (
-        Index("idx_logs_ts", text("ts DESC"), text("ts_nanos DESC"), text("id DESC")),
+        Index("idx_logs_ts", "ts", "ts_nanos", "id"),
         Index("idx_logs_thread_id", "thread_id"),
         {"sqlite_autoincrement": True},
     )

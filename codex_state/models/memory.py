@@ -30,15 +30,15 @@ class ThreadMemory(StateModel, table=True):
             "idx_thread_memory_scope_last_used_at",
             "scope_kind",
             "scope_key",
-            text("last_used_at DESC"),
-            text("thread_id DESC"),
+            "last_used_at",
+            "thread_id",
         ),
         Index(
             "idx_thread_memory_scope_updated_at",
             "scope_kind",
             "scope_key",
-            text("updated_at DESC"),
-            text("thread_id DESC"),
+            "updated_at",
+            "thread_id",
         ),
     )
 
@@ -92,7 +92,7 @@ class Phase1Job(StateModel, table=True):
         CheckConstraint("attempt >= 0", name="attempt"),
         CheckConstraint("failures >= 0", name="failures"),
         CheckConstraint("crashes >= 0", name="crashes"),
-        Index("idx_memory_phase1_jobs_status_started_at", "status", text("started_at DESC")),
+        Index("idx_memory_phase1_jobs_status_started_at", "status", "started_at"),
         Index(
             "idx_memory_phase1_jobs_retry_at",
             "status",
@@ -175,7 +175,7 @@ class MemoryScopeDirty(StateModel, table=True):
     __tablename__ = "memory_scope_dirty"
     __table_args__ = (
         CheckConstraint("dirty IN (0, 1)", name="dirty"),
-        Index("idx_memory_scope_dirty_dirty", "dirty", text("updated_at DESC")),
+        Index("idx_memory_scope_dirty_dirty", "dirty", "updated_at"),
     )
 
     scope_kind: str = Field(sa_column=Column(columns.text, primary_key=True))
@@ -197,7 +197,7 @@ class ConsolidationLock(StateModel, table=True):
     """Who consolidates one memory root."""
 
     __tablename__ = "memory_consolidation_locks"
-    __table_args__ = (Index("idx_memory_consolidation_locks_updated_at", text("updated_at DESC")),)
+    __table_args__ = (Index("idx_memory_consolidation_locks_updated_at", "updated_at"),)
 
     cwd: Path = Field(sa_column=Column(columns.PathText(), primary_key=True))
     """The memory root that is locked, as a path."""

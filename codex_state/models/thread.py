@@ -55,8 +55,10 @@ def open_threads(scope_kinds: Collection[str]) -> str:
     return f"{EXTRACTABLE_THREADS} AND ({for_one})"
 
 
-_BY_UPDATED_AT = "archived", text(f"({IS_SHOWN})"), text("updated_at DESC"), text("id DESC")
-_BY_CREATED_AT = "archived", text(f"({IS_SHOWN})"), text("created_at DESC"), text("id DESC")
+# Indexes ascend, and newest first they are read backwards: rows come in the order of time, and it is only at an index's
+# right end that databases fill its pages. Descending ones are nearly twice as large.
+_BY_UPDATED_AT = "archived", text(f"({IS_SHOWN})"), "updated_at", "id"
+_BY_CREATED_AT = "archived", text(f"({IS_SHOWN})"), "created_at", "id"
 
 _IS_CHILD = text("parent_thread_id IS NOT NULL")
 
@@ -273,8 +275,8 @@ def _add_settled_columns(threads: Table) -> None:
         Index(
             f"idx_threads_open{name}",
             threads.c.archived,
-            threads.c.updated_at.desc(),
-            threads.c.id.desc(),
+            threads.c.updated_at,
+            threads.c.id,
             threads.c.source,
             threads.c.home,
             *(settled_for[kind] for kind in kinds),
