@@ -135,5 +135,5 @@ def _index_in_order(index: str, sort_key: SortKey) -> str:
 
 
 def _scans_of(plan: str) -> list[tuple[str, str]]:
-    scans = re.findall(r"(\w[\w ]*Scan)(?: using (\w+))?", plan)
+    scans = re.findall(r"(\w[\w ]*Scan)(?: Backward)?(?: using (\w+))?", plan)
     return [scan for scan in scans if scan[0] != "Subquery Scan"]
