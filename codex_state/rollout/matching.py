@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from codex_state.errors import InvalidInputError
@@ -23,17 +23,19 @@ _SPACES = re.compile(r"\s+")
 _PLAIN = re.compile(r"[a-z0-9_.,:+()\[\]{}@#$%^*!?~|=-]+")
 # What else folds to ASCII letters.
 _ALSO = {"k": ("\u212a",), "i": ("İ", "\u0307"), "s": ("ß", "ẞ")}
+_ESCAPE = rb"\u"
+_MOST_ESCAPES = 256
 # Between the characters of these scripts words aren't told apart, nor is a word of another script beside them.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 _INSIDE = f"[^\\W{_UNSPACED}]"
 
 
 def fold(text: str) -> str:
-    """The form in which texts are compared: composed, without case, ß as ss, without the dot of a Turkish capital İ."""
+    """The form in which texts are compared: composed, without case, ß as ss, one sigma, a Turkish İ undotted."""
     if text.isascii():
         return text.lower()
     composed = unicodedata.normalize("NFC", text)
-    return composed.replace("İ", "i").lower().replace("ß", "ss")
+    return composed.replace("İ", "i").lower().replace("ß", "ss").replace("ς", "\u03c3")
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,22 @@ class Piece:
         """Whether there is nothing but ASCII."""
         return self.data.isascii()
 
+    def may_hold(self, escape: bytes) -> bool:
+        """Whether a character, escaped in lower case, may be there."""
+        return self._escapes is None or escape in self._escapes
+
+    @cached_property
+    def _escapes(self) -> set[bytes] | None:
+        """The characters that are escaped; ``None`` where many are."""
+        found: set[bytes] = set()
+        position = find(self.lowered, _ESCAPE)
+        for _ in range(_MOST_ESCAPES):
+            if position < 0:
+                return found
+            found.add(bytes(self.lowered[position : position + len(_ESCAPE) + 4]))
+            position = find(self.lowered, _ESCAPE, position + 1)
+        return None
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -169,7 +187,7 @@ class Anchor:
         if self.wide and not piece.is_ascii:
             # A single byte is looked for ten times as fast as several.
             yield from ((part, piece.data) for part in self.wide if all(byte in piece.data for byte in part))
-        yield from ((part, piece.lowered) for part in self.escaped)
+        yield from ((part, piece.lowered) for part in self.escaped if piece.may_hold(part))
 
 
 def _anchor_of(text: str) -> Anchor:
@@ -190,14 +208,13 @@ def _plain_anchor(plain: str) -> Anchor:
     others = [form for letter, forms in _ALSO.items() if letter in plain for form in forms]
     if "ss" not in plain and not plain.startswith("s") and not plain.endswith("s"):
         others = [form for form in others if form not in _ALSO["s"]]
-    # One of these as ``\u…`` isn't looked for: every search would take half as long again.
-    return Anchor(plain.encode(), wide=tuple(form.encode() for form in others))
+    return replace(_of_forms(others), plain=plain.encode())
 
 
 def _of_forms(forms: list[str]) -> Anchor:
     # Escaped, the first unit of the first character is enough.
     units = {form.encode("utf-16-be", "surrogatepass")[:2] for form in forms}
-    escaped = tuple(rb"\u" + unit.hex().encode() for unit in sorted(units))
+    escaped = tuple(_ESCAPE + unit.hex().encode() for unit in sorted(units))
     return Anchor(wide=tuple(form.encode() for form in forms), escaped=escaped)
 
 
