@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from uuid import UUID
 import typer
 
 from codex_state.cli import completing
-from codex_state.cli.output import counted, note, rfc3339, shown_progress
+from codex_state.cli.output import counted, note, one_line, rfc3339, shown_progress
 from codex_state.errors import ConfigurationError, InvalidInputError, StateError, ThreadNotFoundError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ ThreadId = Annotated[
 ]
 
 _NAMED_IDS = 5
+_NAME_LENGTH = 40
 
 ScopeKind = Annotated[
     str | None,
@@ -186,13 +187,20 @@ def the_thread(runtime: StateRuntime, told: UUID | str) -> UUID:
         hint = _incompleteness_of(runtime)
         raise StateError(f"no thread's id begins with {told}" + (f" ({hint})" if hint else ""))
     if len(found) > 1:
-        with runtime.read() as state:
-            named = [(each, state.threads.get(each)) for each in found[:_NAMED_IDS]]
-        for each, thread in named:
-            note(f"{each}  {(thread and thread.display_name) or '-'}")
-        more = f" (and more than {_NAMED_IDS})" if len(found) > _NAMED_IDS else ""
-        raise StateError(f"several threads' ids begin with {told}{more}; give more of it")
+        _name(runtime, found[:_NAMED_IDS])
+        many = f"more than {_NAMED_IDS}" if len(found) > _NAMED_IDS else len(found)
+        raise StateError(f"{many} threads' ids begin with {told}; give more of it")
     return found[0]
+
+
+def _name(runtime: StateRuntime, thread_ids: Sequence[UUID]) -> None:
+    """Tell of each thread its id and what it is called."""
+    with runtime.read() as state:
+        short = short_ids(state, thread_ids)
+        threads = [state.threads.get(thread_id) for thread_id in thread_ids]
+    for thread_id, thread in zip(thread_ids, threads, strict=True):
+        name = one_line((thread and thread.display_name) or "-")
+        note(f"{short(thread_id)}  {name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + '…'}")
 
 
 def not_found(runtime: StateRuntime, thread_id: UUID) -> StateError:

@@ -12,7 +12,17 @@ import typer
 
 from codex_state.cli.context import CodexHome, GlobalOptions, Json, opened, the_thread
 from codex_state.cli.groups import Commands
-from codex_state.cli.output import counted, flush, moment_of, one_line, record_of, write, write_json, write_json_line
+from codex_state.cli.output import (
+    counted,
+    flush,
+    moment_of,
+    note,
+    one_line,
+    record_of,
+    write,
+    write_json,
+    write_json_line,
+)
 from codex_state.cli.parsing import bytes_of, epoch_seconds_of, thread_id_or_beginning
 
 if TYPE_CHECKING:
@@ -113,6 +123,8 @@ def logs(
             show(entry)
         flush()
         if not follow:
+            if not newest and not as_json:
+                note("no lines match")
             return
         for entry in _following(runtime, follower, poll_ms / 1000):
             show(entry)

@@ -25,7 +25,7 @@ class _Filter(NamedTuple):
 
 
 _FILTERS: Mapping[str, _Filter] = {
-    "cwd": _Filter("--cwd", "no thread is in {} or below"),
+    "cwd": _Filter("--cwd", "no thread is in {} or below", lambda thread: str(thread.cwd)),
     "branch": _Filter("--branch", "no thread is on the branch {}", lambda thread: thread.git_branch),
     "repository": _Filter("--repo", "no thread's remote has {} in its URL"),
     "model": _Filter("--model", "no thread's model has {} in its name", lambda thread: thread.model),
@@ -33,6 +33,7 @@ _FILTERS: Mapping[str, _Filter] = {
     "text": _Filter("--text", "no thread has {} in its name, title or first message"),
     "sources": _Filter("--source", "no thread is from the source {}", lambda thread: thread.source),
     "providers": _Filter("--provider", "no thread is of the provider {}", lambda thread: thread.model_provider),
+    "children": _Filter("--no-children", "each was spawned by another one"),
     "since": _Filter("--since", "none is as new as --since asks for"),
     "until": _Filter("--until", "none is as old as --until asks for"),
 }
@@ -42,12 +43,14 @@ def reasons(runtime: StateRuntime, query: ThreadQuery) -> list[str]:
     """Why a query lists nothing, as far as that can be told at once."""
     from codex_state.models import ThreadQuery
 
-    given = {name: value for name in _FILTERS if (value := getattr(query, name)) not in (None, (), [])}
     every = ThreadQuery(sort_key=query.sort_key, home=query.home, archived=query.archived, all=query.all)
+    given = {name: value for name in _FILTERS if (value := getattr(query, name)) not in (getattr(every, name), [])}
     misses = [name for name, value in given.items() if not _lists_any(runtime, replace(every, **{name: value}))]
     told = []
     if misses and _lists_any(runtime, every):
         told += [_told(runtime, every, name, given[name]) for name in misses]
+    elif misses and query.archived:
+        told.append("no thread is archived")
     elif len(given) > 1 and not misses:
         *others, last = (_FILTERS[name].option for name in given)
         told.append(f"each of {', '.join(others)} and {last} has threads, but none has all of them")

@@ -144,21 +144,28 @@ def one_line(text: str, *, keep_spaces: bool = False) -> str:
         text: any text.
         keep_spaces: whether runs of spaces stay, as indented code needs them.
     """
-    return _UNPRINTABLE.sub("\ufffd", text.expandtabs(4) if keep_spaces else " ".join(text.split()))
+    line = _UNPRINTABLE.sub("\ufffd", text.expandtabs(4) if keep_spaces else " ".join(text.split()))
+    # What the terminal hasn't may be narrower there, so it is replaced before anything is measured.
+    encoding = sys.stdout.encoding or "utf-8"
+    return line if line.isascii() or encoding == "utf-8" else line.encode(encoding, "replace").decode(encoding)
 
 
 _TERMINAL_COMMAND = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)")
 """Colours, movements, titles, links: what programs write for a terminal, and isn't text."""
 
 
-def text_lines(text: str) -> list[str]:
-    """The lines of a text, each safe on a terminal. Of one that was written over, the last form is taken."""
+def text_lines(text: str, *, overwritten: bool = False) -> list[str]:
+    """The lines of a text, each safe on a terminal.
+
+    Args:
+        text: any text.
+        overwritten: of a line that was written over, as programs do to show progress, the last form is taken.
+    """
     plain = _TERMINAL_COMMAND.sub("", text).replace("\r\n", "\n")
-    return (
-        [one_line(line.rstrip("\r").rpartition("\r")[2], keep_spaces=True) for line in plain.split("\n")]
-        if plain
-        else []
-    )
+    if not plain:
+        return []
+    lines = plain.split("\n") if overwritten else re.split("[\r\n]", plain)
+    return [one_line(line.rstrip("\r").rpartition("\r")[2], keep_spaces=True) for line in lines]
 
 
 def counted(count: int, noun: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
@@ -16,6 +17,7 @@ _UNIX_SECONDS = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]+)?")
 _AGO = re.compile(r"(?P<count>[0-9]{1,9})\s*(?P<unit>[smhdw])(?: ago)?", re.ASCII)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_MONTH = re.compile(r"[0-9]{4}-[0-9]{2}", re.ASCII)
 _DAYS_AGO = {"today": 0, "yesterday": 1}
 _BYTES = re.compile(r"(?P<count>[0-9]{1,12})\s*(?P<unit>[kmg]?)(?P<binary>i?)b?", re.ASCII | re.IGNORECASE)
 
@@ -48,18 +50,18 @@ def thread_id_or_beginning(text: str) -> UUID | str:
 def epoch_seconds_of(text: str, *, end_of_day: bool = False) -> int:
     """A moment as whole epoch seconds: RFC 3339 with a zone, seconds since 1970, how long ago, like ``2h``, or a day.
 
-    Days are local ones: ``today``, ``yesterday``, ``2026-11-01``.
+    Days are local ones: ``today``, ``yesterday``, ``2026-11-01``; or a month, ``2026-11``.
 
     Args:
         text: what was typed.
-        end_of_day: whether a day means its last second, not its first.
+        end_of_day: whether a day or a month means its last second, not its first.
 
     Raises:
         InvalidInputError: it is none of these.
     """
     spelled = text.strip()
-    if (day := _day_of(spelled.lower())) is not None:
-        edge = day + timedelta(days=1) if end_of_day else day
+    if (days := _days_of(spelled.lower())) is not None:
+        edge = days[1] if end_of_day else days[0]
         return int(time.mktime(edge.timetuple())) - end_of_day
     if _UNIX_SECONDS.fullmatch(spelled):
         return int(spelled.partition(".")[0])
@@ -70,7 +72,7 @@ def epoch_seconds_of(text: str, *, end_of_day: bool = False) -> int:
     except ValueError:
         raise InvalidInputError(
             f"malformed date {text!r}; expected RFC 3339 like 2026-01-31T08:00:00Z, a day like 2026-01-31 or "
-            "yesterday, unix seconds, or how long ago, like 2h or 7d"
+            "yesterday, a month, unix seconds, or how long ago, like 2h or 7d"
         ) from None
     if moment.tzinfo is None:
         raise InvalidInputError(f"the date {text!r} has no zone; add Z for UTC, or an offset like +02:00")
@@ -79,15 +81,19 @@ def epoch_seconds_of(text: str, *, end_of_day: bool = False) -> int:
     return to_epoch_seconds(moment)
 
 
-def _day_of(text: str) -> date | None:
+def _days_of(text: str) -> tuple[date, date] | None:
+    """A first day, and the one after the last."""
     if text in _DAYS_AGO:
-        return date.today() - timedelta(days=_DAYS_AGO[text])  # noqa: DTZ011 - the day that people have
-    if _DAY.fullmatch(text) is None:
-        return None
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        return None
+        day = date.today() - timedelta(days=_DAYS_AGO[text])  # noqa: DTZ011 - the day that people have
+        return day, day + timedelta(days=1)
+    with suppress(ValueError):
+        if _DAY.fullmatch(text):
+            day = date.fromisoformat(text)
+            return day, day + timedelta(days=1)
+        if _MONTH.fullmatch(text):
+            first = date.fromisoformat(f"{text}-01")
+            return first, (first + timedelta(days=31)).replace(day=1)
+    return None
 
 
 def bytes_of(text: str) -> int:

@@ -55,7 +55,7 @@ def search(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="WORDS…",
+            metavar="WORDS...",
             help="What the thread holds, anywhere in its messages. word* begins a word; '\"two words\"' are a phrase.",
             show_default=False,
         ),
@@ -127,9 +127,14 @@ def search(
 
 
 def _nothing(runtime: StateRuntime, query: ThreadQuery, looked_through: int) -> str:
+    if not query.limit:
+        return "nothing was asked for: --limit 0"
+    if not looked_through and query.anchor is not None:
+        return "no more threads match"
     if not looked_through:
         return "; ".join(["nothing found: no threads match", *reasons(runtime, query)])
-    told = f"nothing found in {counted(looked_through, 'thread')}"
+    more = "more " if query.anchor is not None else ""
+    told = f"nothing {more}found in {counted(looked_through, 'thread')}"
     has_archived = not query.archived and are_others(runtime, query)
     return f"{told}; --archived looks through archived ones" if has_archived else told
 

@@ -100,7 +100,7 @@ def list_threads(
         freshen(runtime, no_refresh=no_refresh)
         query = filters.query(None if all_homes else runtime.home if home is None else home, limit)
         page = whole_page(runtime, query)
-        why = [] if as_json or page.items or page.next_anchor else reasons(runtime, query)
+        why = [] if as_json or page.items or page.next_anchor or query.anchor else reasons(runtime, query)
         unshown = None if as_json or filters.show_all or filters.cursor else _unshown(runtime, query)
         with runtime.read() as state:
             count = state.threads.count(replace(query, limit=_MOST_COUNTED)) if total else None
@@ -115,7 +115,7 @@ def list_threads(
         branches = _branches_of(page.items) if tree else [(thread, "") for thread in page.items]
         leads = {thread.id: lead for thread, lead in branches}
         write_table(_columns(filters.sort, short, with_home=all_homes, leads=leads), [thread for thread, _ in branches])
-        _note_what_follows(page, why)
+        _note_what_follows(query, page, why)
     if count is not None and not as_json:
         note(f"{'at least ' if count == _MOST_COUNTED else ''}{counted(count, 'thread')} in all")
     if unshown is not None:
@@ -281,11 +281,12 @@ def _page_as_json(page: ThreadsPage) -> dict[str, Any]:
     }
 
 
-def _note_what_follows(page: ThreadsPage, why_none: Sequence[str]) -> None:
+def _note_what_follows(query: ThreadQuery, page: ThreadsPage, why_none: Sequence[str]) -> None:
     if page.next_anchor is not None:
         note(f"there are more: add `--cursor {shlex.quote(page.next_anchor.cursor())}`")
-    elif not page.items:
-        note("no threads match" + "".join(f"; {reason}" for reason in why_none))
+    elif not page.items and query.limit:
+        none = "no threads match" if query.anchor is None else "no more threads match"
+        note("; ".join([none, *why_none]))
 
 
 def _unshown(runtime: StateRuntime, query: ThreadQuery) -> UnshownThreads:

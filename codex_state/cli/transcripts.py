@@ -232,9 +232,9 @@ def _item_as_text(item: TranscriptItem, when: str, *, full: bool) -> Iterator[_L
     yield from (_line(one_line(image), "magenta", indent=2 if item.kind == "output" else 0) for image in item.images)
 
 
-def _body(text: str, style: str = "", *, indent: int = 0, full: bool) -> Iterator[_Line]:
+def _body(text: str, style: str = "", *, indent: int = 0, full: bool, overwritten: bool = False) -> Iterator[_Line]:
     """The lines of a text: all of them, or a few and how many there are more."""
-    lines = text_lines(text)
+    lines = text_lines(text, overwritten=overwritten)
     while lines and not lines[-1].strip():
         lines.pop()
     shown = lines if full or len(lines) <= _SHORT_LINES + 1 else lines[:_SHORT_LINES]
@@ -279,7 +279,7 @@ def _output(item: TranscriptItem, *, full: bool) -> Iterator[_Line]:
     text = item.text if preface is None else item.text[preface.end() :]
     if preface is not None and (failed := _FAILED.search(preface[0])) is not None:
         yield _line(f"exit status {failed['status']}", "red", indent=2)
-    yield from _body(text, "dim", indent=2, full=full)
+    yield from _body(text, "dim", indent=2, full=full, overwritten=True)
 
 
 def _notice(item: TranscriptItem, *, full: bool) -> Iterator[_Line]:

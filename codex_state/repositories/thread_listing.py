@@ -11,7 +11,7 @@ A filter is a field of ``ThreadQuery`` and a line in ``_FILTERS``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import lru_cache
@@ -72,23 +72,33 @@ TEXTS = ("name", "title", "first_user_message", "preview")
 """What people know a thread by."""
 
 
-def _part(name: str, *columns: ColumnElement[Any]) -> ColumnElement[bool]:
-    return or_(*(matches(column, bindparam(name, type_=text)) for column in columns))
+_FORMS: tuple[Callable[[str], str], ...] = (str, str.lower, str.upper, str.title)
+"""In which a part is looked for that isn't ASCII: databases don't know the case of other letters."""
+
+_PARTS = {
+    "repository": ("git_origin_url",),
+    "model": ("model",),
+    "name": ("name",),
+    "text": TEXTS,
+}
+"""Of which columns a part is named, by the field of the query."""
 
 
-_FILTERS: dict[str, ColumnElement[bool]] = {
+def _part(name: str, forms: int) -> ColumnElement[bool]:
+    parts = [bindparam(f"{name}_{form}", type_=text) for form in range(forms)]
+    return or_(*(matches(_threads.c[column], part) for column in _PARTS[name] for part in parts))
+
+
+def _forms_of(part: str) -> list[str]:
+    return [f"%{form(part)}%" for form in (_FORMS[:1] if part.isascii() else _FORMS)]
+
+
+_FILTERS: dict[str | tuple[str, int], ColumnElement[bool]] = {
     "home": _threads.c.home == bindparam("home", type_=text),
     "cwd": IN_DIRECTORY,
     "branch": _threads.c.git_branch == bindparam("branch", type_=text),
-    "repository": _part("repository", _threads.c.git_origin_url),
-    "model": _part("model", _threads.c.model),
-    "name": _part("name", _threads.c.name),
-    "text": _part("text", *(_threads.c[name] for name in TEXTS)),
-}
-"""Which rows a field of the query lets through when it isn't ``None``."""
-
-_PARTS = frozenset({"repository", "model", "name", "text"})
-"""Of which a part is named."""
+} | {(name, forms): _part(name, forms) for name in _PARTS for forms in (1, len(_FORMS))}
+"""Which rows a field of the query lets through when it isn't ``None``; a part in so many forms."""
 
 IS_SUBAGENTS = func.substr(_threads.c.source, literal_column("1"), literal_column("11")) == literal_column(
     """'{"subagent"'""", text
@@ -170,7 +180,7 @@ class _Shape(NamedTuple):
     until: bool
     to_anchor: bool
     subagents: bool
-    filters: tuple[str, ...]
+    filters: tuple[str | tuple[str, int], ...]
     alternatives: tuple[tuple[str, int], ...]
 
     @property
@@ -202,7 +212,17 @@ def statement_of(
     parameters |= _bounds_of(query, stored_anchor, to_anchor)
     if directories is not None:
         query = replace(query, cwd=None)
-    filters = {name: value for name in _FILTERS if (value := getattr(query, name)) is not None}
+    filters: list[str | tuple[str, int]] = []
+    for name in ("home", "cwd", "branch", *_PARTS):
+        if (value := getattr(query, name)) is None:
+            continue
+        if name in _PARTS:
+            forms = _forms_of(value)
+            filters.append((name, len(forms)))
+            parameters |= {f"{name}_{place}": form for place, form in enumerate(forms)}
+        else:
+            filters.append(name)
+            parameters |= directory_parameters(value) if name == "cwd" else {name: value}
     # A value given twice would return its threads twice from two branches.
     given = {"sources": query.sources, "providers": query.providers, "directories": directories or ()}
     alternatives = {name: values for name in _ALTERNATIVES if (values := sorted(set(given[name])))}
@@ -223,9 +243,6 @@ def statement_of(
         tuple(filters),
         tuple((name, len(values)) for name, values in alternatives.items()),
     )
-    parameters |= {name: f"%{value}%" if name in _PARTS else value for name, value in filters.items()}
-    if "cwd" in filters:
-        parameters |= directory_parameters(filters["cwd"])
     if shape.has_a_branch_each:
         for name, values in alternatives.items():
             parameters |= {f"{name}_{index}": value for index, value in enumerate(values)}

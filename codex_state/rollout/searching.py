@@ -192,6 +192,7 @@ def _places(runtime: StateRuntime, words: str, query: ThreadQuery) -> Iterator[_
         for thread in threads:
             names = [fold(text) for text in {*thread.texts} if text]  # often all the same
             if any(term.excluded and term.is_in(name) for term in terms for name in names):
+                yield _Place(thread, Conversation([], []), 0)  # nothing to look for it in
                 continue
             known = [place for place, term in enumerate(terms) if any(term.is_in(name) for name in names)]
             paths = files.get(str(thread.id), {})

@@ -488,8 +488,8 @@ def test_a_listing_without_threads_says_which_filter_leaves_none(tmp_path: Path)
         return cli.ok("threads", "list", "--no-refresh", *options).stderr.partition("no threads match")[2].strip()
 
     assert said("--branch", "mian") == "; no thread is on the branch 'mian'; did you mean 'main'?"
-    assert said("--cwd", "/code/c") == "; no thread is in '/code/c' or below"
-    assert said("--cwd", "/code/c", "--branch", "dev") == "; no thread is in '/code/c' or below"
+    assert said("--cwd", "/somewhere/else") == "; no thread is in '/somewhere/else' or below"
+    assert said("--cwd", "/somewhere/else", "--branch", "dev") == "; no thread is in '/somewhere/else' or below"
     assert said("--model", "gpt-6", "--repo", "x") == (
         "; no thread's remote has 'x' in its URL; no thread's model has 'gpt-6' in its name; did you mean 'gpt-5'?"
     )
@@ -500,6 +500,18 @@ def test_a_listing_without_threads_says_which_filter_leaves_none(tmp_path: Path)
     assert said("--since", "2199-01-01") == "; none is as new as --since asks for"
     assert said("--archived", "--branch", "main") == (
         "; no thread is on the branch 'main'; threads that aren't archived do: leave --archived out"
+    )
+    assert said("--cwd", "/code/aa") == "; no thread is in '/code/aa' or below; did you mean '/code/a'?"
+    assert said("--limit", "0") == ""
+    cursor = cli.ok("threads", "list", "--limit", "2", "--json").json["items"][-1]
+    end = f"{cursor['updated_at']}|{cursor['id']}"
+    assert "no more threads match\n" in cli.ok("threads", "list", "--cursor", end).stderr
+    child = a_thread(parent_thread_id=here.id, rollout_path=None, source='{"subagent":"review"}')
+    alone = of_threads(tmp_path / "children", child)
+    done = alone.ok("threads", "list", "--no-children", "--source", "subagent")
+    assert "no threads match; each was spawned by another one\n" in done.stderr
+    assert (
+        "no threads match; no thread is archived\n" in alone.ok("threads", "list", "--archived", "--branch", "x").stderr
     )
     own_home = StateSettings(codex_home=tmp_path / "empty")
     own_home.codex_home.mkdir()
@@ -531,7 +543,7 @@ def test_a_beginning_of_no_id_or_of_several_is_refused(tmp_path: Path) -> None:
     assert done.status == 1
     *named, error = done.stderr.splitlines()
     assert [line.split()[1] for line in named] == [str(each) for each in ids[:5]]
-    assert "several threads' ids begin with 0198c0de (and more than 5); give more of it" in error
+    assert "more than 5 threads' ids begin with 0198c0de; give more of it" in error
     assert "no thread's id begins with ffff" in cli("threads", "show", "ffff").stderr
     assert cli("threads", "show", "019").status == 2
 

@@ -238,6 +238,10 @@ class TestTheCommand:
             return done.stderr
 
         assert said("nowhere") == "codex-state: nothing found in 2 threads\n"
+        assert said("importer", "--not", "importer") == "codex-state: nothing found in 2 threads\n"
+        assert said("importer", "--limit", "0") == "codex-state: nothing was asked for: --limit 0\n"
+        end = cli.ok("search", "importer", "--limit", "1", "--json").json["next_cursor"]
+        assert said("importer", "--cursor", end) == "codex-state: no more threads match\n"
         assert "nothing found: no threads match; no thread is on the branch 'x'" in said("importer", "--branch", "x")
         cli.ok("threads", "archive", str(thread_id(1)))
         assert "nothing found in 1 thread; --archived looks through archived ones" in said("guarded")

@@ -259,6 +259,13 @@ class TestListing:
         assert _all_pages(state, 1, children=False) == _in_order([parent, fork])
         assert _all_pages(state, 9, children=False, all=True, sources=["cli", "exec"]) == _in_order([parent, fork])
 
+    @pytest.mark.parametrize("part", ["école", "École", "ÉCOLE", "ecole"])
+    def test_parts_are_found_whatever_their_case_also_beyond_ascii(self, state: State, part: str) -> None:
+        threads = [a_thread(title=title) for title in ("L'École maternelle", "ÉCOLES", "l'école", "Ecole")]
+        state.threads.upsert_many(threads)
+        wanted = threads[3:] if part == "ecole" else threads[:3]
+        assert set(_all_pages(state, 2, text=part)) == {thread.id for thread in wanted}
+
     @pytest.mark.parametrize(
         "damage",
         [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_state.cli.output import ago, counted, json_value, one_line, rfc3339, text_of
+from codex_state.cli.output import ago, counted, json_value, one_line, rfc3339, text_lines, text_of
 
 NOW = datetime(2026, 4, 8, 12, 0, tzinfo=UTC)
 
@@ -48,6 +50,16 @@ def test_one_line_is_one_line_and_moves_no_cursor(text: str) -> None:
 def test_a_title_cannot_speak_to_the_terminal() -> None:
     assert one_line("red \x1b[31mhat\x07\nnext\tword") == "red \ufffd[31mhat\ufffd next word"
     assert one_line("ab\u202ecd") == "ab\ufffdcd"
+
+
+def test_what_the_terminal_has_no_character_for_is_measured_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert one_line("日本 é") == "?? ?"
+
+
+def test_of_an_output_that_was_written_over_the_last_form_is_shown_and_of_a_message_all() -> None:
+    assert text_lines("10%\r50%\r100%\r\ndone", overwritten=True) == ["100%", "done"]
+    assert text_lines("done\rover\r\nnext") == ["done", "over", "next"]
 
 
 def test_code_keeps_its_indentation_where_asked() -> None:
