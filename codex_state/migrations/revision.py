@@ -12,7 +12,7 @@ from codex_state.database.errors import ForeignSchemaError, SchemaTooNewError, p
 from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.models import metadata
 
-HEAD = "0025_ascending_indexes"
+HEAD = "0026_renewals_in_place"
 """The revision that this version speaks."""
 
 _REVISIONS = "SELECT version_num FROM codex_state_version"

@@ -280,6 +280,20 @@ def is_searched(search: Search) -> list[ColumnElement[bool]]:
     return conditions
 
 
+def latest_first(are_running: set[bool]) -> tuple[ColumnElement[Any], ...]:
+    """An order of jobs: by when they were finished, and running ones by when they were last renewed.
+
+    What is finished has an index in that order. Renewals change no index: running jobs are few, and sorted.
+
+    Args:
+        are_running: whether those that are to be ordered are running; both if some are.
+    """
+    moment: ColumnElement[Any] = func.coalesce(_jobs.c.finished_at, _jobs.c.started_at)
+    if len(are_running) == 1:
+        moment = _jobs.c.started_at if True in are_running else _jobs.c.finished_at
+    return moment.desc(), _jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key
+
+
 def seconds_ago(parameter: str) -> ScalarSelect[int]:
     """So many seconds before now: told once for the whole statement, so that PostgreSQL seeks it in an index.
 

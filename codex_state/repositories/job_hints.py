@@ -94,8 +94,7 @@ def reopen(kinds: tuple[str, ...], *, from_the_dead: bool = False) -> ReturningU
     jobs of the dead as well.
     """
     by_themselves = [
-        (_jobs.c.status == RUNNING, JOBS.is_over),
-        (_jobs.c.status == RUNNING, _jobs.c.started_at.is_(None)),
+        (_jobs.c.status == RUNNING, or_(JOBS.is_over, _jobs.c.started_at.is_(None))),
         (_jobs.c.status == FAILED, _jobs.c.retry_at.is_not(None), seconds_of(_jobs.c.retry_at) <= _now),
     ]
     if from_the_dead:

@@ -62,6 +62,7 @@ from codex_state.repositories.job_claims import (
     claim_from,
     give_up,
     is_claimable,
+    latest_first,
     left_behind,
     search_of,
 )
@@ -195,12 +196,15 @@ _MISSED_THEIR_FILE = (
 )
 _GET = select_entity(Phase1Job).where(JOBS.is_key)
 
-_order = (_jobs.c.started_at.desc(), _jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key)
 _limit = bindparam("row_limit", type_=BigInteger())
-_LIST = select_entity(Phase1Job).order_by(*_order).limit(_limit)
-_LIST_BY_STATUS = (
-    select_entity(Phase1Job).where(_jobs.c.status == bindparam("of_status", type_=text)).order_by(*_order).limit(_limit)
-)
+_LIST = select_entity(Phase1Job).order_by(*latest_first({True, False})).limit(_limit)
+_LIST_BY_STATUS = {
+    status: select_entity(Phase1Job)
+    .where(_jobs.c.status == bindparam("of_status", type_=text))
+    .order_by(*latest_first({status is Phase1Status.RUNNING}))
+    .limit(_limit)
+    for status in Phase1Status
+}
 _COUNT = select(_jobs.c.status, func.count().label("jobs")).group_by(_jobs.c.status)
 
 _MOST_ROUNDS = 64
@@ -475,10 +479,12 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
         return self._entity(Phase1Job, _GET, self._of(key))
 
     def list(self, *, status: Phase1Status | None = None, limit: int = 100) -> Sequence[Phase1Job]:
-        """Jobs, the most recently started first."""
+        """Jobs, the latest first: by when they were finished, and running ones by when they were last renewed."""
         if status is None:
             return self._entities(Phase1Job, _LIST, {"row_limit": max(limit, 0)})
-        return self._entities(Phase1Job, _LIST_BY_STATUS, {"of_status": status.value, "row_limit": max(limit, 0)})
+        return self._entities(
+            Phase1Job, _LIST_BY_STATUS[status], {"of_status": status.value, "row_limit": max(limit, 0)}
+        )
 
     def count_by_status(self) -> dict[Phase1Status, int]:
         """How many jobs there are in each state."""

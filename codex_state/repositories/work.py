@@ -63,6 +63,7 @@ from codex_state.repositories.job_claims import (
     is_job_of,
     is_searched,
     key_of,
+    latest_first,
     left_behind,
     search_of,
     seconds_ago,
@@ -77,7 +78,6 @@ _backfills = table_of(BackfillState)
 _COUNTED_PENDING = 10_000
 _REASONS = 10
 _LONGEST_REASON = 200
-_DAY = timedelta(days=1)
 
 _now = type_coerce(server_now(), EpochSeconds()).label("now")
 _is_held = and_(_jobs.c.status == RUNNING, not_(left_behind()))
@@ -93,6 +93,8 @@ STATES: dict[JobState, ColumnElement[bool]] = {
 }
 """Which jobs stand how: each is in one state. Filters and what is shown are these. ``new_lease_seconds`` is for rows
 that don't name their lease."""
+
+_RUNNING_STATES = frozenset({JobState.CLAIMED, JobState.WORKING, JobState.OVER})
 
 _state = case(*((condition, literal_column(f"'{state}'", text)) for state, condition in STATES.items()))
 _key = (_jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key)
@@ -121,7 +123,8 @@ def _listing(states: tuple[JobState, ...], filters: tuple[str, ...], *, by_key: 
     if after:
         last = (bindparam(f"after_{column.key}", type_=column.type) for column in _key)
         statement = statement.where(tuple_(*_key) > tuple_(*last))
-    order = _key if by_key else (_jobs.c.started_at.desc(), *_key)
+    are_running = {state in _RUNNING_STATES for state in states or JobState}
+    order = _key if by_key else latest_first(are_running)
     return statement.order_by(*order).limit(bindparam("row_limit", type_=BigInteger()))
 
 
@@ -129,7 +132,7 @@ _limit = bindparam("row_limit", type_=BigInteger())
 _HELD_JOBS = (
     select(*columns_of(Phase1Job), _state.label("told_state"), _now)
     .where(_jobs.c.status == RUNNING)
-    .order_by(_jobs.c.started_at.desc(), *_key)
+    .order_by(*latest_first({True}))
     .limit(_limit)
 )
 _HELD = {
@@ -181,12 +184,10 @@ _WHY = (
     .order_by(_count.desc(), literal_column("1"))
     .limit(literal_column(str(_REASONS)))
 )
-# By the index of starts: a job that was finished lately was started or renewed within its lease before, a day at most.
 _LATELY = (
     select(_jobs.c.status, _count)
     .where(
         _jobs.c.status.in_([SUCCEEDED, FAILED]),
-        seconds_of(_jobs.c.started_at) > seconds_ago("window_and_lease"),
         seconds_of(_jobs.c.finished_at) > seconds_ago("window_seconds"),
     )
     .group_by(_jobs.c.status)
@@ -307,7 +308,7 @@ class WorkRepository(Repository):
             row.status: row.jobs
             for row in self._all(
                 _LATELY,
-                {"window_seconds": whole_seconds(window), "window_and_lease": whole_seconds(window + _DAY)},
+                {"window_seconds": whole_seconds(window)},
             )
         }
         return WorkOverview(

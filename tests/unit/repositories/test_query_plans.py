@@ -263,12 +263,11 @@ def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
         "SEARCH memory_phase1_jobs USING INDEX sqlite_autoindex_memory_phase1_jobs_1 "
         "(thread_id=? AND scope_kind=? AND scope_key=?)"
     )
-    status = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_status_started_at"
+    status = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_status_finished_at"
     retry = "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_retry_at"
     running = f"{status} (status=?)"
     assert _reads(give_up) == {by_key, running}
-    reopened = {running, f"{status} (status=? AND started_at=?)"}
-    reopened.add(f"{retry} (status=? AND retry_at>? AND retry_at<?)")
+    reopened = {running, f"{retry} (status=? AND retry_at>? AND retry_at<?)"}
     # First the hints of threads whose job can be claimed again, at last of those that are settled by now.
     assert _reads(reopen) - by_id == reopened
     assert settle
@@ -317,10 +316,12 @@ def _reads(steps: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("status", Phase1Status)
-def test_jobs_of_one_status_are_read_in_the_order_of_their_start(state: State, status: Phase1Status) -> None:
+def test_jobs_of_one_status_are_read_in_the_order_of_their_end(state: State, status: Phase1Status) -> None:
     steps = _plan_of(state, lambda state: state.phase1_jobs.list(status=status))
-    assert steps[0] == "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_status_started_at (status=?)"
-    assert steps[1:] == ["USE TEMP B-TREE FOR RIGHT PART OF ORDER BY"]
+    assert steps[0] == "SEARCH memory_phase1_jobs USING INDEX idx_memory_phase1_jobs_status_finished_at (status=?)"
+    # Renewals would have to change an index that had the order of running ones.
+    sorted_part = "" if status is Phase1Status.RUNNING else "RIGHT PART OF "
+    assert steps[1:] == [f"USE TEMP B-TREE FOR {sorted_part}ORDER BY"]
 
 
 def test_dirty_scopes_are_found_without_looking_at_clean_ones(state: State) -> None:
