@@ -61,7 +61,14 @@ def _ours(url: str, batch: int, start: Barrier) -> tuple[int, float]:
 def _nobodys_lease() -> Phase1Lease:
     now = datetime.now(UTC)
     key = Phase1Key(uuid4(), MemoryScope.user())
-    return Phase1Lease(key, uuid4(), "nobody's", 1, now, now, timedelta(hours=1))
+    return Phase1Lease(
+        key=key,
+        owner=uuid4(),
+        token="nobody's",
+        granted_at=now,
+        duration=timedelta(hours=1),
+        source_updated_at=now,
+    )
 
 
 def _pgqueuer(url: str, batch: int, start: Barrier) -> tuple[int, float]:

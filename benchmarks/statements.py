@@ -22,9 +22,11 @@ from codex_state import (
     Thread,
     ThreadQuery,
 )
+from codex_state.models import IS_SHOWN
 
 _RENEW = (
-    "UPDATE memory_phase1_jobs SET started_at = CAST(strftime('%s', 'now') AS INTEGER) "
+    "UPDATE memory_phase1_jobs SET started_at = CAST(strftime('%s', 'now') AS INTEGER), owner_name = ?, "
+    "owner_process = ?, lease_seconds = ? "
     "WHERE thread_id = ? AND scope_kind = ? AND scope_key = ? AND status = 'running' AND ownership_token = ? "
     "RETURNING started_at"
 )
@@ -80,7 +82,9 @@ def run() -> None:
             claim = jobs.try_claim(key, owner=owner, source_updated_at=thread.updated_at, lease=timedelta(hours=1))
             assert isinstance(claim, Claimed)
             lease = claim.lease
-            values = (str(thread.id), "user", "user", lease.token)
+            job = jobs.get(key)
+            assert job is not None
+            values = (job.owner_name, job.owner_process, 3600, str(thread.id), "user", "user", lease.token)
 
             def renew_in_a_session_of_its_own() -> None:
                 with runtime.autocommit() as own:
@@ -117,7 +121,7 @@ def _page_of_50(runtime: StateRuntime, raw: sqlite3.Connection) -> None:
             Anchor(thread.updated_at, thread.id) for thread in state.threads.list(ThreadQuery(limit=15_000)).items[::50]
         )
         query = (
-            "SELECT * FROM threads WHERE archived = 0 AND first_user_message != '' AND (updated_at, id) < (?, ?) "
+            f"SELECT * FROM threads WHERE archived = 0 AND ({IS_SHOWN}) = true AND (updated_at, id) < (?, ?) "
             "ORDER BY updated_at DESC, id DESC LIMIT 51"
         )
 

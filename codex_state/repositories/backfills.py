@@ -146,7 +146,7 @@ class BackfillRepository(LeaseRepository[str, BackfillLease]):
 
         Make it the last statement of the transaction that stored the batch: when it answers ``LEASE_LOST``, roll back.
         """
-        return self._write(_CHECKPOINT, lease, **self._renewing(lease), new_watermark=watermark)
+        return self._prolong(_CHECKPOINT, lease, new_watermark=watermark)
 
     def complete(self, lease: BackfillLease, watermark: str | None = None) -> HolderWrite:
         """Note that every rollout is handled. Without a ``watermark`` the stored one stays."""

@@ -60,9 +60,17 @@ class Repository:
         self._session.flush()
         return self._session.connection()
 
-    def _all(self, statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS) -> Sequence[Any]:
-        """Run a statement and read every row, which on SQLite is also what ends an autocommitted statement."""
-        return execute(self._connection, statement, parameters)
+    def _all(
+        self, statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS, on: Connection | None = None
+    ) -> Sequence[Any]:
+        """Run a statement and read every row, which on SQLite is also what ends an autocommitted statement.
+
+        Args:
+            statement: a constant.
+            parameters: a value for each of its named parameters.
+            on: the session's connection, from who has it already.
+        """
+        return execute(on or self._connection, statement, parameters)
 
     def _entities(
         self, model: type[EntityT], statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS
@@ -82,9 +90,11 @@ class Repository:
         if rows:
             execute_many(self._connection, statement, rows)
 
-    def _one(self, statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS) -> Any | None:
+    def _one(
+        self, statement: Executable, parameters: Mapping[str, Any] = NO_PARAMETERS, on: Connection | None = None
+    ) -> Any | None:
         """Run a statement that concerns at most one row. Whether one came back is the outcome (law L1)."""
-        rows = self._all(statement, parameters)
+        rows = self._all(statement, parameters, on)
         if len(rows) > 1:
             raise AssertionError(f"a guarded statement touched {len(rows)} rows")
         return rows[0] if rows else None

@@ -393,7 +393,7 @@ class Phase1JobRepository(LeaseRepository[Phase1Key, Phase1Lease]):
 
     def begin(self, lease: Phase1Lease) -> HolderWrite:
         """Note that the work begins, and prolong the lease. From now on, ending with its worker counts as a crash."""
-        return self._write(_BEGIN, lease, **self._renewing(lease))
+        return self._prolong(_BEGIN, lease)
 
     def succeed(self, lease: Phase1Lease, *, raw_memory_path: Path | None, summary_hash: str | None) -> HolderWrite:
         """Finish the job, naming what it produced; both are ``None`` when there was nothing to remember."""

@@ -155,7 +155,7 @@ class LeaseRepository(Repository, Generic[KeyT, LeaseT]):
 
         A lease that is over but that nobody took is still the holder's and can be renewed.
         """
-        return self._write(self._renewal, lease, **self._renewing(lease))
+        return self._prolong(self._renewal, lease)
 
     def begin(self, lease: LeaseT) -> HolderWrite:
         """Note that the work begins, where that makes a difference, and prolong the lease."""
@@ -196,15 +196,20 @@ class LeaseRepository(Repository, Generic[KeyT, LeaseT]):
         taken_over: Row[Any] | None = self._one(from_the_dead, parameters | dead) if dead else None
         return taken_over
 
-    def _renewing(self, lease: LeaseT) -> dict[str, Any]:
-        """The parameters of a write that prolongs the lease."""
+    def _prolong(self, statement: Executable, lease: LeaseT, **parameters: Any) -> HolderWrite:
+        """Make a holder's write that prolongs the lease."""
         required(lease, Lease)
-        return owner_parameters(self._connection, lease.duration, lease.owner if isinstance(lease.owner, str) else "")
+        connection, label = self._connection, lease.owner if isinstance(lease.owner, str) else ""
+        return self._write(
+            statement, lease, connection, **owner_parameters(connection, lease.duration, label), **parameters
+        )
 
-    def _write(self, statement: Executable, lease: LeaseT, **parameters: Any) -> HolderWrite:
+    def _write(
+        self, statement: Executable, lease: LeaseT, on: Connection | None = None, **parameters: Any
+    ) -> HolderWrite:
         """Make a holder's write. Whether a row came back is the answer (law L1)."""
         key = self._parameters_of(required(lease, Lease).key)
-        row = self._one(statement, {**key, "token": lease.token, **parameters})
+        row = self._one(statement, {**key, "token": lease.token, **parameters}, on)
         return HolderWrite.LEASE_LOST if row is None else HolderWrite.APPLIED
 
 

@@ -14,6 +14,7 @@ USED = {
     # version of it that does this otherwise fails test_statement_listeners, test_server_away and test_own_transactions.
     "database/execute.py": {
         "_handle_dbapi_exception",
+        "_has_events",
         "_trans_context_manager",
         "_transaction_is_active",
         "_in_transaction",
