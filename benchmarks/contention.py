@@ -17,10 +17,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from sqlalchemy import make_url
+from sqlalchemy import event, make_url
 
 from benchmarks.servers import serve
 from benchmarks.statements import new_thread, raw_connection
@@ -73,21 +74,33 @@ def _claim_through_us(home: str, ids: list[UUID], results: multiprocessing.Queue
 
 
 def _claim_by_sqlite3(home: str, ids: list[UUID], results: multiprocessing.Queue[_Result]) -> None:
+    """The same statements, while SQLite's own busy handler waits for its turn."""
     claims, waits = 0, []
+    statements = _statements_of(home, ids)
     connection = raw_connection(StateSettings(codex_home=Path(home)).database_path)
     connection.execute("PRAGMA busy_timeout = 5000")
     end = time.perf_counter() + _SECONDS
     while (start := time.perf_counter()) < end:
-        connection.execute(
-            "UPDATE memory_phase1_jobs SET started_at = CAST(strftime('%s', 'now') AS INTEGER), ownership_token = ?, "
-            "attempt = attempt + 1 WHERE thread_id = ? AND scope_kind = 'user' AND scope_key = 'user' "
-            "RETURNING attempt",
-            (uuid4().hex, str(random.choice(ids))),
-        ).fetchall()
+        connection.execute(*random.choice(statements)).fetchall()
         claims += 1
         waits.append(time.perf_counter() - start)
     connection.close()
     results.put((claims, 0, sorted(waits)))
+
+
+def _statements_of(home: str, ids: list[UUID]) -> list[tuple[str, Any]]:
+    """What a claim of each thread sends."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_more: Any) -> None:
+        sent.append((statement, parameters))
+
+    with StateRuntime.open(StateSettings(codex_home=Path(home))) as runtime, runtime.autocommit() as state:
+        event.listen(state.session.connection(), "before_cursor_execute", note)
+        for thread_id in ids:
+            key = Phase1Key(thread_id, MemoryScope.user())
+            state.phase1_jobs.try_claim(key, owner=uuid4(), source_updated_at=datetime.now(UTC), lease=timedelta(0))
+    return sent
 
 
 def _claim_all_through_us(url: str, ids: list[UUID], start: Barrier) -> _Race:
