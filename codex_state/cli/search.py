@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codex_state.cli.context import CodexHome, Json, Limit, NoRefresh, freshen, opened, short_ids
-from codex_state.cli.filters import Filters, filtered
-from codex_state.cli.nothing import are_others, reasons
+from codex_state.cli.filters import Filters, are_others, filtered, reasons
 from codex_state.cli.output import (
     ago,
     console_of,

@@ -25,10 +25,9 @@ from codex_state.cli.context import (
     short_ids,
     the_thread,
 )
-from codex_state.cli.filters import Filters, filtered, whole_page
+from codex_state.cli.filters import Filters, filtered, reasons, whole_page
 from codex_state.cli.groups import Commands
 from codex_state.cli.memories import memories_of
-from codex_state.cli.nothing import reasons
 from codex_state.cli.output import (
     Column,
     ago,

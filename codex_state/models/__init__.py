@@ -32,15 +32,18 @@ from codex_state.models.memory import (
 from codex_state.models.queries import (
     SUBAGENT,
     Anchor,
+    GroupBy,
     LogQuery,
     SortKey,
+    StatisticsPage,
+    StatisticsQuery,
     ThreadQuery,
     ThreadsPage,
+    ThreadStatistics,
     UnreadableRow,
     UnshownThreads,
 )
 from codex_state.models.relations import relate
-from codex_state.models.statistics import GroupBy, StatisticsPage, StatisticsQuery, ThreadStatistics
 from codex_state.models.thread import (
     EXTRACTABLE_THREADS,
     IS_SHOWN,

@@ -5,8 +5,7 @@ from codex_state.repositories.base import Repository
 from codex_state.repositories.jobs import Phase1JobRepository
 from codex_state.repositories.leases import LeaseRepository
 from codex_state.repositories.locks import ConsolidationLockRepository, NamedLockRepository
-from codex_state.repositories.log_following import LogFollower
-from codex_state.repositories.logs import LogRepository
+from codex_state.repositories.logs import LogFollower, LogRepository
 from codex_state.repositories.memory_scopes import MemoryScopeRepository
 from codex_state.repositories.rollout_files import RolloutFileRepository
 from codex_state.repositories.thread_memories import ThreadMemoryRepository

@@ -12,7 +12,7 @@ from cli_process import Cli
 from sqlmodel import Session
 
 from codex_state import LogQuery, State, StateRuntime, StateSettings
-from codex_state.repositories import LogFollower, log_following
+from codex_state.repositories import LogFollower, logs
 from codex_state.testing.samples import a_log_line
 
 
@@ -112,7 +112,7 @@ def test_what_is_kept_is_bounded_however_long_a_transaction_stays_open(
     server: StateRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L10."""
-    monkeypatch.setattr(log_following, "WINDOW", 10)
+    monkeypatch.setattr(logs, "WINDOW", 10)
     follower = LogFollower(LogQuery())
     server.run_read(lambda state: follower.begin(state.logs))
     with transaction(server) as state:
