@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from codex_state.cli.context import CodexHome, Json, Limit, NoRefresh, freshen, opened
-from codex_state.cli.filters import Children, Cwd, Providers, Since, Sources, Until, directory, moment
+from codex_state.cli.filters import Children, Cwd, Providers, Since, Sources, Until, directory, moment, reasons
 from codex_state.cli.output import Column, bar_of, console_of, counted, note, write, write_json, write_table
 from codex_state.cli.parsing import source_of
 from codex_state.errors import InvalidInputError
@@ -21,7 +21,7 @@ from codex_state.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from codex_state.models import StatisticsPage, StatisticsQuery, ThreadStatistics
+    from codex_state.models import StatisticsPage, StatisticsQuery, ThreadQuery, ThreadStatistics
     from codex_state.runtime import StateRuntime
 
 _PIPED = sys.maxsize
@@ -87,6 +87,7 @@ def stats(
         if page.total.uncounted and not (no_refresh or runtime.is_read_only) and _count_again(runtime):
             freshen(runtime)
             page = _read(runtime, query)
+        why_none = [] if page.items else reasons(runtime, _listing_of(query))
     if as_json:
         items = [{by: item.key} | _numbers(item) for item in page.items]
         write_json({"by": by, "items": items, "total": _numbers(page.total), "more": page.more})
@@ -94,9 +95,31 @@ def stats(
         _write_csv(by, page)
     else:
         _write_table(by, page)
+        if not page.items and limit:
+            note("; ".join(["no threads match", *why_none]))
     if page.total.uncounted:
         threads = counted(page.total.uncounted, "thread")
         note(f"of {threads} only the total is known: nobody has read their rollouts again yet")
+
+
+def _listing_of(query: StatisticsQuery) -> ThreadQuery:
+    """The listing of the threads that would be added up, as nearly as there is one."""
+    from codex_state.models import SortKey, ThreadQuery
+
+    (branch, *other_branches), (model, *other_models) = query.branches or (None,), query.models or (None,)
+    return ThreadQuery(
+        sort_key=SortKey.CREATED_AT,
+        home=query.home,
+        all=True,
+        cwd=query.cwd,
+        sources=query.sources,
+        providers=query.providers,
+        branch=None if other_branches else branch,
+        model=None if other_models else model,
+        since=query.since,
+        until=query.until,
+        children=query.children,
+    )
 
 
 def _read(runtime: StateRuntime, query: StatisticsQuery) -> StatisticsPage:
@@ -129,8 +152,6 @@ def _write_table(by: str, page: StatisticsPage) -> None:
     write_table(_columns(by, lambda item: "" if item.key == _TOTAL else bar_of(item.tokens_total, most, width)), rows)
     if page.more:
         note("there are more: raise --limit")
-    elif not page.items:
-        note("no threads match")
 
 
 def _columns(by: str, bar: Callable[[ThreadStatistics], str]) -> list[Column[ThreadStatistics]]:

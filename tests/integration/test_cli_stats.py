@@ -54,7 +54,8 @@ def test_filters_are_those_of_people(indexed: Cli) -> None:
     assert 0 < threads("--source", "subagent") + threads("--no-children") == everything
     assert threads("--model", "gpt-5.2", "--model", "gpt-5.1") < everything
     assert 0 < threads("--no-children") < everything
-    assert "no threads match" in indexed.ok("stats", "--branch", "none").stderr
+    assert "no threads match; no thread is on the branch 'none'\n" in indexed.ok("stats", "--branch", "none").stderr
+    assert "no threads match; no thread is in '/nowhere' or below\n" in indexed.ok("stats", "--cwd", "/nowhere").stderr
 
 
 def test_csv_has_a_header_and_plain_numbers(indexed: Cli) -> None:
