@@ -76,7 +76,7 @@ def _make(turned: str) -> None:
 
 
 def _make_one(table: str, name: str, columns: list[str], turned: str, where: sa.TextClause | None) -> None:
-    op.drop_index(name, table)
+    op.drop_index(name, table, if_exists=True)  # one that somebody dropped is made again
     spelled = [
         column if column.isidentifier() else sa.text(column.removesuffix("*") + turned * column.endswith("*"))
         for column in columns

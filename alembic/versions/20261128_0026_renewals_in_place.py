@@ -18,7 +18,7 @@ def _on_postgresql(statement: str) -> None:
 
 
 def upgrade() -> None:
-    op.drop_index("idx_memory_phase1_jobs_status_started_at", _TABLE)
+    op.drop_index("idx_memory_phase1_jobs_status_started_at", _TABLE, if_exists=True)
     op.create_index("idx_memory_phase1_jobs_status_finished_at", _TABLE, ["status", "finished_at"])
     # Room for the next version of a row beside it.
     _on_postgresql(f"ALTER TABLE {_TABLE} SET (fillfactor = 85)")
@@ -26,5 +26,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     _on_postgresql(f"ALTER TABLE {_TABLE} RESET (fillfactor)")
-    op.drop_index("idx_memory_phase1_jobs_status_finished_at", _TABLE)
+    op.drop_index("idx_memory_phase1_jobs_status_finished_at", _TABLE, if_exists=True)
     op.create_index("idx_memory_phase1_jobs_status_started_at", _TABLE, ["status", "started_at"])

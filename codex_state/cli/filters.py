@@ -221,13 +221,14 @@ def reasons(runtime: StateRuntime, query: ThreadQuery) -> list[str]:
 
     every = ThreadQuery(sort_key=query.sort_key, home=query.home, archived=query.archived, all=query.all)
     given = {name: value for name in _FILTERS if (value := getattr(query, name)) not in (getattr(every, name), [])}
-    misses = [name for name, value in given.items() if not _lists_any(runtime, replace(every, **{name: value}))]
+    alone = {name: _lists_any(runtime, replace(every, **{name: value})) for name, value in given.items()}
+    misses = [name for name, lists_any in alone.items() if lists_any is False]
     told = []
-    if misses and _lists_any(runtime, every):
+    if misses and _lists_any(runtime, every) is not False:
         told += [_told(runtime, every, name, given[name]) for name in misses]
     elif misses and query.archived:
         told.append("no thread is archived")
-    elif len(given) > 1 and not misses:
+    elif len(given) > 1 and all(alone.values()):
         *others, last = (_FILTERS[name].option for name in given)
         told.append(f"each of {', '.join(others)} and {last} has threads, but none has all of them")
     if are_others(runtime, query):
@@ -241,14 +242,14 @@ def reasons(runtime: StateRuntime, query: ThreadQuery) -> list[str]:
 
 def are_others(runtime: StateRuntime, query: ThreadQuery) -> bool:
     """Whether the query would list any of the archived threads, or of the others if it is about those."""
-    return _lists_any(runtime, replace(query, anchor=None, archived=not query.archived))
+    return bool(_lists_any(runtime, replace(query, anchor=None, archived=not query.archived)))
 
 
-def _lists_any(runtime: StateRuntime, query: ThreadQuery) -> bool:
-    """Whether it lists a thread, or may: a page looks at a bounded number of rows."""
+def _lists_any(runtime: StateRuntime, query: ThreadQuery) -> bool | None:
+    """Whether it lists a thread; ``None`` when a page, which looks at a bounded number of rows, can't tell."""
     with runtime.read() as state:
         page = state.threads.list(replace(query, limit=1))
-    return bool(page.items) or page.next_anchor is not None
+    return True if page.items else None if page.next_anchor else False
 
 
 def _told(runtime: StateRuntime, query: ThreadQuery, name: str, value: Any) -> str:

@@ -146,7 +146,7 @@ def one_line(text: str, *, keep_spaces: bool = False) -> str:
     """
     line = _UNPRINTABLE.sub("\ufffd", text.expandtabs(4) if keep_spaces else " ".join(text.split()))
     # What the terminal hasn't may be narrower there, so it is replaced before anything is measured.
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return line if line.isascii() or encoding == "utf-8" else line.encode(encoding, "replace").decode(encoding)
 
 

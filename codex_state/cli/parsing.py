@@ -86,7 +86,7 @@ def _days_of(text: str) -> tuple[date, date] | None:
     if text in _DAYS_AGO:
         day = date.today() - timedelta(days=_DAYS_AGO[text])  # noqa: DTZ011 - the day that people have
         return day, day + timedelta(days=1)
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):  # a day that no calendar has, or none after it
         if _DAY.fullmatch(text):
             day = date.fromisoformat(text)
             return day, day + timedelta(days=1)

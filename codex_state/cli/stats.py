@@ -150,7 +150,7 @@ def _write_table(by: str, page: StatisticsPage) -> None:
     most = max((item.tokens_total for item in page.items), default=0)
     width = console_of().width // 5
     write_table(_columns(by, lambda item: "" if item.key == _TOTAL else bar_of(item.tokens_total, most, width)), rows)
-    if page.more:
+    if page.more and page.items:
         note("there are more: raise --limit")
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
+from codex_state.errors import InvalidInputError
 from codex_state.models.comparisons import Spelled
 
 _MANUAL_CLOCK_ATTRIBUTE = "codex_state_manual_clock"
@@ -94,6 +95,31 @@ class matches(Spelled[bool]):  # noqa: N801 - reads as the SQL function it is
     on_sqlite = "{0} LIKE ({1})"
     # its default escape is the backslash, which paths of Windows are full of
     on_postgresql = "{0} ILIKE ({1}) ESCAPE ''"
+
+
+class holds(Spelled[bool]):  # noqa: N801 - reads as the SQL function it is
+    """``holds(text, pattern)``: whether a part is in a text, ASCII case ignored; ``part_pattern`` makes the pattern."""
+
+    inherit_cache = True
+    type = Boolean()
+    name = "holds"
+    on_sqlite = "{0} LIKE ({1}) ESCAPE '!'"
+    on_postgresql = "{0} ILIKE ({1}) ESCAPE '!'"
+
+
+_LONGEST_PART = 10_000
+
+
+def part_pattern(part: str) -> str:
+    """What ``holds`` compares with.
+
+    Raises:
+        InvalidInputError: the part has a NUL, which no text here has, or is longer than databases compare.
+    """
+    if "\0" in part or len(part) > _LONGEST_PART:
+        why = "it has a NUL" if "\0" in part else f"it is longer than {_LONGEST_PART:,} characters"
+        raise InvalidInputError(f"a part that no text is looked through for: {why}: {part!r:.80}")
+    return f"%{part.replace('!', '!!').replace('%', '!%').replace('_', '!_')}%"
 
 
 class byte_length(Spelled[int]):  # noqa: N801 - reads as the SQL function it is

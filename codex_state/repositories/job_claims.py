@@ -288,9 +288,9 @@ def latest_first(are_running: set[bool]) -> tuple[ColumnElement[Any], ...]:
     Args:
         are_running: whether those that are to be ordered are running; both if some are.
     """
-    moment: ColumnElement[Any] = func.coalesce(_jobs.c.finished_at, _jobs.c.started_at)
-    if len(are_running) == 1:
-        moment = _jobs.c.started_at if True in are_running else _jobs.c.finished_at
+    moments = [*([_jobs.c.finished_at] * (False in are_running)), *([_jobs.c.started_at] * (True in are_running))]
+    # Databases don't agree where nothing comes; a finished job always has its time.
+    moment = moments[0] if are_running == {False} else func.coalesce(*map(seconds_of, moments), literal_column("0"))
     return moment.desc(), _jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key
 
 

@@ -38,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.sql import Executable
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-from codex_state.database.sql import matches, stored_text, unindexed
+from codex_state.database.sql import holds, part_pattern, stored_text, unindexed
 from codex_state.errors import InvalidRowError
 from codex_state.models import IS_SHOWN, SUBAGENT, Anchor, SortKey, Thread, ThreadQuery
 from codex_state.models.base import columns_of, table_of
@@ -86,11 +86,11 @@ _PARTS = {
 
 def _part(name: str, forms: int) -> ColumnElement[bool]:
     parts = [bindparam(f"{name}_{form}", type_=text) for form in range(forms)]
-    return or_(*(matches(_threads.c[column], part) for column in _PARTS[name] for part in parts))
+    return or_(*(holds(_threads.c[column], part) for column in _PARTS[name] for part in parts))
 
 
 def _forms_of(part: str) -> list[str]:
-    return [f"%{form(part)}%" for form in (_FORMS[:1] if part.isascii() else _FORMS)]
+    return [part_pattern(form(part)) for form in (_FORMS[:1] if part.isascii() else _FORMS)]
 
 
 _FILTERS: dict[str | tuple[str, int], ColumnElement[bool]] = {

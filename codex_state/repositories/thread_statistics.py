@@ -38,6 +38,7 @@ from codex_state.repositories.thread_listing import IN_DIRECTORY, IS_SUBAGENTS, 
 _threads = table_of(Thread)
 _DAY = 86_400
 _LONGEST_MONTH = 31
+_MOST_MONTHS = 12 * 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_DAY = datetime(2020, 1, 1, tzinfo=UTC)
 """Before it the offset from UTC that a zone had then counts: there were no rollouts."""
@@ -91,7 +92,7 @@ def statement_of(query: StatisticsQuery, *, grouped: bool) -> tuple[Select[Any],
     if grouped:
         parameters["row_limit"] = query.limit + 1
     if by is GroupBy.MONTH:  # its days, added up by ``groups_of``
-        by, parameters["row_limit"] = GroupBy.DAY, _LONGEST_MONTH * (query.limit + 1)
+        by, parameters["row_limit"] = GroupBy.DAY, _LONGEST_MONTH * (min(query.limit, _MOST_MONTHS) + 1)
     offsets = tuple(offsets_of(query.zone)) if by is GroupBy.DAY else ()
     shape = _Shape(by, tuple(filters), tuple(alternatives), SUBAGENT in query.sources, query.children, offsets)
     return _statement(shape), parameters
@@ -177,18 +178,24 @@ def groups_of(rows: Iterable[Any], by: GroupBy) -> list[ThreadStatistics]:
     groups = [statistics_of(row, by) for row in rows]
     if by is not GroupBy.MONTH:
         return groups
-    months = groupby(groups, lambda day: str(day.key)[: len("2026-01")])
+    months = groupby(groups, lambda day: None if day.key is None else day.key[: len("2026-01")])
     return [replace(added_up(days), key=month) for month, days in months]
 
 
 def statistics_of(row: Any, by: GroupBy | None) -> ThreadStatistics:
     """What a row of a statement says."""
-    key: str | None
+    key: str | None = None if by is None else row.group_key
     if by in {GroupBy.DAY, GroupBy.MONTH}:
-        key = (_EPOCH + timedelta(days=row.group_key)).date().isoformat()
-    else:
-        key = None if by is None else row.group_key
+        key = _day_of(row.group_key)
     return ThreadStatistics(key, **{name: getattr(row, name) for name in _NUMBERS})
+
+
+def _day_of(number: int) -> str | None:
+    """The day; ``None`` for one that no calendar has."""
+    try:
+        return (_EPOCH + timedelta(days=number)).date().isoformat()
+    except OverflowError:
+        return None
 
 
 def added_up(items: Iterable[ThreadStatistics]) -> ThreadStatistics:

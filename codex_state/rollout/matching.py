@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 
 from codex_state.errors import InvalidInputError
 
@@ -222,7 +223,8 @@ def _steady_runs(text: str) -> Iterator[str]:
     """The parts of a text whose characters have one form only."""
     run = ""
     for character in text:
-        if _forms_of(character) == [character]:
+        # Marks stand in any order, and may be a part of what comes before them.
+        if _forms_of(character) == [character] and not unicodedata.combining(character):
             run += character
         elif run:
             yield run
@@ -235,7 +237,8 @@ def _forms_of(character: str) -> list[str]:
     """All that folds to a character, or to a text with it, and the marks that it may be composed of."""
     forms = {character, *_sources().get(character, ())}
     for form in tuple(forms):
-        forms.update(mark for mark in unicodedata.normalize("NFD", form) if unicodedata.combining(mark))
+        marks = {mark for mark in unicodedata.normalize("NFD", form) if unicodedata.combining(mark)}
+        forms.update(marks, *(_sources().get(mark, ()) for mark in marks))
         if len(parts := unicodedata.normalize("NFD", form)) > 1:
             forms.add(parts[-1])  # of Hangul the last part, which is no combining mark
     return sorted(forms)
@@ -245,7 +248,8 @@ def _forms_of(character: str) -> list[str]:
 def _sources() -> dict[str, list[str]]:
     """For each character, the others that fold to a text with it."""
     sources: dict[str, list[str]] = {}
-    for code in range(0x80, 0x1E944):  # the last character with a case
+    # Up to the last character with a case, and ideographs that are others in another spelling.
+    for code in chain(range(0x80, 0x1E944), range(0x2F800, 0x2FA1E)):
         character = chr(code)
         if (folded := fold(character)) != character and not 0xD800 <= code < 0xE000:
             for each in folded:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -41,9 +41,10 @@ class Pool(Generic[JobT, ResultT]):
             workers: how many children.
         """
         self._here = run
+        self._is_closed = False
         self._children: list[_Child] = []
         # An embedded Python may not know its own executable. A child less is no harm.
-        with suppress(OSError):
+        with suppress(OSError, TypeError):
             self._children.extend(_Child(module, result) for _ in range(workers))
         self._idle: SimpleQueue[_Child] = SimpleQueue()
         for child in self._children:
@@ -55,7 +56,8 @@ class Pool(Generic[JobT, ResultT]):
         return self._threads.submit(self._run, job)
 
     def close(self) -> None:
-        """End the children, whatever they do."""
+        """End the children, whatever they do. What they didn't finish is done by nobody."""
+        self._is_closed = True
         for child in self._children:
             child.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -67,10 +69,14 @@ class Pool(Generic[JobT, ResultT]):
             return self._here(job)
         child = self._idle.get()
         try:
-            results = child.run(job)
+            results: ResultT | None = child.run(job)
         finally:
             self._idle.put(child)
-        return self._here(job) if results is None else results
+        if results is not None:
+            return results
+        if self._is_closed:
+            raise CancelledError
+        return self._here(job)
 
 
 class _Child:

@@ -82,6 +82,8 @@ def search(
     query = threads or ThreadQuery()
     parse_terms(required(words, str))
     where = [_kind(kind) for kind in kinds]
+    if workers is not None and workers < 0:
+        raise InvalidInputError(f"workers: not a number of processes: {workers}")
     if not where:
         raise InvalidInputError(f"nowhere to look: give kinds, of {', '.join(TranscriptKind)}")
     scanned = _scanned(_places(runtime, words, query), words, where, workers)

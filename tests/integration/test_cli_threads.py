@@ -19,6 +19,7 @@ from cli_process import Cli, InProcess
 from example_home import ARCHIVED, LISTED, copy_of_the_example_home
 
 from codex_state.models import MemoryScope, Thread
+from codex_state.repositories import thread_listing
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import NOON, a_thread
@@ -479,7 +480,9 @@ def test_a_filter_that_lets_little_through_still_fills_a_page(tmp_path: Path, mo
     assert ([item["git_branch"] for item in rest["items"]], rest["next_cursor"]) == (["rare"], None)
 
 
-def test_a_listing_without_threads_says_which_filter_leaves_none(tmp_path: Path) -> None:
+def test_a_listing_without_threads_says_which_filter_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = a_thread(git_branch="main", cwd=Path("/code/a"), model="gpt-5", rollout_path=None)
     there = a_thread(git_branch="dev", cwd=Path("/code/b"), rollout_path=None)
     cli = of_threads(tmp_path, here, there, a_thread(git_branch="dev", archived_at=NOON, rollout_path=None))
@@ -503,6 +506,10 @@ def test_a_listing_without_threads_says_which_filter_leaves_none(tmp_path: Path)
     )
     assert said("--cwd", "/code/aa") == "; no thread is in '/code/aa' or below; did you mean '/code/a'?"
     assert said("--limit", "0") == ""
+    monkeypatch.setattr(thread_listing, "LOOK_AT", 1)
+    assert said("--cwd", "/code", "--branch", "nope") == "", "what can't be told at once isn't told"
+    assert said("--text", "nope") == ""
+    monkeypatch.undo()
     cursor = cli.ok("threads", "list", "--limit", "2", "--json").json["items"][-1]
     end = f"{cursor['updated_at']}|{cursor['id']}"
     assert "no more threads match\n" in cli.ok("threads", "list", "--cursor", end).stderr

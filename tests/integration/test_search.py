@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from rollout_files import (
 import codex_state.cli.output as output_module
 from codex_state import InvalidInputError, StateRuntime, StateSettings, ThreadQuery
 from codex_state.rollout import TranscriptKind, backfill, read_conversation, scanning, search, searching
+from codex_state.rollout.pool import Pool
 
 
 def agent_message(text: str) -> bytes:
@@ -162,6 +165,26 @@ def test_a_search_tells_how_many_threads_it_has_looked_through(
     assert list(search(runtime, "nowhere", workers=1, on_progress=told.append)) == []
     assert told == sorted(told)
     assert told[-1] == 5
+
+
+def test_what_children_had_not_finished_at_the_end_is_done_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ends a search early would wait for as long as the rest of it takes."""
+    begun, ended = threading.Event(), threading.Event()
+    pool = Pool("codex_state.rollout.scanning", lambda job: pytest.fail("done here"), list[scanning.Scanned], 1)
+
+    def run(_child: object, _job: object) -> None:
+        begun.set()
+        ended.wait(30)
+
+    monkeypatch.setattr(type(pool._children[0]), "run", run)
+    future = pool.submit(scanning.Scan("x", [], []))
+    begun.wait(30)
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    pool._children[0]._process.wait(30)
+    ended.set()
+    closing.join(30)
+    assert isinstance(future.exception(), CancelledError)
 
 
 def test_rollouts_longer_than_a_piece_are_looked_through_to_their_end(

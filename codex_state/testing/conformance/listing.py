@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import bindparam, text
 
+from codex_state.errors import InvalidInputError
 from codex_state.models import Anchor, SortKey, Thread, ThreadQuery, ThreadsPage, UnshownThreads
 from codex_state.models.columns import UuidText
 from codex_state.runtime import State
@@ -265,6 +266,16 @@ class TestListing:
         state.threads.upsert_many(threads)
         wanted = threads[3:] if part == "ecole" else threads[:3]
         assert set(_all_pages(state, 2, text=part)) == {thread.id for thread in wanted}
+
+    def test_a_part_is_looked_for_as_it_is_written(self, state: State) -> None:
+        titles = ["50% off", "a_b", "axb", "500 off", "stop!", r"C:\new"]
+        threads = {title: a_thread(title=title) for title in titles}
+        state.threads.upsert_many(threads.values())
+        for part, wanted in (("50%", "50% off"), ("A_B", "a_b"), ("p!", "stop!"), (r"c:\n", r"C:\new")):
+            assert _all_pages(state, 9, text=part) == [threads[wanted].id]
+        for part in ("x\0y", "x" * 10_001):
+            with pytest.raises(InvalidInputError, match="no text is looked through for"):
+                state.threads.list(ThreadQuery(text=part))
 
     @pytest.mark.parametrize(
         "damage",

@@ -55,6 +55,13 @@ class TestStatistics:
         none = state.threads.statistics(StatisticsQuery(limit=0))
         assert (none.items, none.total.threads, none.more) == ([], 4, True)
 
+    def test_a_day_that_no_calendar_has_is_a_group_without_a_key(self, state: State) -> None:
+        last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+        state.threads.upsert(_thread(1, 1, created_at=last))
+        eastern = timezone(timedelta(hours=5))
+        assert [_keys(state, by=by, zone=eastern) for by in (GroupBy.DAY, GroupBy.MONTH)] == [[(None, 1)]] * 2
+        assert _keys(state, by=GroupBy.MONTH, limit=1 << 62) == [("9999-12", 1)]
+
     def test_months_are_the_latest_with_all_their_days(self, state: State) -> None:
         days = [datetime(2026, 3, 1, tzinfo=UTC) - number * _DAY for number in range(61)]
         state.threads.upsert_many([_thread(1, 10, created_at=day) for day in days])

@@ -67,6 +67,8 @@ def test_a_day_is_its_first_or_its_last_second() -> None:
     assert epoch_seconds_of("2026-01-02", end_of_day=True) == 1767312000 + 86_399
     assert epoch_seconds_of("today") - epoch_seconds_of("Yesterday") == 86_400
     assert epoch_seconds_of("yesterday", end_of_day=True) == epoch_seconds_of("today") - 1
+    with pytest.raises(InvalidInputError, match="malformed date"):
+        epoch_seconds_of("9999-12", end_of_day=True)
     assert epoch_seconds_of("2026-12") == epoch_seconds_of("2026-12-01")
     assert epoch_seconds_of("2026-12", end_of_day=True) == epoch_seconds_of("2026-12-31", end_of_day=True)
 

@@ -18,7 +18,11 @@ from codex_state.rollout import matching
 from codex_state.rollout.matching import Piece, Term, fold, parse_terms
 from codex_state.rollout.scanning import snippet
 
-LETTERS = st.sampled_from('asikAKİßΣ\u03c3ς\u212aéÉe\u0301åÅ日本パプ한국\u1112пП й И-"\\\n/ \U0001f600')
+LETTERS = st.sampled_from(
+    'asikAKİßΣ\u03c3ς\u212aéÉe\u0301åÅ日本パプ한국\u1112пП й И-"\\\n/ \U0001f600'
+    # Marks in either order, others that fold to them, and another spelling of an ideograph.
+    "\u014d\u1ecd\u0304\u0323\u0341\u0344\u0390\U0002f800\u4e3d"
+)
 TEXTS = st.text(LETTERS, max_size=12)
 
 
