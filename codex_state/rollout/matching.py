@@ -191,11 +191,16 @@ class Anchor:
         yield from ((part, piece.lowered) for part in self.escaped if piece.may_hold(part))
 
 
+_EVERY_LINE = Anchor(b"")
+
+
 def _anchor_of(text: str) -> Anchor:
     plain = max(_PLAIN.findall(text), key=len, default="")
     rest = re.sub(r"[\x00-\x7f]+", " ", text).split()
     if len(plain) >= 3 or not rest:
         return _plain_anchor(plain)
+    if unicodedata.combining(rest[0][0]):
+        return _EVERY_LINE  # a mark alone, which may be a part of anything
     steady = max((run for part in rest for run in _steady_runs(part)), key=len, default="")
     if steady:
         return _of_forms([steady])
@@ -205,7 +210,7 @@ def _anchor_of(text: str) -> Anchor:
 
 def _plain_anchor(plain: str) -> Anchor:
     if not plain:  # nothing but quotes and the like: every line with such a character in any spelling
-        return Anchor(b"")
+        return _EVERY_LINE
     others = [form for letter, forms in _ALSO.items() if letter in plain for form in forms]
     if "ss" not in plain and not plain.startswith("s") and not plain.endswith("s"):
         others = [form for form in others if form not in _ALSO["s"]]
