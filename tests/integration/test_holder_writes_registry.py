@@ -79,6 +79,7 @@ FOR_BATCH_WORKERS = {"Phase1JobRepository.succeed_many"}
 READS = {
     "ThreadRepository.get",
     "ThreadRepository.list",
+    "ThreadRepository.list_texts",
     "ThreadRepository.find_rollout_path",
     "RolloutFileRepository.get",
     "RolloutFileRepository.homes_of",
