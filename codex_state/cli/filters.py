@@ -46,9 +46,9 @@ Providers = Annotated[
 ]
 Cwd = Annotated[str | None, _option("DIR", "Only in this directory or below; . is the current one.", "--cwd")]
 Since = Annotated[
-    str | None, _option("TIME", "Not before: 7d or 2h ago, yesterday, 2026-11-01, or RFC 3339.", "--since")
+    str | None, _option("TIME", "Not before: 7d or 2h ago, yesterday, 2026-11-01, 2026-11, or RFC 3339.", "--since")
 ]
-Until = Annotated[str | None, _option("TIME", "Not after: likewise; of a day, its end.", "--until")]
+Until = Annotated[str | None, _option("TIME", "Not after: likewise; of a day or a month, its end.", "--until")]
 Branch = Annotated[str | None, _option("B", "Only on this branch of git.", "--branch", completion=completing.branches)]
 Repo = Annotated[str | None, _option("PART", "Only where this is part of the URL of git's remote.", "--repo")]
 Model = Annotated[
