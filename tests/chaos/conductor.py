@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -267,13 +268,30 @@ class Conductor:
             return 0  # the server is away; nobody is called alive who wasn't
 
     def _jump(self, run: Run, clock: ManualClock, recorder: Recorder) -> None:
-        # Back only on SQLite: a statement and the trigger that records it read PostgreSQL's mirror of the clock one
-        # after the other, so a step back between them would look like a grant before its time.
+        # A statement and the trigger that records it read the clock one after the other, so a step back between them
+        # would look like a grant before its time. On SQLite it waits until nobody writes; on PostgreSQL there is none.
         steps = (-2, -1, 1, 1, 1, 2, 4) if self._url.startswith("sqlite") else (1, 1, 1, 2, 4)
-        moment = clock.now + timedelta(seconds=self._random.choice(steps))
-        with recorder.set_clock(moment):
-            clock.set(moment)
+        step = self._random.choice(steps)
+        with ExitStack() as stack:
+            if step < 0 and not stack.enter_context(self._nobody_writing()):
+                return  # perhaps a writer that is paused
+            moment = clock.now + timedelta(seconds=step)
+            with recorder.set_clock(moment):
+                clock.set(moment)
         run.jumps += 1
+
+    @contextmanager
+    def _nobody_writing(self) -> Iterator[bool]:
+        """Hold SQLite's write lock, unless somebody has it. Nobody is waited for: this one wakes those that sleep."""
+        assert self._database.path is not None
+        with closing(sqlite3.connect(self._database.path, timeout=0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                yield False
+                return
+            yield True
+            connection.execute("COMMIT")
 
 
 def _integrity_of(database: Database) -> str:
