@@ -99,7 +99,7 @@ def list_jobs(
     codex_home: CodexHome = None,
     as_json: Json = False,
 ) -> None:
-    """List jobs, the most recently started first: who holds them, why they failed.
+    """List jobs, those first that ended or were renewed last: who holds them, why they failed.
 
     A job that is held is claimed until its work begins, and then working; it is over when nobody renewed its lease for
     as long as it was granted, and then its worker left it behind. One that failed is to be tried again later while its

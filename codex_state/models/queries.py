@@ -85,7 +85,7 @@ class ThreadQuery:
     branch: str | None = None
     """On this branch of git."""
     repository: str | None = None
-    """Part of the URL of git's remote, in any case; beyond ASCII as ``str`` has it. So for the next three."""
+    """Part of the URL of git's remote, in any case; beyond ASCII small, capital or title letters. So the next three."""
     model: str | None = None
     """Part of the model's name."""
     name: str | None = None

@@ -48,7 +48,7 @@ class JobQuery:
     until: datetime | None = None
     """Only those of then or earlier."""
     after: Phase1Key | None = None
-    """In the order of keys, and only those after this one. ``None`` for the most recently started first."""
+    """In the order of keys, and only those after this one. ``None``: those first that ended or were renewed last."""
     by_key: bool = False
     """In the order of keys from the first on."""
     limit: int = 50

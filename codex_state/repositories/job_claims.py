@@ -280,17 +280,19 @@ def is_searched(search: Search) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def latest_first(are_running: set[bool]) -> tuple[ColumnElement[Any], ...]:
+def latest_first(*, running: bool | None) -> tuple[ColumnElement[Any], ...]:
     """An order of jobs: by when they were finished, and running ones by when they were last renewed.
 
     What is finished has an index in that order. Renewals change no index: running jobs are few, and sorted.
 
     Args:
-        are_running: whether those that are to be ordered are running; both if some are.
+        running: whether those that are to be ordered are running; ``None`` if some may be.
     """
-    moments = [*([_jobs.c.finished_at] * (False in are_running)), *([_jobs.c.started_at] * (True in are_running))]
-    # Databases don't agree where nothing comes; a finished job always has its time.
-    moment = moments[0] if are_running == {False} else func.coalesce(*map(seconds_of, moments), literal_column("0"))
+    finished, renewed = seconds_of(_jobs.c.finished_at), seconds_of(_jobs.c.started_at)
+    never: ColumnElement[int] = literal_column("0")  # databases don't agree where NULL comes
+    moment: ColumnElement[Any] = _jobs.c.finished_at
+    if running is not False:
+        moment = func.coalesce(renewed, never) if running else func.coalesce(finished, renewed, never)
     return moment.desc(), _jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key
 
 

@@ -197,11 +197,11 @@ _MISSED_THEIR_FILE = (
 _GET = select_entity(Phase1Job).where(JOBS.is_key)
 
 _limit = bindparam("row_limit", type_=BigInteger())
-_LIST = select_entity(Phase1Job).order_by(*latest_first({True, False})).limit(_limit)
+_LIST = select_entity(Phase1Job).order_by(*latest_first(running=None)).limit(_limit)
 _LIST_BY_STATUS = {
     status: select_entity(Phase1Job)
     .where(_jobs.c.status == bindparam("of_status", type_=text))
-    .order_by(*latest_first({status is Phase1Status.RUNNING}))
+    .order_by(*latest_first(running=status is Phase1Status.RUNNING))
     .limit(_limit)
     for status in Phase1Status
 }

@@ -8,7 +8,7 @@ goes on in the original. So the row notes what that database said last, and only
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
@@ -313,14 +313,14 @@ class ThreadRepository(Repository):
             return ThreadsPage([], None, 0)
         wanted = replace(query, limit=query.limit + 1)
         unreadable: Sequence[UnreadableRow] = ()
-        directories = self._directories_of(query)
-        to_anchor = self._last_looked_at(query, directories)
+        bounds = self._bounds_of(query)
         try:
-            found = self._entities(Thread, *statement_of(wanted, directories=directories, to_anchor=to_anchor))
+            found = self._entities(Thread, *statement_of(wanted, **bounds))
             scanned = len(found)
         except InvalidRowError:
-            found, unreadable, scanned = self._readable(wanted, directories, to_anchor)
-        return ThreadsPage(found[: query.limit], _following(query, found, to_anchor), scanned, tuple(unreadable))
+            found, unreadable, scanned = self._readable(wanted, bounds)
+        following = _following(query, found, bounds["to_anchor"])
+        return ThreadsPage(found[: query.limit], following, scanned, tuple(unreadable))
 
     def list_texts(self, query: ThreadQuery = _EVERYTHING) -> tuple[Sequence[ThreadTexts], Anchor | None]:
         """Of the page that ``list`` would give, what a search compares; and the ``next_anchor``.
@@ -333,16 +333,20 @@ class ThreadRepository(Repository):
         if required(query, ThreadQuery).limit <= 0:
             return [], None
         wanted = replace(query, limit=query.limit + 1)
-        directories = self._directories_of(query)
-        to_anchor = self._last_looked_at(query, directories)
+        bounds = self._bounds_of(query)
         rows: Sequence[Any]
         try:
-            rows = self._all(*statement_of(wanted, Reads.TEXTS, directories=directories, to_anchor=to_anchor))
+            rows = self._all(*statement_of(wanted, Reads.TEXTS, **bounds))
         except InvalidRowError:
-            rows, _, _ = self._readable(wanted, directories, to_anchor)
+            rows, _, _ = self._readable(wanted, bounds)
         at, texts = attrgetter(query.sort_key.value), attrgetter(*thread_listing.TEXTS)
         found = [ThreadTexts(row.id, at(row), row.rollout_path, texts(row)) for row in rows[: query.limit]]
-        return found, _following(query, rows, to_anchor)
+        return found, _following(query, rows, bounds["to_anchor"])
+
+    def _bounds_of(self, query: ThreadQuery) -> dict[str, Any]:
+        """What of all threads a page of the query looks at, as ``statement_of`` takes it."""
+        directories = self._directories_of(query)
+        return {"directories": directories, "to_anchor": self._last_looked_at(query, directories)}
 
     def _directories_of(self, query: ThreadQuery) -> Sequence[str] | None:
         """The directories that a query's directory comes to, if an index is to serve them."""
@@ -369,13 +373,12 @@ class ThreadRepository(Repository):
         row = self._one(*statement_of(counted, Reads.TOTAL, directories=self._directories_of(query)))
         return 0 if row is None else int(row.total)
 
-    def _readable(self, query: ThreadQuery, directories: Sequence[str] | None, to_anchor: Anchor | None) -> _Readable:
+    def _readable(self, query: ThreadQuery, bounds: Mapping[str, Any]) -> _Readable:
         """The threads that can be read, the rows between them that can't, and how many rows were looked at."""
         threads: list[Thread] = []
         unreadable: list[UnreadableRow] = []
         dialect = self._connection.dialect
-        of_page: dict[str, Any] = {"directories": directories, "to_anchor": to_anchor}
-        statement, parameters = statement_of(query, Reads.STORED, **of_page)
+        statement, parameters = statement_of(query, Reads.STORED, **bounds)
         scanned = 0
         while len(unreadable) <= _MOST_UNREADABLE:
             rows = self._all(statement, parameters)
@@ -390,7 +393,7 @@ class ThreadRepository(Repository):
             if len(rows) < query.limit:
                 return threads, unreadable, scanned
             anchor = thread_listing.stored_anchor(rows[-1], query.sort_key)
-            statement, parameters = statement_of(query, Reads.STORED, stored_anchor=anchor, **of_page)
+            statement, parameters = statement_of(query, Reads.STORED, stored_anchor=anchor, **bounds)
         raise InvalidRowError(
             f"more than {_MOST_UNREADABLE:,} rows of threads can't be read, the first of them {unreadable[0].key!r}: "
             f"{unreadable[0].reason}"

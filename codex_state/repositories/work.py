@@ -124,7 +124,7 @@ def _listing(states: tuple[JobState, ...], filters: tuple[str, ...], *, by_key: 
         last = (bindparam(f"after_{column.key}", type_=column.type) for column in _key)
         statement = statement.where(tuple_(*_key) > tuple_(*last))
     are_running = {state in _RUNNING_STATES for state in states or JobState}
-    order = _key if by_key else latest_first(are_running)
+    order = _key if by_key else latest_first(running=are_running.pop() if len(are_running) == 1 else None)
     return statement.order_by(*order).limit(bindparam("row_limit", type_=BigInteger()))
 
 
@@ -132,7 +132,7 @@ _limit = bindparam("row_limit", type_=BigInteger())
 _HELD_JOBS = (
     select(*columns_of(Phase1Job), _state.label("told_state"), _now)
     .where(_jobs.c.status == RUNNING)
-    .order_by(*latest_first({True}))
+    .order_by(*latest_first(running=True))
     .limit(_limit)
 )
 _HELD = {

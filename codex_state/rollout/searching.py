@@ -141,13 +141,14 @@ def _scanned(
                 pool = Pool("codex_state.rollout.scanning", scan, list[Scanned], children)
                 stack.enter_context(closing(pool))
             if pool is not None and elapsed >= _ALONE_SECONDS + _START_SECONDS:
-                yield from _by(pool, places, words, kinds)
+                yield from _by_children(pool, places, words, kinds)
+                return
 
 
-def _by(
+def _by_children(
     pool: Pool[Scan, list[Scanned]], places: Iterator[_Place], words: str, kinds: list[TranscriptKind]
 ) -> Iterator[list[_Result]]:
-    """The same by children, up to the end."""
+    """What children found of the rest."""
     waiting: deque[tuple[list[_Place], Future[list[Scanned]]]] = deque()
     for batch in _batches(places):
         job = Scan(words, kinds, [place.conversation for place in batch])

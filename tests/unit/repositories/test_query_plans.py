@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -339,3 +340,16 @@ def test_the_files_of_threads_and_the_homes_of_threads_are_each_found_by_an_inde
     assert _plan_of(state, lambda state: state.phase1_jobs.reopen_found(ids))[0].startswith(
         "SEARCH memory_phase1_jobs USING INDEX sqlite_autoindex_memory_phase1_jobs_1 (thread_id=?"
     )
+
+
+def test_indexes_ascend_and_none_names_what_a_renewal_changes(state: State) -> None:
+    """A descending one leaves its pages half empty, and PostgreSQL writes a row anew in each if one has to change."""
+    rows = state.session.connection().exec_driver_sql(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+    )
+    definitions = {row.name: row.sql for row in rows}
+    assert definitions
+    assert [name for name, sql in definitions.items() if " DESC" in sql] == []
+    jobs = [sql for name, sql in definitions.items() if name.startswith("idx_memory_phase1_jobs")]
+    assert len(jobs) == 3
+    assert [sql for sql in jobs if re.search(r"\b(started_at|lease_seconds|owner_name)\b", sql)] == []
