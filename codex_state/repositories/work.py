@@ -99,13 +99,14 @@ _RUNNING_STATES = frozenset({JobState.CLAIMED, JobState.WORKING, JobState.OVER})
 _state = case(*((condition, literal_column(f"'{state}'", text)) for state, condition in STATES.items()))
 _key = (_jobs.c.thread_id, _jobs.c.scope_kind, _jobs.c.scope_key)
 _holder = bindparam("holder", type_=text)
+_moved_at = func.coalesce(_jobs.c.finished_at, _jobs.c.started_at)
 _FILTERS: dict[str, ColumnElement[bool]] = {
     "thread_id": _jobs.c.thread_id == bindparam("thread_id", type_=UuidText()),
     "scope_kind": _jobs.c.scope_kind == bindparam("scope_kind", type_=text),
     "scope_key": _jobs.c.scope_key == bindparam("scope_key", type_=text),
     "reason": contains(_jobs.c.failure_reason, bindparam("reason", type_=text)),
-    "since": _jobs.c.started_at >= bindparam("since", type_=EpochSeconds()),
-    "until": _jobs.c.started_at <= bindparam("until", type_=EpochSeconds()),
+    "since": _moved_at >= bindparam("since", type_=EpochSeconds()),
+    "until": _moved_at <= bindparam("until", type_=EpochSeconds()),
     "holder": or_(
         contains(_jobs.c.owner_name, _holder),
         _jobs.c.owner_session_id == bindparam("holder_session", type_=UuidText()),

@@ -101,6 +101,26 @@ class TestWork:
         ):
             assert len(state.work.jobs(query)) == count, query
 
+    def test_those_come_first_that_ended_or_were_renewed_last(self, state: State, clock: ManualClock) -> None:
+        ended, renewed, silent, failed = (_claim(state) for _ in range(4))
+        minute = timedelta(minutes=1)
+        clock.advance(minute)
+        state.phase1_jobs.renew(renewed)
+        clock.advance(minute)
+        state.phase1_jobs.succeed(ended, raw_memory_path=None, summary_hash=None)
+        clock.advance(minute)
+        state.phase1_jobs.fail(failed, "odd")
+
+        def found(**query: Any) -> list[Phase1Key]:
+            return [each.job.key for each in state.work.jobs(JobQuery(**query))]
+
+        assert found() == [lease.key for lease in (failed, ended, renewed, silent)]
+        assert [job.key for job in state.phase1_jobs.list()] == found()
+        assert found(states=[JobState.CLAIMED]) == [renewed.key, silent.key]
+        assert found(states=[JobState.DONE, JobState.FAILED]) == [failed.key, ended.key]
+        assert found(since=NOON + 2 * minute) == [failed.key, ended.key]
+        assert found(since=NOON + minute, until=NOON + 2 * minute) == [ended.key, renewed.key]
+
     def test_pages_by_key_hold_every_job_once(self, state: State, clock: ManualClock) -> None:
         leases = _in_every_state(state, clock)
         found: list[Phase1Key] = []
