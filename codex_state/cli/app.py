@@ -10,8 +10,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from codex_state.cli.context import CodexHome, GlobalOptions, Json
-from codex_state.cli.groups import Commands
+from codex_state.cli.context import CodexHome, Commands, GlobalOptions, Json
 from codex_state.cli.output import one_line, tell, write, write_json
 
 _COMMANDS = {
@@ -21,7 +20,7 @@ _COMMANDS = {
         "stats": "stats.stats",
         "backfill": "backfill.backfill",
         "homes": "backfill.homes",
-        "import": "importing.import_",
+        "import": "transfer.import_",
     },
     "Memories": {
         "memory": "memory.app",
@@ -35,8 +34,8 @@ _COMMANDS = {
         "db": "database.app",
         "logs": "logs.app",
         "doctor": "doctor.doctor",
-        "backup": "backups.backup",
-        "restore": "backups.restore",
+        "backup": "transfer.backup",
+        "restore": "transfer.restore",
         "version": "app.version",
     },
 }

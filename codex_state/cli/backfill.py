@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli import exits
+from codex_state.cli import HELD
 from codex_state.cli.context import CodexHome, Json, begun_backfills, holder_of, opened, quiet_log
 from codex_state.cli.output import (
     Column,
@@ -64,7 +64,7 @@ def backfill(
     _name_failures(report)
     if held_by is not None:
         note(f"the index is being built by {held_by}; wait for it, or run this again after that")
-        raise typer.Exit(exits.HELD)
+        raise typer.Exit(HELD)
 
 
 def _as_json(report: BackfillReport) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli import exits
-from codex_state.cli.context import CodexHome, Json, patiently, settings_for
-from codex_state.cli.groups import Commands
+from codex_state.cli import FAILED
+from codex_state.cli.context import CodexHome, Commands, Json, patiently, settings_for
 from codex_state.cli.output import Column, note, one_line, shown_copy_progress, write, write_json, write_table
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def check(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json
     else:
         write(f"the schema is that of {migrations.HEAD}\n")
     if differences:
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _damage(connection: Connection) -> list[str]:
@@ -298,7 +297,7 @@ def copy(
         write_table(_columns(), report.tables)
     if not report.complete:
         _name_rows(report)
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _settings_of_target(settings: StateSettings, url: str) -> StateSettings:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codex_state.cli import exits
+from codex_state.cli import FAILED
 from codex_state.cli.context import CodexHome, Json, patiently, settings_for
 from codex_state.cli.output import counted, note, one_line, write, write_json
 from codex_state.errors import StateError
@@ -54,7 +54,7 @@ def doctor(
             advice = f" ({finding.advice})" if finding.advice else ""
             write(f"{finding.severity.value:<8}  {finding.check}: {one_line(finding.text + advice)}\n")
     if _problems(found):
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _mend_file(path: Path, found: list[Finding]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from codex_state.cli import exits
+from codex_state.cli import FAILED, HELD, INTERRUPTED, TOO_NEW, USAGE
 from codex_state.cli.output import flush, mishaps, one_line, tell
 from codex_state.errors import BackfillTimeoutError, InvalidInputError, StateError
 
@@ -37,18 +37,18 @@ def run(arguments: Sequence[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in _NEEDED:
             raise
-        return _report(f"the command line needs {package}: pip install 'codex-state[cli]'", exits.FAILED)
+        return _report(f"the command line needs {package}: pip install 'codex-state[cli]'", FAILED)
     except StateError as error:
         return _report(str(error), status_of(error))
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else exits.FAILED
+        return stop.code if isinstance(stop.code, int) else FAILED
     except KeyboardInterrupt:
-        status = exits.INTERRUPTED
+        status = INTERRUPTED
     except Exception as error:
         if (usage := _usage_of(error)) is None:
             raise
         return usage
-    if status == exits.INTERRUPTED:
+    if status == INTERRUPTED:
         # The shell's line has "^C" in it.
         sys.stderr.write("\n")
     return status
@@ -73,13 +73,13 @@ def _end(number: int, _frame: object) -> None:
 def status_of(error: StateError) -> int:
     """The exit status that an error deserves."""
     if isinstance(error, InvalidInputError):
-        return exits.USAGE
+        return USAGE
     # Here, and not above, because it brings SQLAlchemy.
     from codex_state.errors import DatabaseBusyError, SchemaTooNewError
 
     if isinstance(error, SchemaTooNewError):
-        return exits.TOO_NEW
-    return exits.HELD if isinstance(error, DatabaseBusyError | BackfillTimeoutError) else exits.FAILED
+        return TOO_NEW
+    return HELD if isinstance(error, DatabaseBusyError | BackfillTimeoutError) else FAILED
 
 
 def _run_command(arguments: list[str]) -> int:
@@ -108,12 +108,12 @@ def _usage_of(error: Exception) -> int | None:
     message = str(describe()).replace("Value error, ", "")
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(f"{message}\n")
-        return exits.USAGE
+        return USAGE
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else PROGRAM
     if type(error).__name__ == "NoSuchOption" and path == f"{PROGRAM} search":
         message = f"{message.rstrip('.')}; what threads must not hold is told by --not WORD"
-    return _report(f"{message.rstrip('.')} (see `{path} --help`)", exits.USAGE)
+    return _report(f"{message.rstrip('.')} (see `{path} --help`)", USAGE)
 
 
 def _report(message: str, status: int) -> int:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codex_state.cli import exits
+from codex_state.cli import FAILED, HELD
 from codex_state.cli.context import (
     CodexHome,
+    Commands,
     Json,
     Limit,
     ScopeKey,
@@ -23,7 +24,6 @@ from codex_state.cli.context import (
     the_thread,
 )
 from codex_state.cli.filters import Since, Until, moment
-from codex_state.cli.groups import Commands
 from codex_state.cli.output import (
     Column,
     columns_of,
@@ -158,7 +158,7 @@ def show(
             write_details([("state", told.state.value), ("lease ends", told.lease_ends_at), *details])
     if not jobs:
         note(f"{query.thread_id} has no job{' in that scope' if scope_kind else ''} yet: nobody has claimed one")
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -208,10 +208,10 @@ def requeue(
         seen = "" if done.running.started_at is None else f", last seen {rfc3339(done.running.started_at)}"
         held = f"the job of {done.running.thread_id}"
         note(f"{held} is running; {done.running.owner_name or 'somebody'} holds it{seen}")
-        raise typer.Exit(exits.HELD)
+        raise typer.Exit(HELD)
     what = f"{thread_id} has no failed job" if thread_id is not None else "no failed job matches"
     note(what + (", only succeeded ones" if done.others else " in that scope" if scope_kind else ""))
-    raise typer.Exit(exits.FAILED)
+    raise typer.Exit(FAILED)
 
 
 @dataclass

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli.context import CodexHome, GlobalOptions, Json, opened, the_thread
-from codex_state.cli.groups import Commands
+from codex_state.cli.context import CodexHome, Commands, GlobalOptions, Json, opened, the_thread
 from codex_state.cli.output import (
     counted,
     flush,

@@ -9,6 +9,7 @@ import typer
 
 from codex_state.cli.context import (
     CodexHome,
+    Commands,
     Json,
     Limit,
     ScopeKey,
@@ -20,7 +21,6 @@ from codex_state.cli.context import (
     the_thread,
 )
 from codex_state.cli.filters import Since, Until, moment
-from codex_state.cli.groups import Commands
 from codex_state.cli.output import (
     Column,
     ago,

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codex_state.cli import exits
-from codex_state.cli.context import CodexHome, Json, function_of, opened, quiet_log, seconds
-from codex_state.cli.groups import Commands
+from codex_state.cli import FAILED
+from codex_state.cli.context import CodexHome, Commands, Json, function_of, opened, quiet_log, seconds
 from codex_state.cli.output import bar_on_stderr, counted, flush, json_value, note, one_line, write, write_json
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def run(
         if not report.claimed and limit:
             note(f"nothing to extract: {why_nothing(runtime, work.extraction)}")
     if report.stopped or (report.failed and report.failed == report.claimed):
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(FAILED)
 
 
 @dataclass(frozen=True)

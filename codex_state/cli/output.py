@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
-from codex_state.cli import exits
+from codex_state.cli import READER_GONE
 from codex_state.errors import StateError
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def mishaps() -> Iterator[None]:
         # Python would try to write the rest when it ends, and complain; now that goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            raise SystemExit(exits.READER_GONE) from None
+            raise SystemExit(READER_GONE) from None
         raise StateError(f"can't write the output: {error.strerror}") from error
 
 

@@ -14,6 +14,7 @@ import typer
 from codex_state.cli import completing
 from codex_state.cli.context import (
     CodexHome,
+    Commands,
     Json,
     Limit,
     NoRefresh,
@@ -26,7 +27,6 @@ from codex_state.cli.context import (
     the_thread,
 )
 from codex_state.cli.filters import Filters, filtered, reasons, whole_page
-from codex_state.cli.groups import Commands
 from codex_state.cli.memories import memories_of
 from codex_state.cli.output import (
     Column,

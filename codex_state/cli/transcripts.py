@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import shlex
+import shutil
+import signal
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codex_state.cli.context import CodexHome, NoRefresh, ThreadId, freshen, not_found, opened, the_thread
 from codex_state.cli.output import counted, note, one_line, rfc3339, text_lines, write, write_drawn, write_json_line
-from codex_state.cli.pager import paged
 from codex_state.cli.parsing import thread_id_or_beginning
 from codex_state.errors import InvalidInputError, RolloutError
 
@@ -160,7 +165,7 @@ def _show(lines: Iterator[_Line], *, pager: bool) -> None:
         for line in lines:
             write(line.plain + "\n")
         return
-    with paged(wanted=pager) as file:
+    with _paged(wanted=pager) as file:
         put = write_drawn if file is None else file.write
         draw = _drawer()
         for line in lines:
@@ -332,3 +337,51 @@ def _fenced(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+# Long output on a terminal goes through the user's pager, as it is made
+
+_PAGER_OPTIONS = {"LESS": "FRX", "LV": "-c"}
+"""How pagers show colours and leave what fits on a screen there, unless the user said otherwise."""
+
+
+@contextmanager
+def _paged(*, wanted: bool = True) -> Iterator[IO[str] | None]:
+    """Where to write what may be long: the pager's input, or ``None`` for stdout itself.
+
+    There is no pager when stdout is no terminal, when none is wanted, and when ``$CODEX_STATE_PAGER``, else ``$PAGER``,
+    is empty or ``cat``. The block ends quietly when the user leaves the pager.
+    """
+    command = _pager() if wanted and sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
+    if command is None:
+        yield None
+        return
+    sys.stdout.flush()
+    pager = subprocess.Popen(  # noqa: S603 - the user's own choice
+        command,
+        stdin=subprocess.PIPE,
+        env=_PAGER_OPTIONS | os.environ,
+        encoding=sys.stdout.encoding,
+        errors="replace",
+    )
+    assert pager.stdin is not None
+    # Ctrl-C is the pager's, which shares the terminal.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with suppress(BrokenPipeError):
+            yield pager.stdin
+    finally:
+        with suppress(BrokenPipeError):
+            pager.stdin.close()
+        pager.wait()
+        signal.signal(signal.SIGINT, before)
+
+
+def _pager() -> list[str] | None:
+    chosen = os.environ.get("CODEX_STATE_PAGER", os.environ.get("PAGER", "less"))
+    try:
+        command = shlex.split(chosen)
+    except ValueError:
+        return None
+    found = shutil.which(command[0]) if command and command != ["cat"] else None
+    return None if found is None else [found, *command[1:]]

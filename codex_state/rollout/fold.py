@@ -38,13 +38,13 @@ from codex_state.rollout.format import (
     decode_strictly,
     decode_tolerantly,
     ordinal_of,
+    parse_timestamp,
     sandbox_text,
     source_text,
     trim,
 )
 from codex_state.rollout.own_work import OwnWork, add_earlier
 from codex_state.rollout.reading import Lines, open_rollout, skip_blank_lines, unreadable, why_unusable
-from codex_state.rollout.times import parse_timestamp
 
 USER_MESSAGE_BEGIN = "## My request for Codex:"
 """In a message that an editor put context in front of: where the user's own words begin."""

@@ -18,10 +18,9 @@ from codex_state.errors import RolloutError
 from codex_state.models import RolloutFileState
 from codex_state.original import original_database_stamp, original_names
 from codex_state.rollout.fold import telling_time
-from codex_state.rollout.format import canonical_uuid, trim
+from codex_state.rollout.format import canonical_uuid, parse_timestamp, trim
 from codex_state.rollout.inventory import file_row
 from codex_state.rollout.reading import open_rollout
-from codex_state.rollout.times import parse_timestamp
 from codex_state.runtime import State, StateRuntime
 
 SESSION_INDEX = "session_index.jsonl"

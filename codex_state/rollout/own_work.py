@@ -15,8 +15,7 @@ from uuid import UUID
 import msgspec
 
 from codex_state.drafts import ThreadDraft
-from codex_state.rollout.format import SessionMeta, TokenUsage, TokenUsageInfo, canonical_uuid
-from codex_state.rollout.times import parse_timestamp
+from codex_state.rollout.format import SessionMeta, TokenUsage, TokenUsageInfo, canonical_uuid, parse_timestamp
 
 _IN_ONE_GO_SECONDS = 1
 _NOTHING = TokenUsage(total_tokens=0)

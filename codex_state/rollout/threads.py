@@ -37,12 +37,12 @@ from codex_state.rollout.format import (
     UserMessage,
     approval_text,
     compact_json,
+    parse_timestamp,
     source_text,
     spawned_agent_path,
 )
 from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
 from codex_state.rollout.inventory import follow_home
-from codex_state.rollout.times import parse_timestamp
 from codex_state.runtime import State, StateRuntime
 
 _COUNTED = frozenset(

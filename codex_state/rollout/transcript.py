@@ -30,9 +30,8 @@ from msgspec import UNSET, Raw, Struct
 
 from codex_state.errors import InvalidInputError, RolloutError
 from codex_state.rollout.fold import user_text
-from codex_state.rollout.format import TolerantReader, records_of
+from codex_state.rollout.format import TolerantReader, parse_timestamp, records_of
 from codex_state.rollout.reading import open_rollout, unreadable
-from codex_state.rollout.times import parse_timestamp
 
 
 class TranscriptKind(StrEnum):

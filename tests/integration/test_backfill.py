@@ -53,7 +53,7 @@ from codex_state.rollout import (
     RolloutItem,
     ToolSpec,
     backfill,
-    extractors,
+    backfilling,
     pool,
     worker,
 )
@@ -545,9 +545,9 @@ class TestWorkers:
         assert backfill(sqlite_runtime, workers=2).upserted == 1
 
     def test_a_small_home_is_done_without_child_processes(self) -> None:
-        assert extractors.worker_count(1_000_000) == 0
+        assert backfilling.worker_count(1_000_000) == 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        assert extractors.worker_count(10**9) == (min(cores, 8) if cores > 1 else 0)
+        assert backfilling.worker_count(10**9) == (min(cores, 8) if cores > 1 else 0)
 
 
 class TestLease:
@@ -555,7 +555,7 @@ class TestLease:
         for number in range(1, 13):
             write_rollout(runtime.codex_home, number)
         claims: list[object] = []
-        extract_one = extractors.extract_one
+        extract_one = backfilling.extract_one
 
         def slow(path: str, default_provider: str) -> Any:
             time.sleep(0.5)
@@ -563,7 +563,7 @@ class TestLease:
                 claims.append(state.backfill.try_claim(runtime.home, owner="other", lease=timedelta(seconds=4)))
             return extract_one(path, default_provider)
 
-        monkeypatch.setattr(extractors, "extract_one", slow)
+        monkeypatch.setattr(backfilling, "extract_one", slow)
         report = backfill(with_settings(runtime, backfill_lease=timedelta(seconds=4)), workers=0)
         assert report.status is BackfillOutcome.COMPLETE
         assert len(claims) == 12

@@ -20,7 +20,7 @@ from typer.main import get_command
 
 import codex_state
 from codex_state import StateRuntime, StateSettings
-from codex_state.cli import completing, groups
+from codex_state.cli import completing, context
 from codex_state.cli.app import command_of, program
 from codex_state.testing.samples import a_log_line, a_thread
 
@@ -166,11 +166,11 @@ def test_completion_knows_what_the_newest_threads_have(tmp_path: Path) -> None:
 def test_every_command_is_below_a_heading_and_known_to_change_something_or_not() -> None:
     """One that is forgotten would be missing from the help, or suggested to whoever mistypes another."""
     tree = get_command(program())
-    assert isinstance(tree, groups.Commands)
+    assert isinstance(tree, context.Commands)
     assert sorted(name for names in tree.headings.values() for name in names) == sorted(tree.commands)
     commands = {name for group in (tree, *tree.commands.values()) for name in getattr(group, "commands", {})}
-    harmless = commands - groups._CHANGING
-    assert commands >= groups._CHANGING
+    harmless = commands - context._CHANGING
+    assert commands >= context._CHANGING
     assert harmless == {"backfill", "backup", "cat", "check", "current", "db", "doctor", "history", "homes", "jobs"} | {
         "list", "locks", "logs", "memories", "memory", "path", "scopes", "search", "show", "stats", "threads",
         "version", "watch", "workers",
@@ -183,7 +183,7 @@ def test_only_the_command_that_is_run_is_built() -> None:
     for unclear in ([], ["--help", "jobs"], ["--codex-home"], ["job"], ["--", "jobs"], ["--version"], ["-vh", "jobs"]):
         assert command_of(unclear) is None
     tree = get_command(program("jobs"))
-    assert isinstance(tree, groups.Commands)
+    assert isinstance(tree, context.Commands)
     assert [*tree.commands] == ["jobs"]
 
 

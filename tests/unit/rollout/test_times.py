@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codex_state.rollout.times import parse_timestamp
+from codex_state.rollout.format import parse_timestamp
 
 
 @pytest.mark.parametrize(
