@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
 from codex_state import migrations
 from codex_state.database.sql import server_now
@@ -22,6 +22,8 @@ from codex_state.errors import DatabaseError, StateError, classify
 from codex_state.migrations.locking import SIDE_FILE_SUFFIX
 from codex_state.models import FileRow, JobState, RolloutFileState, Thread
 from codex_state.models.base import table_of
+from codex_state.models.columns import LAST_SECOND
+from codex_state.models.comparisons import id_as_text
 from codex_state.repositories.base import seconds_of
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.inventory import Comparison
@@ -59,7 +61,11 @@ _LITTLE_SPACE = 200 * 1024 * 1024
 _FROM_THE_FUTURE = (
     select(func.count())
     .select_from(table_of(Thread))
-    .where(seconds_of(table_of(Thread).c.updated_at) > server_now() + 86_400)
+    .where(seconds_of(table_of(Thread).c.updated_at).between(server_now() + 86_400, LAST_SECOND))
+)
+_times = (table_of(Thread).c.updated_at, table_of(Thread).c.created_at)
+_UNREADABLE = select(id_as_text(table_of(Thread).c.id).label("id"), func.count().over().label("count")).where(
+    or_(*(seconds_of(time) > LAST_SECOND for time in _times))
 )
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "ncpfs", "davfs"})
 _MENDED = ((3, 44, 6), (3, 50, 7))
@@ -85,7 +91,7 @@ def check_file(path: Path, *, full: bool = False) -> Iterator[Finding]:
 
 def check_state(runtime: StateRuntime) -> Iterator[Finding]:
     """Check what an open state holds. A check that can't be run is a problem of its own."""
-    for check in (_schema, _references, _files, _jobs, _clock, _logs, _server):
+    for check in (_schema, _references, _rows, _files, _jobs, _clock, _logs, _server):
         try:
             yield from check(runtime)
         except StateError as error:
@@ -219,6 +225,21 @@ def _references(runtime: StateRuntime) -> Iterator[Finding]:
         )
     if not counts:
         yield Finding("references", Severity.OK, "every row has those that it refers to")
+
+
+def _rows(runtime: StateRuntime) -> Iterator[Finding]:
+    with runtime.read() as state:
+        found = state.session.connection().execute(_UNREADABLE.limit(_FINDINGS)).all()
+    if not found:
+        yield Finding("rows", Severity.OK, "every thread's times can be read")
+        return
+    named = ", ".join(row.id for row in found)
+    yield Finding(
+        "rows",
+        Severity.PROBLEM,
+        f"{found[0].count} threads have a time that can't be read, so nothing is extracted from them: {named}",
+        "give them whole epoch seconds by SQL; a listing makes rows anew whose rollouts are there",
+    )
 
 
 def _files(runtime: StateRuntime) -> Iterator[Finding]:

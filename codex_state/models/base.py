@@ -9,9 +9,11 @@ from typing import Any, Self
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
-from sqlalchemy import Column, MetaData, Table
-from sqlalchemy.orm import registry
+from sqlalchemy import Column, ColumnElement, Connection, MetaData, Table, event
+from sqlalchemy.orm import Mapper, registry
 from sqlmodel import SQLModel
+
+from codex_state.models.comparisons import Moments, as_seconds
 
 metadata = MetaData(
     # Every constraint has a name, or Alembic can't change it in a batch on SQLite.
@@ -120,6 +122,16 @@ class StateModel(SQLModel, registry=entities):
     @cache
     def _column_set(cls) -> frozenset[str]:
         return frozenset(cls.column_names())
+
+
+@event.listens_for(StateModel, "before_insert", propagate=True)
+@event.listens_for(StateModel, "before_update", propagate=True)
+def _take_the_databases_time(mapper: Mapper[Any], _connection: Connection, entity: StateModel) -> None:
+    """``entity.some_time = func.now()``: the seconds of what the database says, not the text that SQLite has for it."""
+    for name in entity.column_names():
+        given = vars(entity).get(name)
+        if isinstance(given, ColumnElement) and isinstance(kind := mapper.columns[name].type, Moments):
+            setattr(entity, name, as_seconds(given, kind))
 
 
 def table_of(model: type[StateModel]) -> Table:

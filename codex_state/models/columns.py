@@ -34,7 +34,15 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
 from codex_state.errors import InvalidInputError, InvalidRowError
-from codex_state.models.comparisons import FlagComparator, IdComparator, Ids, Moments, Spelled, TimeComparator
+from codex_state.models.comparisons import (
+    EmptyComparator,
+    FlagComparator,
+    IdComparator,
+    Ids,
+    Moments,
+    Spelled,
+    TimeComparator,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,6 +51,10 @@ text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 _SPELLING_ROUNDS = 4
 """How often needless parts are taken out: each round halves a row of slashes, as does ``normal_path`` in SQL."""
+
+
+LAST_SECOND = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(seconds=1)
+"""The last that a calendar has. In SQLite, whatever is no number comes after all of them."""
 
 
 def to_epoch_seconds(moment: datetime) -> int:
@@ -84,7 +96,8 @@ def _optional(stored: Any) -> str | None:
 
 
 def _flag_of(stored: Any) -> bool | None:
-    return None if stored is None else bool(stored)
+    # A sum of flags has their type.
+    return bool(stored) if stored in (0, 1) else stored
 
 
 def path_to_text(path: Path) -> str:
@@ -296,6 +309,7 @@ class OptionalPath(TypeDecorator[Path]):
 
     impl = text
     cache_ok = True
+    comparator_factory = EmptyComparator
 
     def process_bind_param(self, value: Path | None, dialect: Dialect) -> str:
         return "" if value is None else path_to_text(value)
@@ -309,6 +323,7 @@ class OptionalText(TypeDecorator[str]):
 
     impl = text
     cache_ok = True
+    comparator_factory = EmptyComparator
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str:
         return value or ""

@@ -18,23 +18,31 @@ from sqlalchemy import (
     BinaryExpression,
     BindParameter,
     Boolean,
+    Case,
     Column,
     ColumnElement,
     DateTime,
     Dialect,
+    FunctionFilter,
     Integer,
+    Interval,
+    Null,
     String,
     Text,
     TypeDecorator,
     Uuid,
+    bindparam,
+    case,
     literal,
     literal_column,
+    true,
+    tuple_,
     type_coerce,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import False_, True_
+from sqlalchemy.sql.elements import False_, True_, Tuple
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
@@ -157,13 +165,17 @@ class TimeComparator(TypeDecorator.Comparator[datetime], BigInteger.Comparator[d
         if op in {operators.add, operators.sub} and len(given) == 1:
             (amount,) = given
             if isinstance(amount, timedelta):
-                return type_coerce(super().operate(op, _seconds(amount)), self.type)
+                return type_coerce(super().operate(op, literal(amount, WholeSeconds())), self.type)
+            if _is_duration(amount):
+                return type_coerce(super().operate(op, type_coerce(amount, WholeSeconds())), self.type)
             if op is operators.sub:
                 between: Any = super().operate(op, self._as_stored(amount))
                 return type_coerce(between, WholeSeconds())
         return super().operate(op, *(self._as_stored(value) for value in given), **kwargs)
 
     def _as_stored(self, value: Any) -> Any:
+        if isinstance(value, BindParameter) and value.expanding and _is_time(value.type):
+            return _expanding(value, self.type)
         return as_seconds(value, self.type) if isinstance(value, ColumnElement) else value
 
 
@@ -194,7 +206,7 @@ class IdComparator(TypeDecorator.Comparator[Any], String.Comparator[Any]):
         if len(other) == 1:
             value = _resolved(other[0])
             if isinstance(value, BindParameter) and isinstance(value.type, Uuid):
-                value = literal(value.effective_value, self.type)
+                value = _expanding(value, self.type) if value.expanding else type_coerce(value, self.type)
             elif isinstance(value, ColumnElement) and isinstance(value.type, Uuid):
                 value = plain_uuid(value)
             elif _is_text(value):
@@ -203,19 +215,33 @@ class IdComparator(TypeDecorator.Comparator[Any], String.Comparator[Any]):
         return super().operate(op, *other, **kwargs)
 
 
+class EmptyComparator(TypeDecorator.Comparator[Any], String.Comparator[Any]):
+    """``None`` is compared as the empty text that it is stored as."""
+
+    def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
+        """See ``sqlalchemy.types.TypeEngine.Comparator``."""
+        if op in _TRUTHS and len(other) == 1:
+            value = _resolved(other[0])
+            if value is None or isinstance(value, Null):
+                return super().operate(_TRUTHS[op], literal_column("''", String()))
+        return super().operate(op, *other, **kwargs)
+
+
+# Below, statements may be compiled already and used again with other values: a parameter stays itself there, with
+# another type, and no value is looked at.
+
+
 def as_seconds(expression: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
     """A time of the database's own kind, or one shifted by a duration, as ours are stored; anything else as it is."""
     if not _is_time(expression.type):
         return expression
-    if isinstance(expression, BindParameter) and isinstance(expression.effective_value, datetime):
-        return literal(expression.effective_value, type_)
+    if isinstance(expression, BindParameter):
+        return type_coerce(expression, type_)
     if isinstance(expression, BinaryExpression) and expression.operator in {operators.add, operators.sub}:
-        amount = expression.right
-        if isinstance(amount, BindParameter) and isinstance(amount.effective_value, timedelta):
-            shifted: ColumnElement[Any] = expression.operator(
-                as_seconds(expression.left, type_), _seconds(amount.effective_value)
-            )
-            return shifted
+        moment, amount = expression.left, expression.right
+        if _is_duration(amount):
+            seconds = type_coerce(amount, WholeSeconds())
+            return BinaryExpression(as_seconds(moment, type_), seconds, expression.operator, type_=type_)
     return epoch_of(expression)
 
 
@@ -228,19 +254,49 @@ def comparable(binary: BinaryExpression[Any], dialect: Dialect) -> BinaryExpress
     if not operators.is_comparison(binary.operator):
         return binary
     left, right = binary.left, binary.right
+    if isinstance(left, Tuple) and isinstance(right, Tuple):
+        return _pairwise(binary, left, right, dialect)
     for ours, theirs in ((left, right), (right, left)):
         kind = getattr(ours, "type", None)
         if isinstance(kind, Moments) and isinstance(theirs, ColumnElement) and _is_time(theirs.type):
-            return _with_sides(binary, theirs, as_seconds(theirs, kind))
+            return _with(binary, theirs, as_seconds(theirs, kind))
+        if _is_duration(theirs) and (between := _between(ours)) is not None:
+            return _with(_with(binary, theirs, type_coerce(theirs, WholeSeconds())), ours, between)
         if isinstance(kind, Ids):
-            other = _column_of(theirs)
-            if dialect.name == "sqlite" and other is not None and isinstance(other.type.dialect_impl(dialect), Uuid):
-                if not isinstance(other, BindParameter):
-                    raise _unequal_uuid(str(other))
-                return _with_sides(binary, theirs, type_coerce(other, kind))
-            if dialect.name == "postgresql" and _is_text(theirs):
-                return _with_sides(binary, ours, id_as_text(ours))
+            return _with_comparable_ids(binary, ours, theirs, dialect)
     return binary
+
+
+def _pairwise(binary: BinaryExpression[Any], left: Tuple, right: Tuple, dialect: Dialect) -> BinaryExpression[Any]:
+    pairs = [
+        comparable(BinaryExpression(one, other, binary.operator), dialect)
+        for one, other in zip(left.clauses, right.clauses, strict=True)
+    ]
+    return _with_sides(binary, tuple_(*(pair.left for pair in pairs)), tuple_(*(pair.right for pair in pairs)))
+
+
+def _with_comparable_ids(
+    binary: BinaryExpression[Any], ours: Any, theirs: Any, dialect: Dialect
+) -> BinaryExpression[Any]:
+    other = _column_of(theirs)
+    if dialect.name == "sqlite" and other is not None and isinstance(other.type.dialect_impl(dialect), Uuid):
+        if not isinstance(other, BindParameter):
+            raise _unequal_uuid(str(other))
+        return _with(binary, theirs, type_coerce(other, ours.type))
+    if dialect.name == "postgresql" and _is_text(theirs):
+        return _with(binary, ours, id_as_text(ours))
+    return binary
+
+
+def _between(difference: Any) -> ColumnElement[Any] | None:
+    """The difference of two times, one of them ours, in seconds."""
+    if isinstance(difference, BinaryExpression) and difference.operator is operators.sub:
+        left, right = difference.left, difference.right
+        for ours, theirs in ((left, right), (right, left)):
+            if isinstance(ours.type, Moments) and _is_time(theirs.type):
+                sides = as_seconds(left, ours.type), as_seconds(right, ours.type)
+                return BinaryExpression(*sides, operators.sub, type_=WholeSeconds())
+    return None
 
 
 def checked(compiler: type[SQLCompiler]) -> type[SQLCompiler]:
@@ -250,12 +306,25 @@ def checked(compiler: type[SQLCompiler]) -> type[SQLCompiler]:
         def visit_binary(self, binary: BinaryExpression[Any], *args: Any, **kw: Any) -> Any:
             return super().visit_binary(comparable(binary, self.dialect), *args, **kw)
 
+        def visit_case(self, clause: Case[Any], **kw: Any) -> str:
+            if clause.value is None and any(_is_flag(condition) for condition, _ in clause.whens):
+                clause = case(*((_truth(condition), then) for condition, then in clause.whens), else_=clause.else_)
+            return super().visit_case(clause, **kw)  # type: ignore[no-any-return]
+
+        def visit_funcfilter(self, funcfilter: FunctionFilter[Any], **kw: Any) -> str:
+            if _is_flag(funcfilter.criterion):
+                funcfilter = FunctionFilter(funcfilter.func, _truth(funcfilter.criterion))
+            return super().visit_funcfilter(funcfilter, **kw)  # type: ignore[no-any-return]
+
     Checked.__name__ = compiler.__name__
     return Checked
 
 
-def _with_sides(binary: BinaryExpression[Any], side: Any, instead: Any) -> BinaryExpression[Any]:
-    left, right = (instead, binary.right) if binary.left is side else (binary.left, instead)
+def _with(binary: BinaryExpression[Any], side: Any, instead: Any) -> BinaryExpression[Any]:
+    return _with_sides(binary, *((instead, binary.right) if binary.left is side else (binary.left, instead)))
+
+
+def _with_sides(binary: BinaryExpression[Any], left: Any, right: Any) -> BinaryExpression[Any]:
     return BinaryExpression(
         left, right, binary.operator, type_=binary.type, negate=binary.negate, modifiers=binary.modifiers
     )
@@ -267,8 +336,22 @@ def _resolved(value: Any) -> Any:
     return value
 
 
-def _seconds(duration: timedelta) -> ColumnElement[int]:
-    return literal(duration // timedelta(seconds=1), BigInteger())
+def _expanding(values: BindParameter[Any], type_: TypeEngine[Any]) -> BindParameter[Any]:
+    """The parameter of an IN, which can't be wrapped."""
+    given: dict[str, Any] = {} if values.required else {"value": values.effective_value}
+    return bindparam(values.key, type_=type_, expanding=True, unique=values.unique, **given)
+
+
+def _is_duration(element: Any) -> bool:
+    return isinstance(element, BindParameter) and isinstance(element.type, Interval)
+
+
+def _is_flag(element: Any) -> bool:
+    return isinstance(element, FlagColumn)
+
+
+def _truth(element: Any) -> Any:
+    return element == true() if _is_flag(element) else element
 
 
 def _column_of(element: Any) -> ColumnElement[Any] | None:

@@ -107,7 +107,9 @@ class Thread(StateModel, table=True):
 
     id: UUID = Field(sa_column=Column(columns.UuidText(), primary_key=True))
     """Its id. ``thread_key()`` is a column of a service's own that refers to it."""
-    rollout_path: Path | None = Field(default=None, sa_column=Column(columns.OptionalPath(), nullable=False))
+    rollout_path: Path | None = Field(
+        default=None, sa_column=Column(columns.OptionalPath(), nullable=False, default=Path())
+    )
     """Where the rollout lies; ``None``, or the empty path, when it isn't known: a service's own threads have none."""
     created_at: columns.Moment = Field(
         default_factory=_this_second, sa_column=Column(columns.EpochSeconds(), nullable=False)
@@ -290,8 +292,8 @@ _add_settled_columns(Thread.__table__)  # type: ignore[attr-defined]
 
 @event.listens_for(Thread, "before_insert")
 def _note_nanoseconds(_mapper: Mapper[Thread], _connection: Connection, thread: Thread) -> None:
-    if thread.updated_at.microsecond:
-        thread.updated_ns = nanoseconds_of(thread.updated_at)
+    if nanoseconds := nanoseconds_of(thread.updated_at):
+        thread.updated_ns = nanoseconds
 
 
 @event.listens_for(Thread, "before_update")
@@ -305,9 +307,9 @@ def _open_for_its_new_version(mapper: Mapper[Thread], connection: Connection, th
         connection.execute(update(threads).where(threads.c.id == thread.id).values(anew))
 
 
-def nanoseconds_of(moment: datetime) -> int:
-    """The nanoseconds of a time within its second."""
-    return moment.microsecond * 1000
+def nanoseconds_of(moment: object) -> int:
+    """The nanoseconds of a time within its second; none of what is no time, which its column refuses."""
+    return moment.microsecond * 1000 if isinstance(moment, datetime) else 0
 
 
 _threads = table_of(Thread)

@@ -56,7 +56,7 @@ from codex_state.database.sql import byte_length, fresh_token, server_now
 from codex_state.errors import InvalidInputError
 from codex_state.models import SCOPE_CWD, SCOPE_USER, Phase1Job, Phase1Status, Thread, open_threads
 from codex_state.models.base import table_of
-from codex_state.models.columns import UuidText, normal_path, text
+from codex_state.models.columns import LAST_SECOND, UuidText, normal_path, text
 from codex_state.repositories import leases
 from codex_state.repositories.base import seconds_of
 from codex_state.repositories.leases import CLAIMED_FOR, LeaseTable
@@ -274,6 +274,8 @@ def is_searched(search: Search) -> list[ColumnElement[bool]]:
         sql_text(open_threads(search.scope_kinds)),
         _threads.c.source.in_(_parameters("source", search.sources)),
         seconds_of(_threads.c.updated_at) >= seconds_ago("max_age_seconds"),
+        # A row that can't be read must not keep all others from being extracted.
+        seconds_of(_threads.c.updated_at) <= literal_column(str(LAST_SECOND), BigInteger()),
     ]
     if search.homes is not None:
         conditions.append(_threads.c.home.in_(_parameters("home", search.homes)))

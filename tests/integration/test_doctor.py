@@ -178,6 +178,17 @@ def test_a_thread_from_the_future_is_found(cli: Cli, home: Path) -> None:
     assert "1 threads were changed in the future" in told(cli)["clock"][0]
 
 
+def test_a_thread_whose_time_cannot_be_read_is_named(cli: Cli, home: Path) -> None:
+    thread = a_thread()
+    with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
+        runtime.run(lambda state: state.threads.upsert(thread))
+    execute(home, f"UPDATE threads SET updated_at = CURRENT_TIMESTAMP WHERE id = '{thread.id}'")
+    findings = told(cli)
+    assert "1 threads have a time that can't be read" in findings["rows"][0]
+    assert str(thread.id) in findings["rows"][0]
+    assert "clock" not in findings
+
+
 def test_logs_beyond_their_bounds_are_found_and_cut(cli: Cli) -> None:
     few = {"CODEX_STATE_LOG_MAX_ROWS": "10"}
     assert "1000 log lines take" in told(cli, **few)["logs"][0]

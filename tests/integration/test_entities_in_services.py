@@ -12,7 +12,24 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
-from sqlalchemy import MetaData, and_, case, false, func, inspect, literal, not_, or_, true
+from sqlalchemy import (
+    DateTime,
+    MetaData,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    false,
+    func,
+    insert,
+    inspect,
+    literal,
+    not_,
+    null,
+    or_,
+    true,
+    tuple_,
+)
 from sqlalchemy.orm import aliased, registry, selectinload
 from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlmodel import Field, Session, SQLModel, col, select
@@ -82,7 +99,7 @@ def threads(runtime: StateRuntime) -> dict[str, UUID]:
     """Three threads: ``old`` is archived, ``new`` was updated later than it was created."""
     made = {
         "old": a_thread(archived=True, archived_at=NOON),
-        "mid": a_thread(pinned=True),
+        "mid": a_thread(pinned=True, first_user_message=None, rollout_path=None),
         "new": a_thread(updated_at=LATER),
     }
     runtime.run(lambda state: state.threads.upsert_many(made.values()))
@@ -120,6 +137,7 @@ FLAGS: list[tuple[str, Callable[[], Any], set[str]]] = [
     ("column", lambda: Thread.archived == Thread.pinned, {"new"}),
     ("truth", lambda: Thread.archived == col(Thread.archived_at).is_not(None), {"old", "mid", "new"}),
     ("case", lambda: case((col(Thread.archived).is_(True), 1), else_=0) == 1, {"old"}),
+    ("case of the bare flag", lambda: case((Thread.archived, 1), else_=0) == 1, {"old"}),  # type: ignore[call-overload]
 ]
 
 TIMES: list[tuple[str, Callable[[], Any], set[str]]] = [
@@ -140,17 +158,82 @@ TIMES: list[tuple[str, Callable[[], Any], set[str]]] = [
     ("+ hours", lambda: Thread.created_at + timedelta(hours=1) <= Thread.updated_at, {"new"}),
     ("difference", lambda: col(Thread.updated_at) - col(Thread.created_at) >= timedelta(hours=1), {"new"}),
     ("difference to now", lambda: func.now() - timedelta(days=1) > Thread.updated_at, {"old", "mid", "new"}),
+    ("literal <", lambda: literal(NOON) < Thread.updated_at, {"new"}),
+    ("- bound duration", lambda: col(Thread.updated_at) - literal(timedelta(hours=1)) == NOON, {"new"}),
+    ("age", lambda: func.now() - col(Thread.updated_at) < timedelta(hours=1), set()),
+    ("age, reversed", lambda: timedelta(hours=1) < func.now() - col(Thread.updated_at), {"old", "mid", "new"}),
+    ("age at a time", lambda: literal(LATER) - col(Thread.updated_at) >= timedelta(hours=1), {"old", "mid"}),
+    (
+        "pairs",
+        lambda: tuple_(Thread.updated_at, Thread.created_at) > tuple_(NOON, NOON),  # type: ignore[arg-type]
+        {"new"},
+    ),
+    (
+        "pairs, reversed",
+        lambda: tuple_(literal(LATER), literal(NOON)) <= tuple_(Thread.updated_at, Thread.created_at),  # type: ignore[arg-type]
+        {"new"},
+    ),
+]
+
+NONES: list[tuple[str, Callable[[], Any], set[str]]] = [
+    ("== None", lambda: Thread.first_user_message == None, {"mid"}),  # noqa: E711
+    ("is_(None)", lambda: col(Thread.first_user_message).is_(None), {"mid"}),
+    ("!= None", lambda: Thread.first_user_message != None, {"old", "new"}),  # noqa: E711
+    ("is_not(None)", lambda: col(Thread.first_user_message).is_not(None), {"old", "new"}),
+    ("null()", lambda: col(Thread.first_user_message).is_(null()), {"mid"}),
+    ("path == None", lambda: Thread.rollout_path == None, {"mid"}),  # noqa: E711
+    ("path is_not(None)", lambda: col(Thread.rollout_path).is_not(None), {"old", "new"}),
 ]
 
 
-@pytest.mark.parametrize(
-    ("condition", "expected"), [case[1:] for case in FLAGS + TIMES], ids=[case[0] for case in FLAGS + TIMES]
-)
+FILTERS = FLAGS + TIMES + NONES
+
+
+@pytest.mark.parametrize(("condition", "expected"), [each[1:] for each in FILTERS], ids=[each[0] for each in FILTERS])
 def test_a_filter_means_the_same_on_both_databases(
     runtime: StateRuntime, threads: dict[str, UUID], condition: Callable[[], Any], expected: set[str]
 ) -> None:
     """L9."""
     assert found(runtime, threads, condition()) == expected
+
+
+REUSED: list[tuple[str, Callable[[Any], Any]]] = [
+    ("now", lambda days: func.now() - timedelta(days=days) < Thread.updated_at),
+    ("literal", lambda days: literal(datetime.now(UTC) - timedelta(days=days)) < Thread.updated_at),
+    ("column", lambda days: col(Other.created_at) - timedelta(days=days) < Thread.updated_at),
+    ("age", lambda days: func.now() - col(Thread.updated_at) < timedelta(days=days)),
+    ("ours first", lambda days: Thread.updated_at > func.now() - timedelta(days=days)),
+    ("pairs", lambda days: tuple_(Thread.updated_at) > tuple_(datetime.now(UTC) - timedelta(days=days))),
+]
+
+
+@pytest.mark.parametrize("condition", [each[1] for each in REUSED], ids=[each[0] for each in REUSED])
+def test_a_statement_that_was_compiled_before_goes_by_its_values_of_now(
+    runtime: StateRuntime, threads: dict[str, UUID], condition: Callable[[Any], Any]
+) -> None:
+    for days, expected in ((36_500, set(threads)), (-36_500, set()), (36_500, set(threads))):
+        assert found(runtime, threads, condition(days), Thread.id != uuid4()) == expected
+
+
+def test_parameters_that_are_named_are_given_later(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    one = select(Thread.id).where(Thread.id == bindparam("id", type_=Uuid()))
+    other = select(Thread.id).where(bindparam("id", type_=Uuid()) == Thread.id)
+    some = select(Thread.id).where(col(Thread.id).in_(bindparam("ids", expanding=True, type_=Uuid())))
+    since = select(Thread.id).where(Thread.updated_at > bindparam("since", type_=DateTime()))
+    moments = select(Thread.id).where(col(Thread.updated_at).in_(bindparam("at", expanding=True, type_=DateTime())))
+    with Session(runtime.engine) as session:
+        for name in ("old", "new"):
+            for statement in (one, other):
+                assert session.scalars(statement, {"id": threads[name]}).all() == [threads[name]]
+            assert session.scalars(some, {"ids": [threads[name]]}).all() == [threads[name]]
+        assert session.scalars(since, {"since": NOON}).all() == [threads["new"]]
+        assert session.scalars(moments, {"at": [LATER]}).all() == [threads["new"]]
+
+
+def test_flags_are_counted(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    counted = select(func.sum(Thread.pinned), func.sum(1 - col(Thread.pinned)), func.count().filter(Thread.pinned))  # type: ignore[arg-type,operator]
+    with Session(runtime.engine) as session:
+        assert session.exec(counted).one() == (1, len(threads) - 1, 1)
 
 
 def test_flags_and_differences_come_back_as_what_they_are(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
@@ -172,6 +255,41 @@ def test_what_a_service_sets_by_hand_is_stored_as_a_flag(runtime: StateRuntime, 
         session.refresh(thread)
         assert thread.archived is True
     assert found(runtime, threads, Thread.archived) == {"old", "new"}
+
+
+def test_a_time_may_be_the_databases_own(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    with Session(runtime.engine) as session:
+        thread = session.get(Thread, threads["new"])
+        assert thread is not None
+        thread.gone_at = func.now()
+        thread.updated_at = func.now() - timedelta(hours=1)
+        added = a_thread()
+        added.created_at = func.now()
+        session.add(added)
+        session.commit()
+        for moment in (thread.gone_at, thread.updated_at + timedelta(hours=1), added.created_at):
+            assert timedelta(0) <= datetime.now(UTC) - moment < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("moment", ["2026-01-01T00:00:00Z", None, 5, NOON.date()], ids=repr)
+def test_what_is_no_time_is_refused_as_such(runtime: StateRuntime, moment: Any) -> None:
+    """L8."""
+    thread = Thread(id=uuid4(), source="cli", updated_at=moment)
+    with pytest.raises((InvalidInputError, IntegrityViolationError)):
+        runtime.run(lambda state: state.threads.upsert(thread))
+    with Session(runtime.engine) as session:
+        session.add(thread)
+        with pytest.raises((InvalidInputError, IntegrityViolationError)):
+            session.commit()
+
+
+def test_many_threads_are_inserted_from_what_they_dump(runtime: StateRuntime) -> None:
+    some = [a_thread(rollout_path=None, first_user_message=None) for _ in range(2)]
+    with Session(runtime.engine) as session:
+        session.execute(insert(Thread), [thread.model_dump() for thread in some])
+        session.commit()
+        assert {thread.id for thread in session.exec(select(Thread)).all()} == {thread.id for thread in some}
+        assert session.exec(select(Thread.rollout_path, Thread.first_user_message)).all() == [(None, None)] * 2
 
 
 def test_rows_of_a_service_join_with_their_threads(runtime: StateRuntime, threads: dict[str, UUID]) -> None:

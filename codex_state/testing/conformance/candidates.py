@@ -9,9 +9,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import bindparam, text
 
 from codex_state.errors import InvalidInputError
 from codex_state.models import Claimed, HolderWrite, MemoryScope, Phase1Key, Phase1Lease, Phase1Status, Thread
+from codex_state.models.columns import LAST_SECOND, UuidText, from_epoch_seconds
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON, a_thread
@@ -97,6 +99,16 @@ class TestCandidates:
             assert lease.source_updated_at == thread.updated_at
             assert state.phase1_jobs.renew(lease)
         assert len({lease.token for lease in leases}) == 2
+
+    def test_a_thread_whose_time_can_not_be_read_keeps_no_other_from_its_worker(self, state: State) -> None:
+        thread = _stored(state, updated_at=from_epoch_seconds(LAST_SECOND))
+        _stored(state)
+        state.session.connection().execute(
+            text(f"UPDATE threads SET updated_at = {LAST_SECOND + 1} WHERE id <> :id").bindparams(
+                bindparam("id", thread.id, type_=UuidText())
+            )
+        )
+        assert _claimed_threads(state) == [thread.id]
 
     def test_a_lease_of_a_batch_is_as_good_as_any(self, state: State, clock: ManualClock) -> None:
         """L2: fenced after a take-over."""

@@ -258,7 +258,7 @@ def test_the_batch_claim_walks_the_open_threads_in_order_and_seeks_their_jobs(
         ),
     )
     assert (begin, commit) == ([], [])
-    open_threads = f"SEARCH threads USING INDEX {index} (archived=? AND updated_at>?)"
+    open_threads = f"SEARCH threads USING INDEX {index} (archived=? AND updated_at>? AND updated_at<?)"
     by_id = {"SEARCH threads USING INDEX sqlite_autoindex_threads_1 (id=?)"}
     by_key = (
         "SEARCH memory_phase1_jobs USING INDEX sqlite_autoindex_memory_phase1_jobs_1 "

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -98,3 +99,13 @@ def test_a_search_leaves_out_what_can_not_be_read(runtime: StateRuntime, assignm
     damage(runtime, assignment, THREADS[2])
     found = [each.thread.id for each in search(runtime, THREADS[0].title or "", workers=0)]
     assert found == [thread.id for thread in THREADS if thread is not THREADS[2]]
+
+
+@pytest.mark.parametrize("assignment", ["updated_at = CURRENT_TIMESTAMP", "updated_at = x'00'", "updated_at = 1e300"])
+def test_extraction_goes_on_beside_what_can_not_be_read(runtime: StateRuntime, assignment: str) -> None:
+    damage(runtime, assignment, THREADS[2])
+    with runtime.begin() as state:
+        claimed = state.phase1_jobs.claim_candidates(
+            owner=uuid4(), lease=timedelta(hours=1), scope_kinds=("user",), max_age=timedelta(days=36_500)
+        )
+    assert [lease.key.thread_id for lease in claimed] == [t.id for t in THREADS if t is not THREADS[2]]
