@@ -7,12 +7,34 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, literal_column, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    event,
+    inspect,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.dml import ReturningInsert
 
+from codex_state.database.execute import execute
 from codex_state.database.sql import server_now
-from codex_state.models import ConsolidationLock, LockLease, MemoryScope, MemoryScopeDirty, Thread, ThreadMemory
+from codex_state.models import (
+    ConsolidationLock,
+    LockLease,
+    MemoryScope,
+    MemoryScopeDirty,
+    StateModel,
+    Thread,
+    ThreadMemory,
+)
 from codex_state.models.base import table_of
 from codex_state.models.columns import EpochSeconds, PathText, UuidText, text
 from codex_state.repositories.base import Repository, given_rows, later_than, parameters_of, select_entity
@@ -93,6 +115,38 @@ _MARK_SCOPES_OF_CHANGED = mark_dirty(
     )
     .where(_threads.c.memory_mode != _now_said.c.memory_mode)
 )
+
+
+# What a service changes by an ORM session of its own is to be forgotten, or remembered, as well. In the flush's
+# transaction, and before a thread's memories go with it.
+
+
+@event.listens_for(Thread, "before_delete")
+def _mark_scopes_of(_mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
+    execute(connection, _MARK_SCOPES_OF_THREAD, {"of_thread": thread.id})
+
+
+@event.listens_for(Thread, "before_update")
+def _mark_scopes_of_another_mode(mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
+    if _has_changed(thread, "memory_mode"):
+        _mark_scopes_of(mapper, connection, thread)
+
+
+@event.listens_for(ThreadMemory, "before_insert")
+@event.listens_for(ThreadMemory, "before_delete")
+def _mark_scope_of(_mapper: Mapper[ThreadMemory], connection: Connection, memory: ThreadMemory) -> None:
+    execute(connection, _MARK_DIRTY, {"of_kind": memory.scope_kind, "of_key": memory.scope_key})
+
+
+@event.listens_for(ThreadMemory, "before_update")
+def _mark_scope_of_another_text(mapper: Mapper[ThreadMemory], connection: Connection, memory: ThreadMemory) -> None:
+    if _has_changed(memory, "raw_memory", "memory_summary", "invalidated_at"):
+        _mark_scope_of(mapper, connection, memory)
+
+
+def _has_changed(entity: StateModel, *names: str) -> bool:
+    attributes = inspect(entity, raiseerr=True).attrs
+    return any(attributes[name].history.has_changes() for name in names)
 
 
 class MemoryScopeRepository(Repository):

@@ -362,6 +362,46 @@ def test_a_uuid_that_python_gives_is_no_plain_one(runtime: StateRuntime, threads
     assert found(runtime, threads, col(Thread.id).in_([threads["new"], threads["old"]])) == {"new", "old"}
 
 
+FORGETTING: dict[str, Callable[[Session, Thread, ThreadMemory], object]] = {
+    "the thread is deleted": lambda session, thread, _memory: session.delete(thread),
+    "its mode is another": lambda _session, thread, _memory: setattr(thread, "memory_mode", "disabled"),
+    "the memory is deleted": lambda session, _thread, memory: session.delete(memory),
+    "the memory is invalidated": lambda _session, _thread, memory: setattr(memory, "invalidated_at", NOON),
+    "the memory is another": lambda _session, _thread, memory: setattr(memory, "raw_memory", "another"),
+    "a memory is added": lambda session, thread, _memory: session.add(
+        ThreadMemory(
+            thread_id=thread.id,
+            scope_kind="cwd",
+            scope_key="user",
+            raw_memory="",
+            memory_summary="",
+            updated_at=NOON,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("change", FORGETTING)
+def test_what_an_own_session_changes_is_forgotten_by_the_next_consolidation(
+    runtime: StateRuntime, threads: dict[str, UUID], change: str
+) -> None:
+    scope = MemoryScope("cwd", "user") if change == "a memory is added" else MemoryScope.user()
+    with runtime.begin() as state:
+        state.thread_memories.upsert_for_scope(threads["new"], MemoryScope.user(), "secret", "secret")
+        mark = state.memory_scopes.get(MemoryScope.user())
+        assert mark is not None
+        assert state.memory_scopes.mark_clean(MemoryScope.user(), seen=mark.updated_at)
+    with Session(runtime.engine) as session:
+        thread = session.get_one(Thread, threads["new"])
+        memory = session.exec(select(ThreadMemory)).one()
+        thread.title, memory.used_count = "of no importance", 1
+        session.commit()
+        assert State(session).memory_scopes.list_dirty() == []
+        FORGETTING[change](session, thread, memory)
+        session.commit()
+        assert [mark.scope for mark in State(session).memory_scopes.list_dirty()] == [scope]
+
+
 # Bodies and answers.
 
 ENTITIES = sorted((mapper.class_ for mapper in entities.mappers), key=lambda entity: entity.__name__)

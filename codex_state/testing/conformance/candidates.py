@@ -9,11 +9,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import bindparam, text
+from sqlalchemy import literal_column, update
+from sqlmodel import col
 
 from codex_state.errors import InvalidInputError
 from codex_state.models import Claimed, HolderWrite, MemoryScope, Phase1Key, Phase1Lease, Phase1Status, Thread
-from codex_state.models.columns import LAST_SECOND, UuidText, from_epoch_seconds
+from codex_state.models.base import table_of
+from codex_state.models.columns import LAST_SECOND, from_epoch_seconds
 from codex_state.runtime import State
 from codex_state.testing.clock import ManualClock
 from codex_state.testing.samples import NOON, a_thread
@@ -103,10 +105,9 @@ class TestCandidates:
     def test_a_thread_whose_time_can_not_be_read_keeps_no_other_from_its_worker(self, state: State) -> None:
         thread = _stored(state, updated_at=from_epoch_seconds(LAST_SECOND))
         _stored(state)
+        beyond = str(LAST_SECOND + 1)
         state.session.connection().execute(
-            text(f"UPDATE threads SET updated_at = {LAST_SECOND + 1} WHERE id <> :id").bindparams(
-                bindparam("id", thread.id, type_=UuidText())
-            )
+            update(table_of(Thread)).where(col(Thread.id) != thread.id).values(updated_at=literal_column(beyond))
         )
         assert _claimed_threads(state) == [thread.id]
 
