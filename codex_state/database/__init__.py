@@ -29,7 +29,7 @@ from codex_state.database.engine import translate_errors as translate_errors
 from codex_state.database.errors import DatabaseUnavailableError, place_of
 from codex_state.database.log_bounds import UNFINISHED, LogBounds, LogUpkeep, Sweep, finish
 from codex_state.database.patience import wait_for_server
-from codex_state.database.postgresql import open_postgresql
+from codex_state.database.postgresql import leave_to_parent, open_postgresql
 from codex_state.database.sqlite import Access as Access
 from codex_state.database.sqlite import StateConnection, close_inherited, open_sqlite, sqlite_path
 from codex_state.database.write_queue import Writer, refuse_own_wait
@@ -271,8 +271,10 @@ class Database:
             close_inherited(path, idle, set(self._opened) - set(idle))
         elif self.dialect == "sqlite":
             return  # in memory: the child has a copy of its own
+        else:
+            leave_to_parent(self.engine)
         self._log_upkeep.start_anew()
-        # On PostgreSQL closing would say good-bye to the server in the parent's name, and so may forgetting.
+        # Kept, because drivers warn of connections that are forgotten.
         self._inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
 

@@ -247,6 +247,11 @@ class StatePool(QueuePool):
         for entry in self.take_idle():
             entry.close()
 
+    def made(self) -> list[Any]:
+        """The driver's connections, idle or in use."""
+        entries = [reference() for reference in self._entries]
+        return [entry.dbapi_connection for entry in entries if entry is not None and entry.dbapi_connection is not None]
+
     def take_idle(self) -> list[ConnectionPoolEntry]:
         """Take every idle entry out of the pool."""
         taken = []

@@ -7,9 +7,11 @@ itself becomes a transaction of its own, at the price of two round trips.
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -172,6 +174,22 @@ def _server_options(url: URL, busy_timeout: timedelta) -> str:
     ours = {"lock_timeout": _lock_timeout_of(busy_timeout)} | _SERVER_PATIENCE
     words = [f"-c {name}={value}" for name, value in ours.items()]
     return " ".join([*words, *([given] if isinstance(given, str) else given)]).strip()
+
+
+def leave_to_parent(engine: Engine) -> None:
+    """After a fork: from now on nothing that this process says, not even a good-bye, reaches a server's session.
+
+    The sessions are the parent's. Whoever tries finds the connection lost.
+    """
+    pool = engine.pool
+    assert isinstance(pool, StatePool)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    try:
+        for connection in pool.made():
+            with suppress(engine.dialect.loaded_dbapi.Error, OSError):  # one that is lost already
+                os.dup2(nowhere, connection.fileno(), inheritable=False)
+    finally:
+        os.close(nowhere)
 
 
 def limit_lock_waits(writer: Engine, autocommit: Engine, milliseconds: int) -> None:

@@ -101,6 +101,8 @@ class StateCursor(sqlite3.Cursor):
 
     def executemany(self, sql: str, rows: Iterable[Any], /) -> Self:
         """Run one statement for each of ``rows``, waiting for its turn if need be."""
+        if monotonic() >= self._connection.look_at:
+            self._connection.require_file()
         rows = rows if isinstance(rows, list | tuple) else list(rows)
         try:
             return super().executemany(sql, rows)
@@ -133,6 +135,7 @@ class StateConnection(sqlite3.Connection):
         """When to look whether the file is still there, at the latest, by the monotonic clock."""
         self._file: tuple[int, int] | None = None
         self._had_content = False
+        self._inherited = False
 
     def watch_file(self) -> None:
         """From now on, notice when the file isn't the one that was opened any more."""
@@ -140,12 +143,20 @@ class StateConnection(sqlite3.Connection):
         self._file, self._had_content = (status.st_dev, status.st_ino), status.st_size > 0
         self.look_at = monotonic() + _LOOK_SECONDS
 
+    def leave_to_parent(self) -> None:
+        """After a fork: from now on nothing reaches the file, whose locks and transaction are the parent's."""
+        self._inherited = True
+        self.look_at = -inf
+
     def require_file(self) -> None:
         """Make sure that what is written reaches the file that others open by its name.
 
         Raises:
             StateFileLostError: the file was removed, replaced or emptied.
+            DatabaseUnavailableError: the connection is that of a parent of this process.
         """
+        if self._inherited:
+            raise _forked_inside_of_a_session(self.place)
         if self._file is None:
             return
         try:
@@ -231,8 +242,15 @@ class StateConnection(sqlite3.Connection):
                 raise
             self.queue.retry(super().commit)
 
+    def rollback(self) -> None:
+        """Roll back what is this process's own."""
+        if not self._inherited:
+            super().rollback()
+
     def close(self) -> None:
         """Close the connection and let go of the queue."""
+        if self._inherited:
+            return
         super().close()
         if self.queue is not None:
             self.queue.close()
@@ -433,11 +451,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_inherited_lock)
 
 
-def close_inherited(path: Path, idle: Collection[sqlite3.Connection], in_use: Collection[sqlite3.Connection]) -> None:
+def close_inherited(path: Path, idle: Collection[StateConnection], in_use: Collection[StateConnection]) -> None:
     """Give up the connections to ``path`` that this process inherited by the fork it was just made by."""
     for connection in idle:
         connection.close()
     if in_use:
+        for connection in in_use:
+            connection.leave_to_parent()
         _left_alone.extend(in_use)
         _unsafe_files.update(_identities_of(path))
 
@@ -449,10 +469,14 @@ def refuse_unsafe(path: Path) -> None:
         DatabaseUnavailableError: the process was forked while its parent had a session open on the file.
     """
     if _unsafe_files and not _unsafe_files.isdisjoint(_identities_of(path)):
-        raise DatabaseUnavailableError(
-            f"this process was forked while a session of its parent was open on {path}, which SQLite can't share; "
-            "fork outside of sessions, or start processes with the 'spawn' or 'forkserver' method"
-        )
+        raise _forked_inside_of_a_session(str(path))
+
+
+def _forked_inside_of_a_session(place: str) -> DatabaseUnavailableError:
+    return DatabaseUnavailableError(
+        f"this process was forked while a session of its parent was open on {place}, which SQLite can't share; "
+        "fork outside of sessions, or start processes with the 'spawn' or 'forkserver' method"
+    )
 
 
 def _identities_of(path: Path) -> list[tuple[int, int]]:

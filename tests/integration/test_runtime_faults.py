@@ -92,15 +92,18 @@ def test_a_write_that_meets_a_full_disk_in_a_session_leaves_the_session_usable(
 
 PREAMBLE = """
 import os, sys
-from codex_state.errors import DatabaseUnavailableError
+from sqlalchemy.exc import PendingRollbackError
+from codex_state.errors import DatabaseError, DatabaseUnavailableError
 from codex_state.models import ThreadQuery
 from codex_state.runtime import StateRuntime
 from codex_state.settings import StateSettings
 from codex_state.testing.samples import a_thread
 
 def titles(runtime):
-    with runtime.read() as state:
-        return sorted(thread.title for thread in state.threads.list(ThreadQuery(limit=10_000)).items)
+    return runtime.run_read(titles_of)
+
+def titles_of(state):
+    return sorted(thread.title for thread in state.threads.list(ThreadQuery(limit=10_000)).items)
 
 def child_of_a_fork(work):
     pid = os.fork()
@@ -179,6 +182,31 @@ expected = ["parent"] if runtime.database.dialect == "sqlite" else ["child", "ch
 assert titles(runtime) == expected, titles(runtime)
 """
 
+IN_A_SESSION_OF_ITS_PARENTS = """
+with runtime.begin() as state:
+    state.threads.upsert(a_thread(title="parent"))
+
+    def work():
+        for do in (
+            lambda: state.threads.upsert(a_thread(title="child")),
+            lambda: state.threads.upsert_many([a_thread(title="child")] * 2),
+            lambda: titles_of(state),
+            state.session.commit,
+        ):
+            try:
+                do()
+            except (DatabaseError, PendingRollbackError) as error:
+                assert runtime.database.dialect == "postgresql" or "fork" in str(error), error
+            else:
+                raise AssertionError("the child spoke on its parent's connection")
+        state.session.rollback()
+        state.session.close()
+
+    join(child_of_a_fork(work))
+    assert titles_of(state) == ["parent"]
+assert titles(runtime) == ["parent"]
+"""
+
 IN_MEMORY = """
 with runtime.begin() as state:
     state.threads.upsert(a_thread(title="parent"))
@@ -201,7 +229,10 @@ def _run(script: str, settings: StateSettings) -> None:
     assert (done.status, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("script", [BESIDE_EACH_OTHER, OUTLIVING_ITS_PARENTS_CONNECTIONS, WHILE_A_SESSION_IS_OPEN])
+@pytest.mark.parametrize(
+    "script",
+    [BESIDE_EACH_OTHER, OUTLIVING_ITS_PARENTS_CONNECTIONS, WHILE_A_SESSION_IS_OPEN, IN_A_SESSION_OF_ITS_PARENTS],
+)
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
 def test_what_a_child_commits_after_a_fork_is_kept(
     dialect: str, script: str, tmp_path: Path, request: pytest.FixtureRequest
