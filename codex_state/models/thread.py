@@ -9,8 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Column, Connection, ForeignKey, Index, Table, event, inspect, text, update
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Table,
+    UniqueConstraint,
+    event,
+    inspect,
+    text,
+    update,
+)
 from sqlalchemy.orm import Mapped, Mapper
+from sqlalchemy.schema import conv
 from sqlmodel import Field
 
 from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX
@@ -239,7 +253,8 @@ def thread_key(
     """A field of a service's own table that refers to a thread.
 
     ``thread_id: UUID = thread_key()`` has the type in which both databases store our ids, so that it joins with
-    ``Thread.id``, and a foreign key to it.
+    ``Thread.id``, and a foreign key to it. What the metadata's naming convention gives no name has
+    ``fk_<table>_<column>_threads``, ``uq_<table>_<column>`` or ``ix_<table>_<column>``, so that Alembic can change it.
 
     Args:
         ondelete: what becomes of the row when its thread is deleted. By default a thread that rows refer to can't be.
@@ -258,7 +273,22 @@ def thread_key(
         unique=unique or None,
         index=(index and not (primary_key or unique)) or None,
     )
+    event.listen(column, "after_parent_attach", _name_unnamed, propagate=True)  # to copies of it, in other tables
     return Field(default=None, sa_column=column) if nullable else Field(sa_column=column)
+
+
+_NAMES: dict[type[ForeignKeyConstraint | UniqueConstraint | Index], str] = {
+    ForeignKeyConstraint: "fk_{}_{}_threads",
+    UniqueConstraint: "uq_{}_{}",
+    Index: "ix_{}_{}",
+}
+
+
+def _name_unnamed(key: Column[UUID], table: Table) -> None:
+    for kind, name in _NAMES.items():
+        for each in (*table.constraints, *table.indexes):
+            if isinstance(each, kind) and each.name is None and each.columns.keys() == [key.key]:
+                each.name = conv(name.format(table.name, key.name))  # shortened for a database that needs it
 
 
 def _add_settled_columns(threads: Table) -> None:

@@ -38,6 +38,21 @@ with StateRuntime.open() as runtime:
 """
 
 
+MORE_KEYS = """    text: str
+    about_id: UUID | None = thread_key(nullable=True)
+    only_id_of_a_column_whose_name_is_too_long_for_postgresql: UUID | None = thread_key(nullable=True, unique=True)
+"""
+
+SHOW_KEYS = """
+from sqlalchemy import inspect
+
+from codex_state import StateRuntime
+
+with StateRuntime.open() as runtime:
+    print(sorted(key["name"] for key in inspect(runtime.engine).get_foreign_keys("message")))
+"""
+
+
 class Service:
     """A directory with what the page shows in it."""
 
@@ -83,3 +98,20 @@ def test_the_page_leads_from_a_table_to_a_join(service: Service) -> None:
     service.alembic("upgrade", "head")
     assert "No new upgrade operations" in service.alembic("check")
     service.run((service.directory / "join.py").read_text())
+
+
+def test_keys_are_added_to_a_table_that_is_there_and_dropped_again(service: Service) -> None:
+    """The names that a revision needs for that are within PostgreSQL's bounds."""
+    service.alembic("revision", "--autogenerate", "-m", "first")
+    service.alembic("upgrade", "head")
+    tables = service.directory / "tables.py"
+    tables.write_text(tables.read_text().replace("    text: str\n", MORE_KEYS))
+    service.alembic("revision", "--autogenerate", "-m", "second")
+    service.alembic("upgrade", "head")
+    assert "No new upgrade operations" in service.alembic("check")
+    shown = service.run(SHOW_KEYS)
+    assert "'fk_message_about_id_threads', 'fk_message_only_id_" in shown, shown
+    service.alembic("downgrade", "-1")
+    assert service.run(SHOW_KEYS) == "['fk_message_thread_id_threads']\n"
+    service.alembic("upgrade", "head")
+    service.alembic("downgrade", "base")

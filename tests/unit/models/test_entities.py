@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sqlalchemy import text
+from sqlalchemy import Integer, MetaData, Table, text
+from sqlalchemy.orm import DeclarativeBase, mapped_column
 from sqlmodel import SQLModel, select
 
 from codex_state.database import Database
@@ -33,6 +34,7 @@ from codex_state.models import (
     Thread,
     ThreadQuery,
     metadata,
+    thread_key,
 )
 from codex_state.repositories import BackfillRepository, DynamicToolRepository, Phase1JobRepository, ThreadRepository
 from codex_state.testing.emptying import empty
@@ -84,6 +86,37 @@ def thread(store: Database) -> Thread:
     with store.begin() as session:
         ThreadRepository(session).upsert(thread)
     return thread
+
+
+def names_of(table: Table) -> set[str | None]:
+    return {None if each.name is None else str(each.name) for each in (*table.constraints, *table.indexes)}
+
+
+@pytest.mark.parametrize(
+    ("convention", "expected"),
+    [
+        (None, {"fk_{}_a_threads", "ix_{}_a", "fk_{}_b_threads", "uq_{}_b", None}),
+        ({"pk": "pk"}, {"fk_{}_a_threads", "ix_{}_a", "fk_{}_b_threads", "uq_{}_b", "pk"}),
+        (
+            {name: f"{name} %(column_0_name)s" for name in ("fk", "uq", "ix", "pk")},
+            {"fk a", "ix a", "fk b", "uq b", "pk id"},
+        ),
+    ],
+)
+def test_keys_to_threads_are_named_in_each_table_unless_the_metadata_names_them(
+    convention: dict[str, str] | None, expected: set[str | None]
+) -> None:
+    class Base(DeclarativeBase):
+        metadata = MetaData(naming_convention=convention)
+
+    class Mixin:
+        id = mapped_column(Integer, primary_key=True)
+        a = thread_key().sa_column
+        b = thread_key(unique=True).sa_column
+
+    for name in ("first", "second"):
+        table = type(name, (Mixin, Base), {"__tablename__": name}).__table__  # type: ignore[attr-defined]
+        assert names_of(table) == {None if each is None else each.format(name) for each in expected}
 
 
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
