@@ -62,7 +62,7 @@ class StateSettings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("database_url", "CODEX_STATE_DATABASE_URL")
     )
-    """A SQLAlchemy URL that replaces the default SQLite file."""
+    """A SQLAlchemy URL that replaces the default SQLite file; as an argument also SQLAlchemy's or pydantic's object."""
 
     home: str | None = None
     """The name of this Codex home in a database that serves several. See ``StateRuntime.home``."""
@@ -133,9 +133,10 @@ class StateSettings(BaseSettings):
     @field_validator("database_url", mode="before")
     @classmethod
     def _url_as_text(cls, value: Any) -> Any:
-        # SQLAlchemy's URL, which isn't imported for this.
-        spelled = getattr(value, "render_as_string", None)
-        return value if spelled is None else spelled(hide_password=False)
+        if hasattr(value, "render_as_string"):  # SQLAlchemy's URL, which isn't imported for this
+            return value.render_as_string(hide_password=False)
+        # All of pydantic's: a dozen classes that have no public base.
+        return value.unicode_string() if hasattr(value, "unicode_string") else value
 
     @field_validator("codex_home", "sqlite_home")
     @classmethod

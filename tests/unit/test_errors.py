@@ -6,14 +6,17 @@ import copy
 import json
 import pickle
 import sqlite3
+from collections.abc import Callable
 from uuid import uuid4
 
 import psycopg
 import pytest
+from pydantic import AnyUrl, PostgresDsn
+from pydantic_core import MultiHostUrl, Url
 from sqlalchemy import create_engine, exc, make_url, text
 
 from codex_state import StateSettings, ThreadNotFoundError, errors
-from codex_state.database import Database
+from codex_state.database import Database, url_of
 from codex_state.database import errors as database_errors
 from codex_state.database.errors import DatabaseError, classify, classify_connecting, place_of
 from codex_state.errors import ConfigurationError, InvalidInputError, StateError
@@ -144,6 +147,16 @@ def test_a_url_of_sqlalchemys_is_taken_as_it_is() -> None:
     assert settings.database_url is not None
     assert settings.database_url.get_secret_value() == "postgresql://somebody:hunter2@db.example:5433/state"
     assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize("kind", [PostgresDsn, AnyUrl, MultiHostUrl, Url])
+def test_a_url_of_pydantics_is_taken_as_it_is(kind: Callable[[str], object]) -> None:
+    settings = StateSettings(database_url=kind("postgresql://somebody:hunter%402@db.example:5433/state"))
+    assert url_of(settings) == URL.set(password="hunter@2")
+    assert "hunter" not in repr(settings)
+    with pytest.raises(ConfigurationError, match="'mysql' is neither") as refused:
+        StateSettings(database_url=AnyUrl("mysql://u:hunter2@host/db"))
+    assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
