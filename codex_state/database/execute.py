@@ -294,6 +294,14 @@ def commits_by_itself(connection: Connection) -> bool:
     return not _transaction_probe(connection)(connection)
 
 
+def enforces_foreign_keys(connection: Connection) -> bool:
+    """Whether the database holds to foreign keys here. SQLite leaves that to each connection; ours have it do so."""
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name != "sqlite" or hasattr(driver, "joins_transaction"):
+        return True
+    return bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one())
+
+
 def _transaction_probe(connection: Connection) -> Callable[[Connection], bool]:
     return _in_sqlite_transaction if connection.dialect.name == "sqlite" else _in_postgresql_transaction
 

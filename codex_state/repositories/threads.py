@@ -40,9 +40,10 @@ from sqlalchemy import (
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from codex_state.database.execute import atomically, by_index, execute
+from codex_state.database.errors import place_of
+from codex_state.database.execute import atomically, by_index, enforces_foreign_keys, execute
 from codex_state.database.sql import server_now
-from codex_state.errors import InvalidInputError, InvalidRowError, one_of, required
+from codex_state.errors import IntegrityViolationError, InvalidInputError, InvalidRowError, one_of, required
 from codex_state.models import (
     LOCAL_HOME,
     MEMORY_MODES,
@@ -175,7 +176,12 @@ _DELETE_GONE = (
 _SET_ARCHIVED_OF_HOME = _SET_ARCHIVED.where(_OF_HOME)
 _LOCK_ALL = select(_threads.c.id).where(_IN_IDS).order_by(_threads.c.id).with_for_update()
 _DELETE = delete(_threads).where(_BY_ID).returning(_threads.c.id)
-
+_refers = [
+    key.parent for each in _threads.metadata.sorted_tables for key in each.foreign_keys if key.references(_threads)
+]
+_DELETE_PARTS = [
+    delete(part.table).where(part.in_(bindparam("thread_ids", expanding=True, type_=UuidText()))) for part in _refers
+]
 
 _given_names = given_rows(thread_id=UuidText(), name=text, name_at=BigInteger())
 
@@ -592,7 +598,9 @@ class ThreadRepository(Repository):
         """
         with atomically(self._connection):
             MemoryScopeRepository(self._session).mark_dirty_of(thread_id)
-            return self._one(_DELETE, {"thread_id": thread_id}) is not None
+            deleted = self._one(_DELETE, {"thread_id": thread_id}) is not None
+            self._delete_parts([thread_id])
+        return deleted
 
     def delete_gone(self, thread_ids: Collection[UUID], home: str) -> Sequence[UUID]:
         """Delete the rows of threads whose rollouts are gone, unless something would be lost with them (law L7).
@@ -619,7 +627,15 @@ class ThreadRepository(Repository):
                 # first: from then on nobody can insert a row that refers to the thread, and what is there is seen.
                 self._all(_LOCK_ALL, parameters)
             statement = _DELETE_GONE.where(*_unreferenced(connection))
-            return [row.id for row in self._all(statement, parameters)]
+            deleted = [row.id for row in self._all(statement, parameters)]
+            self._delete_parts(deleted)
+        return deleted
+
+    def _delete_parts(self, thread_ids: Collection[UUID]) -> None:
+        """Delete what goes with its thread, where the database doesn't do that by itself."""
+        if thread_ids and not enforces_foreign_keys(self._connection):
+            for statement in _DELETE_PARTS:
+                self._all(statement, {"thread_ids": thread_ids})
 
 
 def _row_of(thread: Thread) -> dict[str, Any]:
@@ -654,6 +670,10 @@ _PERSIST_TOOLS = (
 )
 
 
+# It changes nothing: a write, so that nobody can delete the thread until the transaction ends.
+_HOLD = update(_threads).where(_BY_ID).values(title=_threads.c.title).returning(_threads.c.id)
+
+
 class DynamicToolRepository(Repository):
     """Reads and writes of the ``thread_dynamic_tools`` table."""
 
@@ -674,7 +694,16 @@ class DynamicToolRepository(Repository):
         if rows:
             connection = self._connection
             with atomically(connection), by_index(connection):
+                if not enforces_foreign_keys(connection):
+                    self._require_threads({row["thread_id"] for row in rows})
                 self._many(_PERSIST_TOOLS, rows)
+
+    def _require_threads(self, thread_ids: Iterable[UUID]) -> None:
+        """Refuse tools of threads that have no row, where the database doesn't do that by itself."""
+        for thread_id in thread_ids:
+            if self._one(_HOLD, {"thread_id": thread_id}) is None:
+                place = place_of(self._connection.engine.url)
+                raise IntegrityViolationError(f"{place}: a tool of thread {thread_id}, which has no row")
 
 
 _backfills = table_of(BackfillState)
