@@ -81,7 +81,8 @@ class ThreadQuery:
     home: str | None = None
     """Of this home; ``None`` means of any."""
     cwd: Path | str | None = None
-    """In this directory or below, as it is spelled: a relative one isn't looked up."""
+    """In this directory or below, in this spelling or as its links lead when the query is run; one that isn't absolute
+    on this machine isn't looked up."""
     branch: str | None = None
     """On this branch of git."""
     repository: str | None = None
@@ -242,7 +243,7 @@ class StatisticsQuery:
     until: datetime | None = None
     """Started in this second or before."""
     cwd: Path | None = None
-    """In this directory or below."""
+    """In this directory or below, as in ``ThreadQuery``."""
     sources: Collection[str] = ()
     """As rows have them; ``subagent`` is that of any sub-agent."""
     providers: Collection[str] = ()

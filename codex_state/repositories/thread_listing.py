@@ -50,22 +50,37 @@ from codex_state.models.columns import (
     normal_path,
     text,
 )
+from codex_state.models.directories import spellings_of
 
 _threads = table_of(Thread)
 
 _cwd = normal_path(_threads.c.cwd)
 
-IN_DIRECTORY = or_(
-    _cwd == bindparam("cwd", type_=text),
-    func.substr(_cwd, literal_column("1"), func.length(bindparam("below", type_=text))) == bindparam("below"),
-)
-"""Whether a thread is in a directory or below; its parameters are ``directory_parameters``."""
+
+def _in_directory(spelling: int) -> ColumnElement[bool]:
+    below = bindparam(f"below_{spelling}", type_=text)
+    return or_(
+        _cwd == bindparam(f"cwd_{spelling}", type_=text),
+        func.substr(_cwd, literal_column("1"), func.length(below)) == below,
+    )
 
 
-def directory_parameters(directory: str) -> dict[str, str]:
-    """The parameters of ``IN_DIRECTORY``, for a directory in its normal spelling."""
+IN_DIRECTORY: dict[str | tuple[str, int], ColumnElement[bool]] = {
+    ("cwd", count): or_(*(_in_directory(spelling) for spelling in range(count))) for count in (1, 2)
+}
+"""Whether a thread is in a directory or below that has so many spellings; see ``directory_parameters``."""
+
+
+def directory_parameters(spellings: Sequence[str]) -> dict[str, str]:
+    """The parameters of ``IN_DIRECTORY``, for all that ``spellings_of`` has of a directory."""
+    parameters = {f"cwd_{place}": spelling for place, spelling in enumerate(spellings)}
+    return parameters | {f"below_{place}": _beginning_below(spelling) for place, spelling in enumerate(spellings)}
+
+
+def _beginning_below(directory: str) -> str:
+    """How the normal spelling begins of what is below a directory."""
     separator = "\\" if "\\" in directory else "/"
-    return {"cwd": directory, "below": directory if directory.endswith(separator) else directory + separator}
+    return directory if directory.endswith(separator) else directory + separator
 
 
 TEXTS = ("name", "title", "first_user_message", "preview")
@@ -95,10 +110,10 @@ def _forms_of(part: str) -> list[str]:
 
 _FILTERS: dict[str | tuple[str, int], ColumnElement[bool]] = {
     "home": _threads.c.home == bindparam("home", type_=text),
-    "cwd": IN_DIRECTORY,
     "branch": _threads.c.git_branch == bindparam("branch", type_=text),
+    **IN_DIRECTORY,
 } | {(name, forms): _part(name, forms) for name in _PARTS for forms in (1, len(_FORMS))}
-"""Which rows a field of the query lets through when it isn't ``None``; a part in so many forms."""
+"""Which rows a field of the query lets through when it isn't ``None``; a part or a directory in so many forms."""
 
 IS_SUBAGENTS = func.substr(_threads.c.source, literal_column("1"), literal_column("11")) == literal_column(
     """'{"subagent"'""", text
@@ -130,23 +145,25 @@ DIRECTORIES = select(_found.c.directory).where(_found.c.directory.is_not(None)).
 """The directories below one that threads are in, by a seek in the index for each: ``directories_parameters``."""
 
 
-def directories_parameters(query: ThreadQuery) -> dict[str, str] | None:
-    """The parameters of ``DIRECTORIES`` for a query; ``None`` when its directories aren't to be read from the index.
+def directories_parameters(query: ThreadQuery) -> list[dict[str, str]] | None:
+    """The parameters of ``DIRECTORIES`` for a query, for each spelling that its directory has.
+
+    ``None`` when its directories aren't to be read from the index.
 
     That has them in the order of the last change, and serves one filter only.
     """
     if query.cwd is None or query.sources or query.providers or query.sort_key is not SortKey.UPDATED_AT:
         return None
-    directory = str(query.cwd)
-    if not fits_directory_key(directory):
+    spellings = spellings_of(str(query.cwd))
+    if not all(fits_directory_key(spelling) for spelling in spellings):
         return None
-    below = directory_parameters(directory)["below"]
-    return {"below": below, "beyond": below[:-1] + chr(ord(below[-1]) + 1)}
+    beginnings = [_beginning_below(spelling) for spelling in spellings]
+    return [{"below": below, "beyond": below[:-1] + chr(ord(below[-1]) + 1)} for below in beginnings]
 
 
 def directories_of(query: ThreadQuery, found: Sequence[str]) -> Sequence[str] | None:
     """The directories that the query comes to; ``None`` when they are too many to have a branch each."""
-    return None if len(found) >= _MAX_BRANCHES else [str(query.cwd), *found]
+    return None if len(found) >= _MAX_BRANCHES else [*spellings_of(str(query.cwd)), *found]
 
 
 class Reads(Enum):
@@ -213,7 +230,7 @@ def statement_of(
     if directories is not None:
         query = replace(query, cwd=None)
     filters: list[str | tuple[str, int]] = []
-    for name in ("home", "cwd", "branch", *_PARTS):
+    for name in ("home", "branch", *_PARTS):
         if (value := getattr(query, name)) is None:
             continue
         if name in _PARTS:
@@ -222,7 +239,11 @@ def statement_of(
             parameters |= {f"{name}_{place}": form for place, form in enumerate(forms)}
         else:
             filters.append(name)
-            parameters |= directory_parameters(value) if name == "cwd" else {name: value}
+            parameters[name] = value
+    if query.cwd is not None:
+        spellings = spellings_of(str(query.cwd))
+        filters.append(("cwd", len(spellings)))
+        parameters |= directory_parameters(spellings)
     # A value given twice would return its threads twice from two branches.
     given = {"sources": query.sources, "providers": query.providers, "directories": directories or ()}
     alternatives = {name: values for name in _ALTERNATIVES if (values := sorted(set(given[name])))}

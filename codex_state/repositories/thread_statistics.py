@@ -31,7 +31,8 @@ from sqlalchemy import (
 
 from codex_state.models import SUBAGENT, GroupBy, StatisticsQuery, Thread, ThreadStatistics
 from codex_state.models.base import table_of
-from codex_state.models.columns import EpochSeconds, normal_spelling, path_to_text, text
+from codex_state.models.columns import EpochSeconds, path_to_text, text
+from codex_state.models.directories import spellings_of
 from codex_state.repositories.base import seconds_of
 from codex_state.repositories.thread_listing import IN_DIRECTORY, IS_SUBAGENTS, directory_parameters
 
@@ -57,12 +58,12 @@ _ALTERNATIVES = {
 }
 _since = bindparam("since", type_=EpochSeconds())
 _until = bindparam("until", type_=EpochSeconds())
-_FILTERS: dict[str, ColumnElement[bool]] = {
+_FILTERS: dict[str | tuple[str, int], ColumnElement[bool]] = {
     "since": _threads.c.created_at >= _since,
     "until": _threads.c.created_at <= _until,
     "home": _threads.c.home == bindparam("home", type_=text),
     "archived": _threads.c.archived == bindparam("archived", type_=_threads.c.archived.type),
-    "cwd": IN_DIRECTORY,
+    **IN_DIRECTORY,
 }
 
 
@@ -70,7 +71,7 @@ class _Shape(NamedTuple):
     """Everything about a query that changes its SQL; the rest are parameters."""
 
     by: GroupBy | None
-    filters: tuple[str, ...]
+    filters: tuple[str | tuple[str, int], ...]
     alternatives: tuple[str, ...]
     subagents: bool
     children: bool
@@ -80,12 +81,13 @@ class _Shape(NamedTuple):
 def statement_of(query: StatisticsQuery, *, grouped: bool) -> tuple[Select[Any], dict[str, Any]]:
     """The statement of a query and its parameters: of its groups and one more than its limit, or of all threads."""
     parameters: dict[str, Any] = {
-        name: value for name in _FILTERS if (value := getattr(query, name)) is not None and name != "cwd"
+        name: value for name in _FILTERS if isinstance(name, str) and (value := getattr(query, name)) is not None
     }
-    filters = [*parameters]
+    filters: list[str | tuple[str, int]] = [*parameters]
     if query.cwd is not None:
-        parameters |= directory_parameters(normal_spelling(path_to_text(query.cwd)))
-        filters.append("cwd")
+        spellings = spellings_of(path_to_text(query.cwd))
+        parameters |= directory_parameters(spellings)
+        filters.append(("cwd", len(spellings)))
     alternatives = {name: values for name in _ALTERNATIVES if (values := sorted(set(getattr(query, name))))}
     parameters |= alternatives
     by = GroupBy(query.by) if grouped else None

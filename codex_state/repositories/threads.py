@@ -356,11 +356,11 @@ class ThreadRepository(Repository):
 
     def _directories_of(self, query: ThreadQuery) -> Sequence[str] | None:
         """The directories that a query's directory comes to, if an index is to serve them."""
-        below = thread_listing.directories_parameters(query)
-        if below is None:
+        spellings = thread_listing.directories_parameters(query)
+        if spellings is None:
             return None
-        found = self._all(thread_listing.DIRECTORIES, below)
-        return thread_listing.directories_of(query, [row.directory for row in found])
+        found = {row.directory for below in spellings for row in self._all(thread_listing.DIRECTORIES, below)}
+        return thread_listing.directories_of(query, sorted(found))
 
     def _last_looked_at(self, query: ThreadQuery, directories: Sequence[str] | None) -> Anchor | None:
         """The last row that a page looks at; ``None`` when it looks at as many as there are."""

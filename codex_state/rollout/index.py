@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,14 +22,13 @@ from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import IntegrityViolationError, InvalidInputError, RolloutError
 from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
+from codex_state.models.directories import normalized_cwd_text
 from codex_state.rollout.files import FoundFile, is_archived, is_directory, may_be_file, rank, relative_to
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.inventory import Change, file_row, follow_home, paths_of
 from codex_state.rollout.reading import git_of
 from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
 from codex_state.runtime import State, StateRuntime
-
-_WSL_DRIVE = re.compile(r"/mnt/[A-Za-z](/|$)")
 
 
 @dataclass(slots=True)
@@ -311,25 +308,3 @@ def normalize_cwd(cwd: Path) -> Path:
     are made lower case, because there case doesn't matter.
     """
     return Path(normalized_cwd_text(path_to_text(cwd)))
-
-
-def normalized_cwd_text(cwd: str) -> str:
-    """``normalize_cwd`` for the text of a path."""
-    if not cwd:
-        return cwd
-    try:
-        real = os.path.realpath(cwd, strict=True)
-    except (OSError, ValueError):
-        real = cwd
-    else:
-        if cwd.startswith("//") and not cwd.startswith("///"):
-            # POSIX leaves the meaning of exactly two slashes to the system, so they are kept.
-            real = f"/{real}"
-    if _is_wsl() and _WSL_DRIVE.match(real):
-        return "".join(character.lower() if character.isascii() else character for character in real)
-    return real
-
-
-@cache
-def _is_wsl() -> bool:
-    return "microsoft" in platform.release().lower()

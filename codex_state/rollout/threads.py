@@ -20,6 +20,7 @@ from codex_state.drafts import DEFAULT_APPROVAL, DEFAULT_SANDBOX, DEFAULT_SOURCE
 from codex_state.errors import StateError
 from codex_state.models import LOCAL_HOME, DynamicTool, Thread, nanoseconds_of
 from codex_state.models.columns import from_epoch_seconds, path_to_text, text, to_epoch_seconds
+from codex_state.models.directories import normalized_cwd_text
 from codex_state.repositories.rollout_files import ROLLOUT_COLUMNS
 from codex_state.rollout.files import is_archived, modified_seconds, parse_rollout_name, relative_to
 from codex_state.rollout.fold import Fold, extract, tool_drafts
@@ -41,7 +42,7 @@ from codex_state.rollout.format import (
     source_text,
     spawned_agent_path,
 )
-from codex_state.rollout.index import normalized_cwd_text, thread_row, tools_of
+from codex_state.rollout.index import thread_row, tools_of
 from codex_state.rollout.inventory import follow_home
 from codex_state.runtime import State, StateRuntime
 

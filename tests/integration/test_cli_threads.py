@@ -17,6 +17,7 @@ from uuid import UUID
 import pytest
 from cli_process import Cli, InProcess
 from example_home import ARCHIVED, LISTED, copy_of_the_example_home
+from rollout_files import session_meta, user_message, write_rollout
 
 from codex_state.models import MemoryScope, Thread
 from codex_state.repositories import thread_listing
@@ -453,6 +454,20 @@ def test_threads_are_chosen_by_directory_time_branch_and_model(indexed: Cli, mon
         assert total == len(expected), options
     monkeypatch.chdir("/")
     assert len(items(indexed, "--cwd", ".")) == sum(item["cwd"].startswith("/") for item in everything)
+
+
+def test_a_directory_is_found_by_the_link_that_leads_to_it(tmp_path: Path) -> None:
+    """As a shell's ``$PWD`` has it."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    (real / "code").mkdir(parents=True)
+    link.symlink_to(real)
+    home = tmp_path / "home"
+    write_rollout(home, 1, session_meta(cwd=str(link / "code")), user_message("hello"))
+    cli = InProcess(home)
+    for directory in (link / "code", real / "code", link):
+        assert [item["cwd"] for item in items(cli, "--cwd", str(directory))] == [str((real / "code").resolve())]
+        assert "hello" in cli.ok("search", "hello", "--cwd", directory).stdout
+        assert cli.ok("stats", "--cwd", directory, "--json").json["total"]["threads"] == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codex_state.errors import InvalidInputError
-from codex_state.models import SUBAGENT, Thread, ThreadQuery
+from codex_state.models import SUBAGENT, SortKey, StatisticsQuery, Thread, ThreadQuery
 from codex_state.repositories import thread_listing
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_thread
@@ -130,3 +130,22 @@ def test_parts_have_no_wildcards_and_no_case(state: State) -> None:
 def test_times_without_a_zone_are_refused(filters: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match="not a time with a zone"):
         ThreadQuery(**filters)
+
+
+@pytest.mark.parametrize("others", [0, 20], ids=["by the index", "among the newest"])
+def test_a_directory_is_found_through_a_link_in_either_spelling(state: State, tmp_path: Path, others: int) -> None:
+    real, link = tmp_path.resolve() / "real", tmp_path.resolve() / "link"
+    (real / "code").mkdir(parents=True)
+    link.symlink_to(real)
+    inside = [real / "code", link / "code", real / "code" / "deep", link / "code" / "gone"]
+    inside += [link / "code" / str(number) for number in range(others)]
+    threads = [a_thread(cwd=cwd) for cwd in inside]
+    state.threads.upsert_many([*threads, a_thread(cwd=real), a_thread(cwd=link / "codes"), a_thread(cwd=Path("code"))])
+    query = ThreadQuery(cwd=link / "code")
+    assert set(state.threads.list_ids(query)) == {thread.id for thread in threads}
+    assert len(state.threads.list(query).items) == state.threads.count(query) == len(threads)
+    by_creation = ThreadQuery(cwd=f"{link}/code/", sort_key=SortKey.CREATED_AT)
+    assert set(state.threads.list_ids(by_creation)) == {thread.id for thread in threads}
+    assert state.threads.statistics(StatisticsQuery(cwd=link / "code")).total.threads == len(threads)
+    link.unlink()
+    assert state.threads.count(query) == len(threads) - 2, "links are followed when the query is run"
