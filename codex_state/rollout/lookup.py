@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ from codex_state.rollout.files import (
 from codex_state.rollout.format import canonical_uuid
 from codex_state.rollout.index import index_rollout, take_in
 from codex_state.rollout.inventory import follow_home, known_paths, paths_of
-from codex_state.rollout.reading import owner_of
+from codex_state.rollout.reading import owner_of, unreadable
 from codex_state.runtime import StateRuntime
 
 _log = logging.getLogger("codex_state")
@@ -292,10 +293,12 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
         raise ThreadNotFoundError(thread_id)
     moved = {path: to for path, to in targets.items() if to != path}
     for path, to in moved.items():
-        if list(moved.values()).count(to) > 1 or _is_in_the_way(home / path, home / to):
-            raise _already_there(home / path, home / to)
+        with _told_if_refused(home / path, home / to):
+            if list(moved.values()).count(to) > 1 or _is_in_the_way(home / path, home / to):
+                raise _already_there(home / path, home / to)
     for path, to in moved.items():
-        _move(home / path, home / to)
+        with _told_if_refused(home / path, home / to):
+            _move(home / path, home / to)
     if moved:
         take_in(runtime, [*moved, *targets.values()])
     else:
@@ -306,26 +309,42 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
     # The newest that can be read: the row comes from it, as after a refresh.
     indexed = {row.path for row in known if row.state == RolloutFileState.INDEXED} & set(targets.values())
     newest = home / max(indexed or targets.values(), key=lambda path: rank(path, spelled))
-    return newest, from_epoch_seconds(modified_seconds(newest.stat()))
+    try:
+        return newest, from_epoch_seconds(modified_seconds(newest.stat()))
+    except OSError as error:
+        raise unreadable(str(newest), error) from error
 
 
 def _already_there(source: Path, target: Path) -> RolloutError:
     return RolloutError(f"can't move {source}: {target} is already there")
 
 
-def _move(source: Path, target: Path) -> None:
+@contextmanager
+def _told_if_refused(source: Path, target: Path) -> Iterator[None]:
+    """Have what the system refuses say which file it was that couldn't be moved.
+
+    Raises:
+        RolloutError: in place of an ``OSError`` of the block.
+    """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            _rename(source, target)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _move_to_another_volume(source, target)
+        yield
     except FileExistsError as error:
         raise _already_there(source, target) from error
     except OSError as error:
-        raise RolloutError(f"can't move {source} to {target}: {error.strerror}") from error
+        raise RolloutError(f"can't move {source} to {target}: {error.strerror or error}") from error
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError as error:
+        raise RolloutError(f"can't move {source} to {target}: {error.filename} is not a directory") from error
+    try:
+        _rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _move_to_another_volume(source, target)
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -125,6 +125,59 @@ def test_a_move_that_the_system_refuses_is_a_clear_error(
     assert not row(indexed).archived
 
 
+def _a_file(path: Path) -> None:
+    path.write_text("no directory")
+
+
+def _a_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _a_link_to_nothing(path: Path) -> None:
+    path.symlink_to(path.with_name("nothing"))
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "told"),
+    [(_a_file, "Not a directory"), (_a_loop, "levels of symbolic links"), (_a_link_to_nothing, "is not a directory")],
+)
+@pytest.mark.parametrize("move", [archive_thread, unarchive_thread])
+def test_what_is_no_directory_where_a_rollout_is_to_be_moved_is_a_clear_error(
+    indexed: StateRuntime, move: Move, obstacle: Callable[[Path], None], told: str
+) -> None:
+    place = indexed.codex_home / "archived_sessions"
+    if move is unarchive_thread:
+        archive_thread(indexed, thread_id(1))
+        place = indexed.codex_home / "sessions" / "2026"
+        shutil.rmtree(place)
+    obstacle(place)
+    with pytest.raises(RolloutError, match=f"can't move .*{told}"):
+        move(indexed, thread_id(1))
+    assert row(indexed).archived is (move is unarchive_thread)
+
+
+@pytest.mark.parametrize("step", ["lstat", "stat"])
+def test_a_rollout_that_vanishes_while_it_is_moved_is_a_clear_error(
+    indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before its place is looked at, when another name is left there, and after it was moved."""
+    source, target = (rollout_path(indexed.codex_home, 1, archived=flag) for flag in (False, True))
+    if step == "lstat":
+        target.parent.mkdir()
+        target.hardlink_to(source)
+    watched, look = source if step == "lstat" else target, getattr(Path, step)
+
+    def vanishing(each: Path, **how: bool) -> os.stat_result:
+        if each == watched:
+            each.unlink(missing_ok=True)
+        status: os.stat_result = look(each, **how)
+        return status
+
+    monkeypatch.setattr(Path, step, vanishing)
+    with pytest.raises(RolloutError, match="No such file"):
+        archive_thread(indexed, thread_id(1))
+
+
 Patch = Callable[[pytest.MonkeyPatch, Path], None]
 
 

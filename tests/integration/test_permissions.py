@@ -111,6 +111,21 @@ def test_a_directory_that_cannot_be_read_is_named_and_its_threads_are_not_gone(r
         assert backfill(runtime, refresh=True).gone == 0
 
 
+def test_a_place_that_cannot_be_looked_into_is_named_where_a_rollout_is_to_be_moved(
+    run: Unprivileged, home: Path
+) -> None:
+    rollout = a_rollout_of(home)
+    thread = id_of(rollout)
+    (home / "archived_sessions").chmod(0)
+    assert f"can't move {rollout} to " in (told := failed(run(home, f"threads archive {thread}")[0]))
+    assert told.endswith(": Permission denied\n")
+    (home / "archived_sessions").chmod(0o700)
+    (moved,) = run(home, f"threads archive {thread}")
+    assert moved[0] == 0, moved[1]
+    (home / "sessions" / "2026").chmod(0)
+    assert failed(run(home, f"threads unarchive {thread}")[0]).endswith(": Permission denied\n")
+
+
 def test_roots_that_cannot_be_looked_at_are_named_and_nothing_is_gone(
     run: Unprivileged, home: Path, tmp_path: Path
 ) -> None:
