@@ -26,7 +26,7 @@ from codex_state.models.columns import LAST_SECOND
 from codex_state.models.comparisons import id_as_text
 from codex_state.repositories.base import seconds_of
 from codex_state.rollout.files import WalkProblem
-from codex_state.rollout.inventory import Comparison
+from codex_state.rollout.inventory import Comparison, paths_of
 from codex_state.runtime import StateRuntime
 
 
@@ -57,6 +57,7 @@ class Finding:
 
 
 _FINDINGS = 20
+_THREADS_AT_ONCE = 500
 _LITTLE_SPACE = 200 * 1024 * 1024
 _FROM_THE_FUTURE = (
     select(func.count())
@@ -91,7 +92,7 @@ def check_file(path: Path, *, full: bool = False) -> Iterator[Finding]:
 
 def check_state(runtime: StateRuntime) -> Iterator[Finding]:
     """Check what an open state holds. A check that can't be run is a problem of its own."""
-    for check in (_schema, _references, _rows, _files, _jobs, _clock, _logs, _server):
+    for check in (_schema, _references, _rows, _files, _copies, _jobs, _clock, _logs, _server):
         try:
             yield from check(runtime)
         except StateError as error:
@@ -277,6 +278,35 @@ def _files(runtime: StateRuntime) -> Iterator[Finding]:
         yield Finding("files", Severity.WARNING, f"{problem.path} can't be looked at: {problem.error}")
     for failure in failed[:_FINDINGS]:
         yield Finding("files", Severity.WARNING, f"{failure.path} can't be indexed: {failure.error}")
+
+
+def _copies(runtime: StateRuntime) -> Iterator[Finding]:
+    with runtime.read() as state:
+        threads = state.rollout_files.with_several(runtime.home)
+    found = 0
+    for start in range(0, len(threads), _THREADS_AT_ONCE):
+        with runtime.read() as state:
+            files = state.rollout_files.of_threads(threads[start : start + _THREADS_AT_ONCE], runtime.home)
+        for thread_id, rows in sorted(files.items()):
+            for paths in _of_one_name(paths_of(rows)):
+                found += 1
+                if found <= _FINDINGS:
+                    yield Finding(
+                        "copies",
+                        Severity.WARNING,
+                        f"a rollout of thread {thread_id} lies in several places: {', '.join(paths)}",
+                        "`codex-state threads archive`, or `unarchive`, leaves one if they are equal; otherwise move "
+                        "those that aren't wanted elsewhere",
+                    )
+    if not found:
+        yield Finding("copies", Severity.OK, "each rollout lies in one place")
+
+
+def _of_one_name(paths: list[str]) -> list[list[str]]:
+    by_name: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        by_name.setdefault(path.rpartition("/")[2], []).append(path)
+    return [paths for paths in by_name.values() if len(paths) > 1]
 
 
 def _jobs(runtime: StateRuntime) -> Iterator[Finding]:

@@ -152,6 +152,17 @@ _WITHOUT_THREADS = (
         ),
     )
 )
+_WITH_SEVERAL = (
+    select(_stored(_files.c.thread_id))
+    .where(
+        _OF_HOME,
+        _files.c.thread_id.is_not(None),
+        _files.c.state != literal_column(f"'{RolloutFileState.GONE.value}'", text),
+    )
+    .group_by(_files.c.thread_id)
+    .having(func.count() > literal_column("1"))
+    .order_by(_files.c.thread_id)
+)
 _stored_path = type_coerce(_threads.c.rollout_path, text)
 _SAMPLE = (
     select(_files.c.path, _stored(_threads.c.rollout_path))
@@ -240,6 +251,10 @@ class RolloutFileRepository(Repository):
     def without_threads(self, home: str = LOCAL_HOME) -> Sequence[str]:
         """Indexed files whose thread has no row, or another home's by a file that is gone or was written earlier."""
         return [row.path for row in self._all(_WITHOUT_THREADS, {"of_home": home})]
+
+    def with_several(self, home: str = LOCAL_HOME) -> Sequence[str]:
+        """The threads that have more than one file, as ids are stored."""
+        return [row.thread_id for row in self._all(_WITH_SEVERAL, {"of_home": home})]
 
     def sample(self, home: str = LOCAL_HOME) -> tuple[str, str] | None:
         """One indexed file, and where its thread's row says that it lies, in some home."""

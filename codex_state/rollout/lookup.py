@@ -12,9 +12,11 @@ repairs, because the files' place is what says whether a thread is archived.
 from __future__ import annotations
 
 import errno
+import filecmp
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -292,12 +294,18 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
     if not targets:
         raise ThreadNotFoundError(thread_id)
     moved = {path: to for path, to in targets.items() if to != path}
+    first_of: dict[str, str] = {}
     for path, to in moved.items():
         with _told_if_refused(home / path, home / to):
-            if list(moved.values()).count(to) > 1 or _is_in_the_way(home / path, home / to):
-                raise _already_there(home / path, home / to)
+            for other in {first_of.setdefault(to, path), to} - {path}:
+                _refuse_another(home / path, home / other)
     for path, to in moved.items():
         with _told_if_refused(home / path, home / to):
+            if _are_equal(home / path, home / to):
+                # The one in ``sessions`` stays: somebody may be writing to it.
+                home.joinpath(to if is_archived(to) else path).unlink()
+                if not is_archived(to):
+                    continue
             _move(home / path, home / to)
     if moved:
         take_in(runtime, [*moved, *targets.values()])
@@ -316,7 +324,40 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
 
 
 def _already_there(source: Path, target: Path) -> RolloutError:
-    return RolloutError(f"can't move {source}: {target} is already there")
+    return RolloutError(
+        f"can't move {source}: {target} is already there and isn't the same; move the one that isn't wanted elsewhere"
+    )
+
+
+def _refuse_another(source: Path, other: Path) -> None:
+    """Refuse to move a file beside or onto another one, unless that holds the same.
+
+    Raises:
+        RolloutError: it doesn't, or it is this file by another way.
+    """
+    try:
+        if _is_second_name(source, other) or _are_equal(source, other):
+            return
+        is_same = os.path.samestat(source.stat(), other.stat())
+    except FileNotFoundError:
+        is_same = False
+        if not other.is_symlink():
+            return  # nothing is there, or nothing to be moved, which the move says
+    if is_same:
+        raise RolloutError(f"can't move {source}: {other} is the same file, by a link that leads there")
+    raise _already_there(source, other)
+
+
+def _are_equal(one: Path, other: Path) -> bool:
+    """Whether both are there, are two files and hold the same."""
+    try:
+        statuses = one.lstat(), other.lstat()
+    except FileNotFoundError:
+        return False
+    if os.path.samestat(*statuses) or not all(stat.S_ISREG(each.st_mode) for each in statuses):
+        return False
+    filecmp.clear_cache()  # it takes files for unchanged by their size and time
+    return filecmp.cmp(one, other, shallow=False)
 
 
 @contextmanager
@@ -356,7 +397,7 @@ def _rename(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except FileExistsError:
-        if _is_in_the_way(source, target):
+        if not _is_second_name(source, target):
             raise
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
@@ -372,14 +413,13 @@ def _rename(source: Path, target: Path) -> None:
     source.unlink()
 
 
-def _is_in_the_way(source: Path, target: Path) -> bool:
-    """Whether something is at the target, unless that is this file: a move that was interrupted left both names."""
-    try:
-        there = target.lstat()
-    except FileNotFoundError:
-        return False
-    # One name that is reached by two ways has one link.
-    return not (there.st_nlink > 1 and os.path.samestat(there, source.lstat()))
+def _is_second_name(source: Path, target: Path) -> bool:
+    """Whether the target is this file under another name: a move that was interrupted left both.
+
+    One name that is reached by two ways has one link.
+    """
+    there = target.lstat()
+    return there.st_nlink > 1 and os.path.samestat(there, source.lstat())
 
 
 def _move_to_another_volume(source: Path, target: Path) -> None:

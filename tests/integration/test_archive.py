@@ -105,6 +105,45 @@ def test_another_file_in_the_way_is_never_overwritten(indexed: StateRuntime) -> 
     assert (obstacle.read_bytes(), source.is_file(), row(indexed).archived) == (b"precious", True, False)
 
 
+@pytest.mark.parametrize("volumes", ["one", "two", "without hard links"])
+@pytest.mark.parametrize("move", [archive_thread, unarchive_thread])
+def test_of_two_equal_files_the_one_in_sessions_stays_wherever_it_is_moved(
+    indexed: StateRuntime, monkeypatch: pytest.MonkeyPatch, move: Move, volumes: str
+) -> None:
+    """As after a backup of ``sessions`` was put back: somebody may go on in that one just now."""
+    if volumes != "one":
+        {"two": _on_two_volumes, "without hard links": _without_hard_links}[volumes](monkeypatch, indexed.codex_home)
+    source, archived = (rollout_path(indexed.codex_home, 1, archived=flag) for flag in (False, True))
+    archive_thread(indexed, thread_id(1))
+    write(source, archived.read_bytes(), modified=MODIFIED + 5)
+    content = source.read_bytes()
+    stays = source if volumes == "two" else source.stat().st_ino
+    moved = move(indexed, thread_id(1))
+    assert moved == (archived if move is archive_thread else source)
+    assert (names_in(indexed.codex_home), moved.read_bytes()) == ([source.name], content)
+    assert stays in {source, moved.stat().st_ino}
+    assert (row(indexed).archived, row(indexed).updated_at) == (
+        move is archive_thread,
+        from_epoch_seconds(MODIFIED + 5),
+    )
+    assert is_fresh(indexed)
+
+
+def test_two_files_of_one_name_in_different_days_are_moved_if_they_are_equal_and_else_named(
+    indexed: StateRuntime,
+) -> None:
+    source = rollout_path(indexed.codex_home, 1)
+    other = write(source.parents[1] / "31" / source.name, source.read_bytes() + b"\n")
+    with pytest.raises(RolloutError) as refused:
+        archive_thread(indexed, thread_id(1))
+    assert {str(source), str(other)} <= set(str(refused.value).replace(":", " ").split())
+    assert (source.exists(), other.exists()) == (True, True)
+    other.write_bytes(source.read_bytes())
+    assert archive_thread(indexed, thread_id(1)) == rollout_path(indexed.codex_home, 1, archived=True)
+    assert names_in(indexed.codex_home) == [source.name]
+    assert is_fresh(indexed)
+
+
 def test_a_name_without_a_date_cannot_be_brought_back(runtime: StateRuntime) -> None:
     path = write(runtime.codex_home / "archived_sessions/rollout-odd.jsonl", body(session_meta(), user_message()))
     backfill(runtime)
@@ -289,7 +328,7 @@ def test_one_file_that_is_reached_by_two_ways_is_not_taken_for_a_move_that_was_i
 ) -> None:
     source = rollout_path(indexed.codex_home, 1)
     (indexed.codex_home / "archived_sessions").symlink_to(source.parent)
-    with pytest.raises(RolloutError, match="already there"):
+    with pytest.raises(RolloutError, match="is the same file"):
         archive_thread(indexed, thread_id(1))
     assert source.is_file()
 

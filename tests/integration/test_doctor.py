@@ -171,6 +171,17 @@ def test_a_rollout_that_failed_is_named_and_the_files_are_not_called_well(cli: C
     assert "as the home's files are" not in cli("doctor").stdout
 
 
+def test_a_rollout_that_lies_in_two_places_is_named(cli: Cli, home: Path) -> None:
+    rollout = min((home / "sessions").rglob("rollout-*.jsonl"))
+    shutil.copy2(rollout, home / "archived_sessions" / rollout.name)
+    cli.ok("backfill")
+    (finding,) = told(cli)["copies"]
+    assert finding.startswith(f"warning: a rollout of thread {rollout.stem[-36:]} lies in several places: archived_ses")
+    assert finding.endswith(f", {rollout.relative_to(home)}")
+    cli.ok("threads", "unarchive", rollout.stem[-36:])
+    assert told(cli) == {}
+
+
 def test_a_thread_from_the_future_is_found(cli: Cli, home: Path) -> None:
     with StateRuntime.open(StateSettings(codex_home=home)) as runtime:
         runtime.run(lambda state: state.threads.upsert(a_thread()))
