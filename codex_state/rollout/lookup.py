@@ -269,16 +269,24 @@ def unarchive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
 
     Raises:
         ThreadNotFoundError: the thread has no rollout in this home.
-        RolloutError: a file can't be moved, its name has no date, or another one is in its place.
+        RolloutError: a file can't be moved, its place isn't known, or another one is in its place.
     """
+    with runtime.read() as state:
+        thread = state.threads.get(thread_id)
 
     def target(path: str) -> str:
+        """Where it lay by the date in its name, or by that of its thread."""
         if not is_archived(path):
             return path
         name = path.rpartition("/")[2]
         parts = rollout_date_parts(name)
         if parts is None or not all(part.isdigit() for part in parts):
-            raise RolloutError(f"the name of {path} has no date, so its place under {SESSIONS_DIRECTORY} isn't known")
+            if thread is None:
+                raise RolloutError(
+                    f"the name of {path} has no date, so its place under {SESSIONS_DIRECTORY} isn't known; run "
+                    "`codex-state backfill`, after which its thread's is"
+                )
+            parts = f"{thread.created_at:%Y}", f"{thread.created_at:%m}", f"{thread.created_at:%d}"
         return "/".join((SESSIONS_DIRECTORY, *parts, name))
 
     path, updated_at = _move_all(runtime, thread_id, target)

@@ -144,9 +144,22 @@ def test_two_files_of_one_name_in_different_days_are_moved_if_they_are_equal_and
     assert is_fresh(indexed)
 
 
-def test_a_name_without_a_date_cannot_be_brought_back(runtime: StateRuntime) -> None:
+@pytest.mark.parametrize("name", ["rollout-odd.jsonl", "rollout-without-any-date.jsonl"])
+def test_a_name_without_a_date_is_brought_back_by_the_day_of_its_thread(runtime: StateRuntime, name: str) -> None:
+    path = write(runtime.codex_home / "archived_sessions" / name, body(session_meta(), user_message()))
+    backfill(runtime)
+    day = row(runtime).created_at
+    moved = unarchive_thread(runtime, thread_id(1))
+    assert moved == runtime.codex_home / "sessions" / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name
+    assert (moved.is_file(), path.exists(), row(runtime).archived) == (True, False, False)
+    assert archive_thread(runtime, thread_id(1)) == path
+
+
+def test_a_name_without_a_date_cannot_be_brought_back_while_its_thread_is_not_known(runtime: StateRuntime) -> None:
     path = write(runtime.codex_home / "archived_sessions/rollout-odd.jsonl", body(session_meta(), user_message()))
     backfill(runtime)
+    with runtime.begin() as state:
+        state.threads.delete(thread_id(1))
     with pytest.raises(RolloutError, match="has no date"):
         unarchive_thread(runtime, thread_id(1))
     assert path.is_file()
