@@ -67,8 +67,10 @@ def _mend_file(path: Path, found: list[Finding]) -> list[str]:
         if not finding.is_repairable:
             continue
         if finding.check == "permissions":
-            mend_permissions(path)
-            done.append("the state's files are for their user alone")
+            if not (refused := mend_permissions(path)):
+                done.append("the state's files are for their user alone")
+            for each in refused:
+                note(each)
         elif finding.check == "integrity" and finding.severity is Severity.PROBLEM:
             salvaged = doctor.salvage(path)
             done.append(f"the damaged file is set aside as {salvaged.set_aside}")

@@ -8,7 +8,7 @@ import sqlite3
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -114,30 +114,59 @@ def _sqlite_version(version: tuple[int, ...]) -> Iterator[Finding]:
 
 
 def _permissions(path: Path) -> Iterator[Finding]:
-    open_to_others = [each for each in _files_of(path) if each.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)]
-    if open_to_others:
+    open_to_others = {
+        each: status for each, status in _files_of(path).items() if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    }
+    own = [each for each, status in open_to_others.items() if os.geteuid() in (0, status.st_uid)]
+    if own:
         yield Finding(
             "permissions",
             Severity.WARNING,
-            f"others may read or write {', '.join(map(str, open_to_others))}",
+            f"others may read or write {', '.join(map(str, own))}",
             "they are for their user alone: chmod 600",
             is_repairable=True,
         )
-    elif not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+    if len(own) < len(open_to_others):
+        foreign = ", ".join(str(each) for each in open_to_others if each not in own)
+        yield Finding(
+            "permissions",
+            Severity.WARNING,
+            f"others than the user to whom it belongs may read or write {foreign}, and that isn't you",
+            "have that user run chmod 600, or keep a state of your own: set CODEX_SQLITE_HOME",
+        )
+    if open_to_others:
+        return
+    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         yield Finding("permissions", Severity.NOTE, f"{path} can't be written", "the state is only read")
     else:
         yield Finding("permissions", Severity.OK, "the state's files are for their user alone")
 
 
-def mend_permissions(path: Path) -> None:
-    """Make the state's files their user's alone."""
+def mend_permissions(path: Path) -> list[str]:
+    """Make the state's files their user's alone.
+
+    Returns:
+        Which can't be, and why.
+    """
+    refused = []
     for each in _files_of(path):
-        each.chmod(0o600)
+        try:
+            each.chmod(0o600)
+        except FileNotFoundError:
+            continue  # SQLite removes its log when nobody needs it any more
+        except OSError as error:
+            refused.append(f"the permissions of {each} can't be changed: {error.strerror}")
+    return refused
 
 
-def _files_of(path: Path) -> list[Path]:
-    candidates = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-queue"))
-    return [each for each in candidates if os.path.isfile(each) and not each.is_symlink()]  # noqa: PTH113 - pathlib's raises
+def _files_of(path: Path) -> dict[Path, os.stat_result]:
+    """The state's files that are there, no links, and what they are like."""
+    found = {}
+    for suffix in ("", "-wal", "-shm", "-queue"):
+        each = path.with_name(path.name + suffix)
+        with suppress(OSError):
+            found[each] = each.lstat()
+    return {each: status for each, status in found.items() if stat.S_ISREG(status.st_mode)}
 
 
 def _place(path: Path) -> Iterator[Finding]:
@@ -155,7 +184,7 @@ def _place(path: Path) -> Iterator[Finding]:
     elif kind not in _REMOTE:
         yield Finding("place", Severity.OK, f"{free >> 20} MiB are free in {path.parent}")
     side_file = path.with_name(path.name + SIDE_FILE_SUFFIX)
-    if os.path.exists(side_file):  # noqa: PTH110 - likewise
+    if os.path.exists(side_file):  # noqa: PTH110 - pathlib's raises
         yield Finding(
             "place", Severity.NOTE, f"{side_file} is there: somebody migrates just now, or was killed while doing so"
         )

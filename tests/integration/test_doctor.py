@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -83,6 +84,45 @@ def test_files_that_others_may_read_are_found_and_closed(cli: Cli, home: Path) -
     assert told(cli)["permissions"] == [f"warning: others may read or write {path_of(home)}"]
     assert told(cli, "--repair") == {}
     assert path_of(home).stat().st_mode & 0o777 == 0o600
+
+
+def test_files_of_another_user_are_told_and_left(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = path_of(home)
+    path.chmod(0o644)
+    other = path.stat().st_uid + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(checks.os, "geteuid", lambda: other)
+        (finding,) = told(cli, "--repair")["permissions"]
+        assert finding.endswith(f"may read or write {path}, and that isn't you")
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EROFS])
+def test_permissions_that_cannot_be_changed_are_told(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path_of(home).chmod(0o644)
+
+    def refused(_path: Path, _mode: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    done = cli.ok("doctor", "--repair")
+    assert f"the permissions of {path_of(home)} can't be changed: {os.strerror(number)}\n" in done.stderr
+    assert "repaired" not in done.stdout
+
+
+def test_a_file_beside_the_state_may_vanish_while_it_is_mended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = path_of(home).with_name(f"{path_of(home).name}-wal")
+    log.touch(0o644)
+    change = Path.chmod
+
+    def vanishing(path: Path, mode: int) -> None:
+        log.unlink(missing_ok=True)
+        change(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", vanishing)
+    assert checks.mend_permissions(path_of(home)) == []
 
 
 def test_what_changed_in_the_home_is_counted_and_taken_in(cli: Cli, home: Path) -> None:
