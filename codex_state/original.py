@@ -25,13 +25,13 @@ import shutil
 import sqlite3
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from codex_state.errors import (
+    ConfigurationError,
     DatabaseBusyError,
     DatabaseError,
     DatabaseUnavailableError,
@@ -39,6 +39,7 @@ from codex_state.errors import (
     StateError,
     classify,
 )
+from codex_state.settings import config_of
 
 _log = logging.getLogger("codex_state")
 
@@ -140,8 +141,8 @@ def original_database_stamp(
 def database_directories(home: Path, sqlite_home: Path | None = None) -> list[Path]:
     """Where the original may keep the databases of a home: where it is told to first, then in the home itself."""
     told = [sqlite_home] if sqlite_home is not None else []
-    with contextlib.suppress(OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RuntimeError):
-        configured = tomllib.loads((home / "config.toml").read_text("utf-8")).get("sqlite_home")
+    with contextlib.suppress(ConfigurationError, RuntimeError):
+        configured = config_of(home).get("sqlite_home")
         if isinstance(configured, str) and configured:
             told.append(home / Path(configured).expanduser())
     return list(dict.fromkeys([*told, home]))

@@ -47,6 +47,7 @@ class StateSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="CODEX_STATE_",
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -182,15 +183,11 @@ class StateSettings(BaseSettings):
         """
         if self.default_provider:
             return self.default_provider
-        path = self.codex_home / "config.toml"
         try:
-            config = tomllib.loads(_text_of_small_file(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return FALLBACK_PROVIDER
-        except (OSError, ValueError, RecursionError) as error:
+            config = config_of(self.codex_home)
+        except ConfigurationError as error:
             raise ConfigurationError(
-                f"can't read the default provider from {path}: {_reason(error)}; mend the file or set "
-                "CODEX_STATE_DEFAULT_PROVIDER"
+                f"the default provider isn't known: {error}; mend the file or set CODEX_STATE_DEFAULT_PROVIDER"
             ) from error
         # Whatever else the file holds is its program's business, even if it makes no sense.
         profiles, name = config.get("profiles"), config.get("profile")
@@ -200,6 +197,21 @@ class StateSettings(BaseSettings):
             if isinstance(provider, str) and provider:
                 return provider
         return FALLBACK_PROVIDER
+
+
+def config_of(home: Path) -> dict[str, Any]:
+    """What a home's ``config.toml`` says; nothing when there is none.
+
+    Raises:
+        ConfigurationError: it is there but can't be read.
+    """
+    path = home / "config.toml"
+    try:
+        return tomllib.loads(_text_of_small_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"can't read {path}: {_reason(error)}") from error
 
 
 def _checked_env_file(path: Path) -> Path:
@@ -227,7 +239,7 @@ def _text_of_small_file(path: Path) -> str:
         content = file.read(_LARGEST_FILE + 1)
     if len(content) > _LARGEST_FILE:
         raise ValueError(f"larger than {_LARGEST_FILE:,} bytes")
-    return content.decode()
+    return content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
 
 
 def _reason(error: Exception) -> str:

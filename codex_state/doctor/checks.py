@@ -18,7 +18,7 @@ from sqlalchemy import func, or_, select
 from codex_state import migrations
 from codex_state.database.sql import server_now
 from codex_state.database.state_files import read_only_uri
-from codex_state.errors import DatabaseError, StateError, classify
+from codex_state.errors import ConfigurationError, DatabaseError, StateError, classify
 from codex_state.migrations.locking import SIDE_FILE_SUFFIX
 from codex_state.models import FileRow, JobState, RolloutFileState, Thread
 from codex_state.models.base import table_of
@@ -28,6 +28,7 @@ from codex_state.repositories.base import seconds_of
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.inventory import Comparison, paths_of
 from codex_state.runtime import StateRuntime
+from codex_state.settings import config_of
 
 
 class Severity(StrEnum):
@@ -92,7 +93,7 @@ def check_file(path: Path, *, full: bool = False) -> Iterator[Finding]:
 
 def check_state(runtime: StateRuntime) -> Iterator[Finding]:
     """Check what an open state holds. A check that can't be run is a problem of its own."""
-    for check in (_schema, _references, _rows, _files, _copies, _jobs, _clock, _logs, _server):
+    for check in (_schema, _references, _config, _rows, _files, _copies, _jobs, _clock, _logs, _server):
         try:
             yield from check(runtime)
         except StateError as error:
@@ -270,6 +271,18 @@ def _rows(runtime: StateRuntime) -> Iterator[Finding]:
         f"{found[0].count} threads have a time that can't be read, so nothing is extracted from them: {named}",
         "give them whole epoch seconds by SQL; a listing makes rows anew whose rollouts are there",
     )
+
+
+def _config(runtime: StateRuntime) -> Iterator[Finding]:
+    try:
+        config_of(runtime.codex_home)
+    except ConfigurationError as error:
+        yield Finding(
+            "config",
+            Severity.WARNING,
+            str(error),
+            "mend the file; until then, rollouts that name no provider need CODEX_STATE_DEFAULT_PROVIDER",
+        )
 
 
 def _files(runtime: StateRuntime) -> Iterator[Finding]:

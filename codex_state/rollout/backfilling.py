@@ -31,11 +31,11 @@ from codex_state.errors import (
 )
 from codex_state.models import BackfillLease, BackfillState, BackfillStatus, Claimed, RolloutFileState, SkipReason
 from codex_state.rollout.files import WalkProblem
-from codex_state.rollout.index import Settled, Settling, store, store_singly
+from codex_state.rollout.index import Settled, Settling, default_provider_of, store, store_singly
 from codex_state.rollout.inventory import Change, Comparison, follow_home, old_root_of
 from codex_state.rollout.names import NameSources
 from codex_state.rollout.pool import Pool, usable_cores
-from codex_state.rollout.worker import Job, Result, extract_one, run_job
+from codex_state.rollout.worker import DefaultProvider, Job, Result, extract_one, run_job
 from codex_state.runtime import State, StateRuntime
 from codex_state.settings import StateSettings
 
@@ -59,7 +59,7 @@ def worker_count(total_bytes: int) -> int:
 
 
 def in_process(
-    changes: Iterable[Change], home: str, default_provider: str, while_waiting: WhileWaiting
+    changes: Iterable[Change], home: str, default_provider: DefaultProvider, while_waiting: WhileWaiting
 ) -> Generator[Extracting, None, None]:
     """The result for each change, in order, by this process alone. ``while_waiting`` is called every now and then."""
     for change in changes:
@@ -71,7 +71,7 @@ def in_process(
 def in_workers(
     changes: Iterable[Change],
     home: str,
-    default_provider: str,
+    default_provider: DefaultProvider,
     while_waiting: WhileWaiting,
     *,
     workers: int,
@@ -221,7 +221,6 @@ def backfill(
 
     Raises:
         DatabaseError: the database failed. Batches before that stay.
-        ConfigurationError: the default provider can't be read.
     """
     started = time.monotonic()
     with runtime.autocommit() as state:
@@ -328,7 +327,7 @@ class _Run:
         if workers is None:
             workers = worker_count(bytes_total)
         if files_total:
-            work = changes, str(runtime.codex_home), runtime.default_provider, self._renew_in_time
+            work = changes, str(runtime.codex_home), default_provider_of(runtime), self._renew_in_time
             extracting = (
                 in_workers(*work, workers=workers, poll_seconds=self._renewal_interval)
                 if workers

@@ -416,7 +416,7 @@ def extract(path: str, default_provider: str) -> Extraction:
     )
 
 
-def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider: str) -> None:
+def go_on_from(extraction: Extraction, earlier: Sequence[str]) -> None:
     """Give a thread that goes on from earlier files what those say and its last one doesn't.
 
     Its first message, its goal, its name and its tools are usually in the first file, and so is the count of its tokens
@@ -426,13 +426,12 @@ def go_on_from(extraction: Extraction, earlier: Sequence[str], default_provider:
     Args:
         extraction: of the thread's last file.
         earlier: the thread's other files, the newest first.
-        default_provider: the provider of a thread that names none.
     """
     draft, end = extraction.draft, extraction.base_end
     for path in earlier:
         if not end:
             return
-        fold = Fold(ThreadDraft("", path), default_provider)
+        fold = Fold(ThreadDraft("", path), extraction.draft.model_provider)
         try:
             with open_rollout(path)[0] as file:
                 begins_at = _fold_up_to(fold, file, end)

@@ -19,7 +19,7 @@ import msgspec
 
 from codex_state import telemetry
 from codex_state.drafts import ThreadDraft, ToolDraft
-from codex_state.errors import IntegrityViolationError, InvalidInputError, RolloutError
+from codex_state.errors import ConfigurationError, IntegrityViolationError, InvalidInputError, RolloutError
 from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
 from codex_state.models.directories import normalized_cwd_text
@@ -27,7 +27,7 @@ from codex_state.rollout.files import FoundFile, is_archived, is_directory, may_
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.inventory import Change, file_row, follow_home, paths_of
 from codex_state.rollout.reading import git_of
-from codex_state.rollout.worker import Extracted, Failed, Result, extract_one
+from codex_state.rollout.worker import DefaultProvider, Extracted, Failed, NoProvider, Result, extract_one
 from codex_state.runtime import State, StateRuntime
 
 
@@ -45,6 +45,14 @@ class Settled:
     """The file of each thread among ``extractions``."""
 
 
+def default_provider_of(runtime: StateRuntime) -> DefaultProvider:
+    """The provider of threads that name none, or why it isn't known: only those threads need it."""
+    try:
+        return runtime.default_provider
+    except ConfigurationError as error:
+        return NoProvider(str(error))
+
+
 class Settling:
     """Decides for batches of changed files; reads again only where a thread has several."""
 
@@ -52,7 +60,7 @@ class Settling:
         """Decide for the runtime's home."""
         self._runtime = runtime
         self._home = str(runtime.codex_home)
-        self._provider = runtime.default_provider
+        self._provider = default_provider_of(runtime)
         # For this run only: links may change while a service lives.
         self._normalized = lru_cache(maxsize=4096)(normalized_cwd_text)
 
@@ -117,7 +125,7 @@ class Settling:
     def _win(self, settled: Settled, path: str, extraction: Extraction, earlier: Sequence[str]) -> None:
         draft = extraction.draft
         if extraction.base_end is not None:
-            go_on_from(extraction, [f"{self._home}/{each}" for each in earlier], self._provider)
+            go_on_from(extraction, [f"{self._home}/{each}" for each in earlier])
         for each in reversed(earlier):
             # Where the repository stood at first: in the oldest file that says so.
             if (git := git_of(Path(self._home, each), draft.id)) is not None:
@@ -234,7 +242,7 @@ def take_in(runtime: StateRuntime, paths: Iterable[str]) -> None:
     for path, row in known.items():
         found = look_at(runtime, path)
         if found is not None:
-            result = extract_one(f"{runtime.codex_home}/{path}", runtime.default_provider)
+            result = extract_one(f"{runtime.codex_home}/{path}", default_provider_of(runtime))
             batch.append((Change(path, found, row), result))
         elif is_directory(runtime.codex_home / path.partition("/")[0]) and not may_be_file(runtime.codex_home / path):
             batch.append((Change(path, None, row), None))
@@ -265,7 +273,7 @@ def index_rollout(runtime: StateRuntime, path: Path) -> Thread:
     Raises:
         RolloutError: the file can't be read, holds no usable line, or doesn't say whose it is.
     """
-    result = extract_one(str(path), runtime.default_provider)
+    result = extract_one(str(path), default_provider_of(runtime))
     if isinstance(result, Failed):
         raise RolloutError(result.error)
     extraction = result.extraction

@@ -329,13 +329,16 @@ def _apply(
     moved_here = existing is not None and existing.home != runtime.home
     if existing is not None and moved_here and (updated_at is None or updated_at < existing.updated_at):
         return existing, ""
-    draft = draft_of(existing) if existing is not None else builder.draft(runtime.default_provider)
+    if existing is not None:
+        draft = draft_of(existing)
+    else:
+        draft = builder.draft(builder.model_provider or runtime.default_provider)
     draft.cwd = draft.cwd if cwd is None else cwd
     if moved_here and not is_archived(relative_to(runtime.codex_home, builder.rollout_path) or ""):
         draft.archived, draft.archived_at = 0, None  # it was archived where it is gone from
     if existing is None and memory_mode:
         draft.memory_mode = memory_mode
-    fold = Fold(draft, runtime.default_provider)
+    fold = Fold(draft, draft.model_provider)
     for item in items:
         fold.add(item)
     draft = fold.finish()

@@ -10,11 +10,20 @@ from codex_state.rollout.messages import serve
 from codex_state.rollout.reading import may_pass
 
 
+class NoProvider(msgspec.Struct, tag=True, frozen=True):
+    """The provider of threads that name none isn't known."""
+
+    why: str
+
+
+DefaultProvider = str | NoProvider
+
+
 class Job(msgspec.Struct):
     """Rollouts to extract, in order."""
 
     paths: list[str]
-    default_provider: str
+    default_provider: DefaultProvider
 
 
 class Failed(msgspec.Struct, tag=True, gc=False):
@@ -34,12 +43,16 @@ class Extracted(msgspec.Struct, tag=True, gc=False):
 Result = Extracted | Failed
 
 
-def extract_one(path: str, default_provider: str) -> Result:
+def extract_one(path: str, default_provider: DefaultProvider) -> Result:
     """Extract a rollout; one that can't be is a result as well."""
+    unknown = default_provider if isinstance(default_provider, NoProvider) else None
     try:
-        return Extracted(extract(path, default_provider))
+        extraction = extract(path, default_provider if isinstance(default_provider, str) else "")
     except RolloutError as error:
         return Failed(str(error), may_pass(error))
+    if unknown is not None and not extraction.draft.model_provider:
+        return Failed(f"the rollout {path} names no provider, and {unknown.why}", may_pass=True)
+    return Extracted(extraction)
 
 
 def run_job(job: Job) -> list[Result]:

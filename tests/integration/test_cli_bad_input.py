@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cli_process import Cli, InProcess
 from example_home import THREADS, copy_of_the_example_home
+from rollout_files import session_meta, thread_id, user_message, write_rollout
 
 from codex_state import StateRuntime, StateSettings
 
@@ -286,12 +287,25 @@ def test_a_busy_database_has_its_own_exit_status(indexed: Cli) -> None:
         connection.execute("ROLLBACK")
 
 
-def test_a_broken_config_is_named_before_anything_is_indexed(tmp_path: Path) -> None:
-    cli = InProcess(copy_of_the_example_home(tmp_path / "home"))
-    (cli.home / "config.toml").write_text("model_provider = openai without quotes")
-    done = cli.refused("backfill")
-    assert done.status == 1
-    assert str(cli.home / "config.toml") in done.stderr
+def test_a_broken_config_stops_only_rollouts_that_name_no_provider(tmp_path: Path) -> None:
+    cli = InProcess(tmp_path / "home")
+    named = write_rollout(cli.home, 1)
+    nameless = write_rollout(cli.home, 2, session_meta(2, model_provider=None), user_message())
+    config = cli.home / "config.toml"
+    config.write_text('model_provider = "mine"\nenv = {\n "A" = "b",\n}\n')
+    done = cli.ok("backfill")
+    assert "1 indexed, 1 failed" in done.stdout
+    assert f"{nameless} names no provider" in done.stderr
+    assert str(config) in done.stderr
+    assert str(config) in cli.ok("doctor").stdout
+    named.touch()
+    listed = cli.ok("threads", "list", "--json")
+    assert [item["id"] for item in listed.json["items"]] == [str(thread_id(1))]
+    assert "1 file can't be indexed" in listed.stderr
+    cli.ok("threads", "archive", str(thread_id(1)))
+    config.write_text('model_provider = "mine"\n')
+    assert "0 failed" in cli.ok("backfill").stdout
+    assert cli.ok("threads", "show", str(thread_id(2)), "--json").json["model_provider"] == "mine"
 
 
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:

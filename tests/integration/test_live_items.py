@@ -19,6 +19,7 @@ from rollout_files import (
 )
 
 from codex_state import DatabaseError, DynamicTool, StateRuntime, Thread, telemetry
+from codex_state.errors import ConfigurationError
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.repositories import DynamicToolRepository
 from codex_state.repositories.rollout_files import RolloutFileRepository
@@ -58,6 +59,17 @@ def tools(runtime: StateRuntime) -> list[DynamicTool]:
 def test_without_items_nothing_is_done(runtime: StateRuntime) -> None:
     assert apply_rollout_items(runtime, builder(runtime), []) is None
     assert stored(runtime) is None
+
+
+def test_a_thread_that_names_its_provider_needs_no_default(runtime: StateRuntime) -> None:
+    (runtime.codex_home / "config.toml").write_text("half of a")
+    items = [session_meta(model_provider="mine"), user_message("hi")]
+    given = apply_rollout_items(runtime, builder(runtime, *items), items)
+    assert given is not None
+    assert given.model_provider == "mine"
+    nameless = [session_meta(2, model_provider=None)]
+    with pytest.raises(ConfigurationError, match=r"config\.toml"):
+        apply_rollout_items(runtime, builder(runtime, *nameless), nameless)
 
 
 def test_a_new_threads_row_is_what_a_backfill_of_its_rollout_gives(runtime: StateRuntime) -> None:

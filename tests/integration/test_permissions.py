@@ -133,8 +133,7 @@ def test_roots_that_cannot_be_looked_at_are_named_and_nothing_is_gone(
     elsewhere.mkdir()
     shutil.move(StateSettings(codex_home=home).database_path, elsewhere)
     home.chmod(0o444)
-    provider = {"CODEX_STATE_DEFAULT_PROVIDER": "openai"}  # which config.toml can't say
-    answers = run(home, "backfill", "threads list", CODEX_SQLITE_HOME=str(elsewhere), **provider)
+    answers = run(home, "backfill", "threads list", CODEX_SQLITE_HOME=str(elsewhere))
     assert f"{home}/archived_sessions: Permission denied" in answers[0][1]
     assert f"{home}/sessions: Permission denied" in answers[0][1]
     assert "files can't be indexed" in answers[1][1]

@@ -449,6 +449,16 @@ def test_the_default_provider_comes_from_the_setting_else_the_homes_config_else_
         assert runtime.default_provider == provider
 
 
+def test_files_may_begin_with_a_byte_order_mark(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home.mkdir(parents=True)
+    (home / "config.toml").write_bytes(b'\xef\xbb\xbfmodel_provider = "azure"\n')
+    variables = tmp_path / "variables"
+    variables.write_bytes(b"\xef\xbb\xbfCODEX_STATE_POOL_SIZE=3\n")
+    monkeypatch.setenv("CODEX_STATE_ENV_FILE", str(variables))
+    settings = StateSettings(codex_home=home)
+    assert (settings.provider, settings.pool_size) == ("azure", 3)
+
+
 @pytest.mark.parametrize("content", [b"model_provider = ", b"\xff\xfe", b"a = 1\na = 2\n"])
 def test_a_config_that_cannot_be_read_is_refused_rather_than_guessed_at(home: Path, content: bytes) -> None:
     home.mkdir(parents=True)

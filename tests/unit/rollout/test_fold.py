@@ -531,7 +531,7 @@ def gone_on(home: Path, *newest_first: Sequence[RolloutItem | bytes]) -> ThreadD
         for position, items in enumerate(newest_first)
     ]
     extraction = extract(paths[0], "default")
-    go_on_from(extraction, paths[1:], "default")
+    go_on_from(extraction, paths[1:])
     return extraction.draft
 
 
@@ -617,13 +617,13 @@ class TestSegments:
 
     def test_earlier_files_that_are_gone_are_passed_over(self, tmp_path: Path) -> None:
         extraction = extracted(tmp_path, *later(5, user_message("last")), segment=2)
-        go_on_from(extraction, [str(tmp_path / "gone.jsonl")], "default")
+        go_on_from(extraction, [str(tmp_path / "gone.jsonl")])
         assert extraction.draft.title == "last"
 
     def test_an_earlier_file_may_be_compressed(self, tmp_path: Path) -> None:
         extraction = extracted(tmp_path, *later(5), segment=2)
         packed = write(tmp_path / "a.jsonl.zst", zstandard.ZstdCompressor().compress(body(*numbered(*FIRST))))
-        go_on_from(extraction, [str(packed)], "default")
+        go_on_from(extraction, [str(packed)])
         assert extraction.draft.title == "one"
 
     @given(st.lists(st.integers(0, 12), min_size=1, max_size=4))

@@ -117,7 +117,7 @@ def test_a_segment_adds_its_turns_to_those_that_it_goes_on_from(tmp_path: Path) 
         later = write_rollout(tmp_path, 1, *numbered(again, *lines, start=3), segment=1)
         earlier = write_rollout(tmp_path, 1, *numbered(*first))
         extraction = extract(str(later), "default")
-        go_on_from(extraction, [str(earlier)], "default")
+        go_on_from(extraction, [str(earlier)])
         draft = extraction.draft
         assert (draft.turns, draft.tokens_used, draft.tokens_inherited, draft.tokens_input) == expected
 
@@ -128,7 +128,7 @@ def test_a_forks_segment_inherits_what_the_fork_did(tmp_path: Path) -> None:
     again = session_meta(history_base=history_base(1, 3))
     later = write_rollout(tmp_path, 1, *numbered(again, started(AFTER), counted(600, 300), start=3), segment=1)
     extraction = extract(str(later), "default")
-    go_on_from(extraction, [str(write_rollout(tmp_path, 1, *fork))], "default")
+    go_on_from(extraction, [str(write_rollout(tmp_path, 1, *fork))])
     draft = extraction.draft
     assert (draft.turns, draft.tokens_used, draft.tokens_inherited) == (2, 600, 200)
     assert tokens(draft) == (360, 80, 40, 20)
