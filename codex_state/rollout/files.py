@@ -37,6 +37,8 @@ _NAME = re.compile(
 _COPY = re.compile(r"(rollout-[0-9T-]{19}-[0-9a-f-]{36}(?:_[0-9a-f-]{36})?)[^0-9a-f_-].*", re.ASCII | re.IGNORECASE)
 """What file managers and synchronisers make of a name: ``… (1)``, ``… 2``, ``….sync-conflict-…``."""
 
+_MOST_NS = 2**63 - 1
+
 
 class FoundFile(Struct, frozen=True, gc=False):
     """A rollout that was met on a walk."""
@@ -141,6 +143,11 @@ def relative_to(home: Path, path: Path) -> str | None:
 def modified_seconds(status: os.stat_result) -> int:
     """When a file was last written, in whole epoch seconds, rounded down."""
     return status.st_mtime_ns // 1_000_000_000
+
+
+def storable_ns(mtime_ns: int) -> int:
+    """A file's time in nanoseconds, or the nearest that a database can hold: from the years 1677 to 2262."""
+    return max(-_MOST_NS - 1, min(mtime_ns, _MOST_NS))
 
 
 def may_be_file(path: Path) -> bool:
@@ -260,7 +267,7 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, int |
                             status = entry.stat(follow_symlinks=False)
                         except FileNotFoundError:
                             continue  # deleted just now: the others are still there
-                        found.append((name, status.st_size, status.st_mtime_ns))
+                        found.append((name, status.st_size, storable_ns(status.st_mtime_ns)))
                 elif entry.is_dir(follow_symlinks=False):
                     if _is_utf8(directory, name, report):
                         found.append((f"{name}/", None, 0))

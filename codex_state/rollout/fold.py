@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import RolloutError
-from codex_state.rollout.files import RolloutName, modified_seconds, parse_rollout_name
+from codex_state.rollout.files import RolloutName, modified_seconds, parse_rollout_name, storable_ns
 from codex_state.rollout.format import (
     CompletedItem,
     GoalUpdated,
@@ -389,7 +389,7 @@ def extract(path: str, default_provider: str) -> Extraction:
     fold = Fold(ThreadDraft("", path), default_provider)
     # What is appended while reading makes the file newer than its row, never the row newer than it should be.
     file, status = open_rollout(path)
-    mtime_ns = telling_time(status.st_mtime_ns)
+    mtime_ns = telling_time(storable_ns(status.st_mtime_ns))
     with file:
         try:
             parse_errors, unknown_lines, used = fold.all_lines(file)

@@ -23,7 +23,7 @@ from codex_state.errors import ConfigurationError, IntegrityViolationError, Inva
 from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
 from codex_state.models.directories import normalized_cwd_text
-from codex_state.rollout.files import FoundFile, is_archived, is_directory, may_be_file, rank, relative_to
+from codex_state.rollout.files import FoundFile, is_archived, is_directory, may_be_file, rank, relative_to, storable_ns
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.inventory import Change, file_row, follow_home, paths_of
 from codex_state.rollout.reading import git_of
@@ -261,7 +261,7 @@ def look_at(runtime: StateRuntime, path: str) -> FoundFile | None:
         status = os.lstat(runtime.codex_home / path)
     except OSError:
         return None
-    return FoundFile(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    return FoundFile(path, status.st_size, storable_ns(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
 
 
 def index_rollout(runtime: StateRuntime, path: Path) -> Thread:

@@ -17,6 +17,7 @@ import msgspec
 from codex_state.errors import RolloutError
 from codex_state.models import RolloutFileState
 from codex_state.original import original_database_stamp, original_names
+from codex_state.rollout.files import storable_ns
 from codex_state.rollout.fold import telling_time
 from codex_state.rollout.format import canonical_uuid, parse_timestamp, trim
 from codex_state.rollout.inventory import file_row
@@ -51,7 +52,7 @@ def session_index_names(path: Path) -> Iterator[tuple[UUID, str, int]]:
         file, status = open_rollout(str(path))
     except RolloutError as error:
         raise OSError(str(error)) from error
-    written = int(status.st_mtime)
+    written = storable_ns(status.st_mtime_ns) // 1_000_000_000
     with file:
         for line in file:
             try:
@@ -76,14 +77,14 @@ class NameSources:
         self._stamps: dict[str, tuple[int, int]] = {}
         try:
             status = (self._home / SESSION_INDEX).stat()
-            self._stamps[SESSION_INDEX] = (status.st_size, status.st_mtime_ns)
+            self._stamps[SESSION_INDEX] = (status.st_size, storable_ns(status.st_mtime_ns))
         except FileNotFoundError:
             pass
         except OSError:
             self._stamps[SESSION_INDEX] = (0, 0)  # something is there, and will fail to be read
         stamp = original_database_stamp(self._home, runtime.settings.sqlite_home, own=runtime.database.path)
         if stamp is not None:
-            self._stamps[ORIGINAL_DATABASES] = stamp
+            self._stamps[ORIGINAL_DATABASES] = stamp[0], storable_ns(stamp[1])
         with runtime.read() as state:
             known = {path: state.rollout_files.get(path, runtime.home) for path in self._stamps}
         self.changed = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from example_home import copy_of_the_example_home
+from rollout_files import write_rollout
 
 from codex_state import BackfillOutcome, StateRuntime, StateSettings, Thread, ThreadQuery, backfill
 from codex_state.rollout import fold
@@ -138,6 +139,31 @@ def test_a_file_that_failed_is_named_each_time_and_read_once(runtime: StateRunti
     for read in (1, 0):
         report = backfill(runtime, refresh=True)
         assert (report.scanned, report.failed, report.failures[0].path) == (read, 1, str(broken))
+
+
+@pytest.mark.parametrize("year", [1600, 2263, 9000, 30_000])
+def test_a_file_of_any_time_stops_no_other(runtime: StateRuntime, year: int) -> None:
+    """A database's integers hold nanoseconds of the years 1677 to 2262 only."""
+    thread = one_plain_rollout(runtime)
+    path, index = thread.rollout_path, runtime.codex_home / "session_index.jsonl"
+    index.write_text(json.dumps({"id": str(thread.id), "thread_name": "n"}) + "\n")
+    seconds = (year - 1970) * 31_556_952
+    try:
+        for each in (path, index):
+            os.utime(each, ns=(seconds * 10**9, seconds * 10**9))
+    except (OSError, OverflowError) as error:
+        pytest.skip(f"the file system can't store it: {error}")
+    if path.stat().st_mtime_ns != seconds * 10**9:
+        pytest.skip("the file system can't store it")
+    other = write_rollout(runtime.codex_home, 7)
+    first, second = backfill(runtime, refresh=True), backfill(runtime, refresh=True)
+    assert (first.scanned, first.upserted + first.failed) == (2, 2)
+    assert [failure.path for failure in first.failures] == ([str(path)] if year > 9999 else [])
+    assert (second.scanned, second.failed) == (1, first.failed)  # the one that was written just now
+    with runtime.read() as state:
+        page = state.threads.list(ThreadQuery(limit=100))
+    assert not page.unreadable
+    assert {path, other} <= {each.rollout_path for each in page.items}
 
 
 def test_a_modification_time_out_of_range_fails_one_rollout_only(
