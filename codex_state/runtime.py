@@ -30,9 +30,11 @@ from codex_state import migrations, telemetry
 from codex_state.database import Access, Database, file_of, prepare_sqlite_file, state_files
 from codex_state.database.errors import (
     DatabaseError,
+    DatabaseFullError,
     DatabaseUnavailableError,
     SchemaOutdatedError,
     ServerUnavailableError,
+    StorageError,
 )
 from codex_state.database.patience import Patience, waiting
 from codex_state.database.write_queue import working_for
@@ -155,9 +157,9 @@ class StateRuntime:
         Args:
             settings: where and how; read from the environment when not given.
             for_reading: the caller changes nothing but the index. Then no home is created and no older file is removed,
-                and a state that can't be written, because of its permissions or its medium, is opened all the same:
-                read-only if its schema is current, in memory if there is none yet. See ``is_read_only``
-                and ``in_memory``.
+                and a state that can't be written, because of its permissions, its medium or a full disk, is opened all
+                the same: read-only if its schema is current, in memory if there is none yet. See ``is_read_only`` and
+                ``in_memory``.
 
         Raises:
             ConfigurationError: the home or a setting can't be used.
@@ -188,10 +190,29 @@ class StateRuntime:
             if settings.database_url is None:
                 state_files.require_home(settings.codex_home)
             path = file_of(settings)
-            if path is not None and not state_files.can_be_written(path):
-                return cls._open_unwritable(settings, path), False
+            if path is not None:
+                return cls._open_for_reading(settings, path)
         else:
             state_files.make_directory(settings.codex_home)
+        return cls._open_to_write(settings, for_reading=for_reading)
+
+    @classmethod
+    def _open_for_reading(cls, settings: StateSettings, path: Path) -> tuple[Self, bool]:
+        if not state_files.can_be_written(path):
+            return cls._open_unwritable(settings, path), False
+        try:
+            return cls._open_to_write(settings, for_reading=True)
+        except (DatabaseFullError, StorageError) as error:
+            # Whoever may write begins a log, and for that, and for its index, there is no room.
+            try:
+                runtime = cls._open_unwritable(settings, path)
+            except StateError:
+                raise error from None
+            _log.warning("the state can only be read: %s", error)
+            return runtime, False
+
+    @classmethod
+    def _open_to_write(cls, settings: StateSettings, *, for_reading: bool) -> tuple[Self, bool]:
         if settings.database_url is None:
             state_files.make_directory(settings.database_path.parent)
         database = Database.of(settings)

@@ -246,7 +246,13 @@ NoRefresh = Annotated[
 def freshen(runtime: StateRuntime, *, no_refresh: bool = False) -> None:
     """Take in what is new, changed or gone; if that can't be, or isn't wanted, say how old the index is."""
     from codex_state import rollout
-    from codex_state.errors import DatabaseBusyError, DatabaseReadOnlyError, PermissionRefusedError
+    from codex_state.errors import (
+        DatabaseBusyError,
+        DatabaseFullError,
+        DatabaseReadOnlyError,
+        PermissionRefusedError,
+        StorageError,
+    )
     from codex_state.rollout import BackfillOutcome
 
     if runtime.is_read_only:
@@ -261,7 +267,7 @@ def freshen(runtime: StateRuntime, *, no_refresh: bool = False) -> None:
     except (DatabaseReadOnlyError, PermissionRefusedError):
         _note_age(runtime, "it can't be written")
         return
-    except DatabaseBusyError as error:
+    except (DatabaseBusyError, DatabaseFullError, StorageError) as error:
         _note_age(runtime, str(error))
         return
     if report is None:

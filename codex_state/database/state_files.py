@@ -47,6 +47,9 @@ QUEUE_SUFFIX = "-queue"
 _WAL_SUFFIX, _INDEX_SUFFIX = "-wal", "-shm"
 _SIDE_FILE_SUFFIXES = ("-journal", _INDEX_SUFFIX, _WAL_SUFFIX, QUEUE_SUFFIX)
 
+_INDEX_BYTES = 32 * 1024
+"""The least that the index of a log has."""
+
 _STATE_FILE = re.compile(rf"{STATE_DATABASE_NAME}_(?P<version>[0-9]+)\.sqlite", re.ASCII)
 
 _PATIENCE_SECONDS = 0.5
@@ -147,8 +150,18 @@ def read_only_uri(path: Path) -> str:
     A log without its index (``-shm``), on a medium where the index can't be made, can't be read at all.
     """
     log, index = (path.with_name(path.name + suffix) for suffix in (_WAL_SUFFIX, _INDEX_SUFFIX))
-    has_log = not is_missing(log) and (not is_missing(index) or log.stat().st_size > 0)
+    has_log = not is_missing(log) and (_is_whole_index(index) or log.stat().st_size > 0)
     return _uri(path, "mode=ro" if has_log else "mode=ro&immutable=1")
+
+
+def _is_whole_index(index: Path) -> bool:
+    """Whether a log's index may be in use: on a full disk SQLite leaves the beginning of one, beside an empty log."""
+    try:
+        return index.lstat().st_size >= _INDEX_BYTES
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def existing_uri(path: Path) -> str:

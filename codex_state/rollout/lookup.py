@@ -24,7 +24,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-from codex_state.errors import DatabaseError, DatabaseReadOnlyError, RolloutError, ThreadNotFoundError, UsageError
+from codex_state.errors import (
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseReadOnlyError,
+    RolloutError,
+    StorageError,
+    ThreadNotFoundError,
+    UsageError,
+)
 from codex_state.models import RolloutFileState, Thread, ThreadQuery, ThreadsPage, UnreadableRow
 from codex_state.models.columns import from_epoch_seconds
 from codex_state.rollout.files import (
@@ -153,7 +161,7 @@ def _still_there(runtime: StateRuntime, thread: Thread, wanted: ThreadQuery) -> 
         _look_again(runtime, thread.id, path)
         with runtime.read() as state:
             now = state.threads.get(thread.id)
-    except DatabaseReadOnlyError:
+    except (DatabaseReadOnlyError, DatabaseFullError, StorageError):
         return
     if now is None or now.archived != wanted.archived:
         return

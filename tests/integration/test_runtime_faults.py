@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from cli_process import Cli, InProcess
+from rollout_files import thread_id, write_rollout
 from sqlalchemy import event
 
 from codex_state.database import Database
@@ -18,6 +21,8 @@ from codex_state.settings import StateSettings
 from codex_state.testing.samples import a_log_line, a_thread
 from tests import scripts, stores
 
+MODIFIED = 1_767_400_000
+
 # Disk full
 
 
@@ -27,6 +32,12 @@ def small_home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     if request.param == "page limit":
         yield tmp_path
         return
+    with _small_disk(tmp_path) as disk:
+        yield disk
+
+
+@contextmanager
+def _small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")
@@ -86,6 +97,58 @@ def test_a_write_that_meets_a_full_disk_in_a_session_leaves_the_session_usable(
                 assert state.threads.list_ids(ThreadQuery(limit=1)) == []
             state.threads.upsert(a_thread())
             assert len(state.threads.list_ids(ThreadQuery(limit=9))) == 1
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Iterator[Cli]:
+    """A home with one thread in its index, on a small disk."""
+    with _small_disk(tmp_path) as disk:
+        cli = InProcess(disk / "home")
+        write_rollout(cli.home, 1, modified=MODIFIED)
+        cli.ok("backfill")
+        yield cli
+
+
+def fill(disk: Path) -> None:
+    with suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+
+
+def test_a_full_disk_keeps_nobody_from_reading(indexed: Cli, tmp_path: Path) -> None:
+    """There isn't even room for the index of SQLite's log, which whoever may write begins."""
+    fill(indexed.home.parent)
+    one = str(thread_id(1))
+    for _ in range(2):  # also beside what the first has left of its log
+        listed = indexed.ok("threads", "list", "--json")
+        assert [item["id"] for item in listed.json["items"]] == [one]
+        assert "the index was brought up to date" in listed.stderr
+        assert "free some space" in listed.stderr
+    for command in (["threads", "show", one], ["threads", "cat", one], ["threads", "path", one], ["search", "hello"]):
+        assert indexed.ok(*command).stdout
+    indexed.ok("doctor")
+    copy = tmp_path / "backup.sqlite"
+    indexed.ok("backup", copy)
+    assert copy.stat().st_size
+    assert "free some space" in indexed.refused("backfill").stderr
+
+
+def test_what_is_new_on_a_full_disk_keeps_nobody_from_reading_what_is_known(indexed: Cli) -> None:
+    with StateRuntime.open(StateSettings(codex_home=indexed.home)):  # so that the log has its index
+        write_rollout(indexed.home, 2, modified=MODIFIED)
+        fill(indexed.home.parent)
+        listed = indexed.ok("threads", "list", "--json")
+    assert [item["id"] for item in listed.json["items"]] == [str(thread_id(1))]
+    assert "the index was brought up to date" in listed.stderr
+    assert "free some space" in listed.stderr
+
+
+def test_an_index_is_made_in_memory_where_a_full_disk_has_none(indexed: Cli) -> None:
+    for each in indexed.home.glob("codex_state_4*"):
+        each.unlink()
+    fill(indexed.home.parent)
+    listed = indexed.ok("threads", "list", "--json")
+    assert [item["id"] for item in listed.json["items"]] == [str(thread_id(1))]
 
 
 # Forks
