@@ -34,6 +34,7 @@ from .errors import (
     StatementRefusedError as StatementRefusedError,
     StorageError as StorageError,
     ThreadNotFoundError as ThreadNotFoundError,
+    TransactionAbortedError as TransactionAbortedError,
     TransactionConflictError as TransactionConflictError,
     UnknownCommitOutcomeError as UnknownCommitOutcomeError,
     UsageError as UsageError,

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from sqlalchemy import URL, exc
 
-from codex_state.errors import InvalidInputError, InvalidRowError, StateError
+from codex_state.errors import InvalidInputError, InvalidRowError, StateError, UsageError
 
 _PATIENCE_SECONDS = 3.0
 """A large file isn't read to its end for this: then SQLite's first word holds."""
@@ -158,6 +158,13 @@ class PermissionRefusedError(StatementRefusedError):
     """The role of a PostgreSQL server may not do that."""
 
 
+class TransactionAbortedError(DatabaseError, UsageError, exc.InternalError):
+    """PostgreSQL runs nothing more in a transaction in which an error was caught, and keeps nothing of it.
+
+    What may fail and be caught belongs in ``with session.begin_nested():``, which alone is rolled back then.
+    """
+
+
 class SchemaError(DatabaseError):
     """The database's schema is not the one this version speaks."""
 
@@ -215,6 +222,7 @@ _POSTGRESQL_BY_STATE: dict[str, type[DatabaseError]] = {
     "57014": StatementCancelledError,
     "42501": PermissionRefusedError,
     "25006": DatabaseReadOnlyError,
+    "25P02": TransactionAbortedError,
     "53100": DatabaseFullError,
     "53200": OutOfMemoryError,
     "XX001": DatabaseCorruptError,
@@ -256,6 +264,10 @@ _ADVICE: dict[type[StateError], str] = {
     DatabaseBusyError: "another process held the database for the whole busy timeout; try again",
     StatementCancelledError: "its statement_timeout is too short, or somebody cancelled it; nothing of it was kept",
     PermissionRefusedError: "grant it to the role: docs/postgres.md says which rights are needed; to read needs SELECT",
+    TransactionAbortedError: (
+        "an earlier error was caught, and nothing of this transaction is kept; end it, and have what may fail in "
+        "`with session.begin_nested():`"
+    ),
     SchemaChangedError: "run the unit of work again",
     DatabaseReadOnlyError: (
         "the unit of work is read-only, the server is a standby, or the file or its directory can't be written"

@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, InvalidatePoolError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from codex_state.database.engine import RETURNED, StatePool, Views, refuse_savepoint, translate_errors
-from codex_state.database.errors import without_secrets
+from codex_state.database.errors import TransactionAbortedError, advice_for, place_of, without_secrets
 from codex_state.errors import ConfigurationError
 from codex_state.models.comparisons import checked
 
@@ -87,6 +87,7 @@ def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transa
     base.dialect.statement_compiler = checked(base.dialect.statement_compiler)
     event.listen(base, "connect", _refuse_other_encodings)
     event.listen(base, "begin", _name_no_mode)
+    event.listen(base, "commit", _refuse_aborted)
     event.listen(base, "checkout", _refuse_stale(base.dialect))
     autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
     event.listen(autocommit, "savepoint", refuse_savepoint)
@@ -156,6 +157,14 @@ def _name_no_mode(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
     if driver.read_only is False:
         driver.read_only = None
+
+
+def _refuse_aborted(connection: Connection) -> None:
+    """The server answers such a commit by a rollback, which the driver takes for a success."""
+    if _driver_of(connection).info.transaction_status == _IN_ERROR:
+        place = place_of(connection.engine.url)
+        advice = advice_for(TransactionAbortedError)
+        raise TransactionAbortedError(f"{place}: the transaction can't be committed ({advice})")
 
 
 def _lock_timeout_of(busy_timeout: timedelta) -> int:

@@ -118,6 +118,7 @@ def test_waiting_for_a_lock_is_bounded_behind_a_pooler(runtime: StateRuntime, mo
         assert holder.phase1_jobs.renew(job)
         with pytest.raises(DatabaseBusyError):
             waiter.phase1_jobs.renew(job)
+        waiter.session.rollback()
     with runtime.autocommit() as state:
         assert state.phase1_jobs.renew(job)
 

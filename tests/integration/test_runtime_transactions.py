@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from codex_state.errors import (
     DatabaseReadOnlyError,
     IntegrityViolationError,
     InvalidInputError,
+    TransactionAbortedError,
     TransactionConflictError,
     UnknownCommitOutcomeError,
     UsageError,
@@ -203,6 +204,57 @@ def test_in_autocommit_a_failed_statement_does_not_end_the_session(runtime: Stat
             state.threads.upsert(a_thread(title="\ud800"))
         state.threads.upsert(a_thread())
     assert len(_ids(runtime)) == 1
+
+
+Run = Callable[[StateRuntime, Callable[[State], None]], None]
+
+
+def _in_an_own_session(runtime: StateRuntime, work: Callable[[State], None]) -> None:
+    with Session(runtime.engine) as session:
+        work(State(session))
+        session.commit()
+
+
+either_writer = pytest.mark.parametrize("run", [StateRuntime.run, _in_an_own_session])
+
+
+@either_writer
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_is_done_after_an_error_was_caught_is_told_what_became_of_the_transaction(
+    run: Run, goes_on: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """L8: also where the driver would take the server's rollback for a commit."""
+
+    def work(state: State) -> None:
+        state.threads.upsert(a_thread())
+        with pytest.raises(IntegrityViolationError):
+            state.dynamic_tools.persist([a_tool(a_thread())])
+        if goes_on:
+            with pytest.raises(TransactionAbortedError, match="begin_nested"):
+                state.threads.list_ids()
+
+    with stores.fresh_settings("postgresql", tmp_path, request) as settings, StateRuntime.open(settings) as runtime:
+        with pytest.raises(TransactionAbortedError, match="begin_nested"):
+            run(runtime, work)
+        assert _ids(runtime) == set()
+        run(runtime, lambda state: state.threads.upsert(a_thread()))
+        assert len(_ids(runtime)) == 1
+
+
+@either_writer
+def test_what_may_fail_and_be_caught_is_rolled_back_alone_in_a_savepoint(runtime: StateRuntime, run: Run) -> None:
+    """L9."""
+    before, within, after = a_thread(), a_thread(), a_thread()
+
+    def work(state: State) -> None:
+        state.threads.upsert(before)
+        with suppress(IntegrityViolationError), state.session.begin_nested():
+            state.threads.upsert(within)
+            state.dynamic_tools.persist([a_tool(a_thread())])
+        state.threads.upsert(after)
+
+    run(runtime, work)
+    assert _ids(runtime) == {before.id, after.id}
 
 
 def test_in_autocommit_there_is_no_savepoint(runtime: StateRuntime) -> None:

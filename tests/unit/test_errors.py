@@ -72,6 +72,7 @@ def postgresql_error(state: str) -> psycopg.Error:
         (postgresql_error("22001"), errors.RefusedValueError, exc.DataError),
         (postgresql_error("25006"), errors.DatabaseReadOnlyError, exc.InternalError),
         (postgresql_error("40001"), errors.TransactionConflictError, exc.OperationalError),
+        (postgresql_error("25P02"), errors.TransactionAbortedError, exc.InternalError),
         (postgresql_error("25P04"), errors.ConnectionLostError, exc.OperationalError),
         (postgresql_error("53200"), errors.OutOfMemoryError, exc.OperationalError),
         (postgresql_error("0A000"), errors.StatementRefusedError, exc.NotSupportedError),
