@@ -20,6 +20,7 @@ from uuid import UUID
 
 from codex_state.errors import StateError
 from codex_state.models import LogEntry
+from codex_state.models.log import level_of
 from codex_state.runtime import StateRuntime
 
 _BATCH_LINES = 128
@@ -27,9 +28,6 @@ _BATCH_SECONDS = 2.0
 _FLUSH_SECONDS = 5.0
 _LONGEST_MESSAGE = 256 * 1024
 _CUT = " … (cut)"
-
-_LEVELS = {"WARNING": "WARN"}
-"""The original's names of levels, where Python's differ."""
 
 _thread: ContextVar[str | None] = ContextVar("codex_state_log_thread", default=None)
 
@@ -133,7 +131,7 @@ class StateLogHandler(logging.Handler):
         return LogEntry(
             ts=int(seconds),
             ts_nanos=int(fraction * 1_000_000) * 1000,
-            level=_LEVELS.get(record.levelname, record.levelname),
+            level=level_of(record.levelname),
             target=_storable(record.name),
             message=_storable(self.format(record)),
             module_path=_storable(record.module),

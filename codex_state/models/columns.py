@@ -200,6 +200,17 @@ def a_duration(given: object, name: str = "") -> timedelta:
     return given
 
 
+def a_whole_number(given: object, name: str) -> int:
+    """The same number.
+
+    Raises:
+        InvalidInputError: it is something else, such as a text or a truth value.
+    """
+    if type(given) is not int:
+        raise InvalidInputError(f"{name}: not a whole number: {given!r}")
+    return given
+
+
 def _uuid_of(spelling: object) -> UUID:
     try:
         return UUID(spelling)  # type: ignore[arg-type]

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Column, Index
 from sqlmodel import Field
 
+from codex_state.errors import required
 from codex_state.models import columns
 from codex_state.models.base import StateModel
+
+LEVELS = {"WARNING": "WARN"}
+"""The original's names of levels, where Python's differ."""
+
+
+def level_of(level: str | int) -> str:
+    """The level by the original's name, which lines have, from any of Python's names and numbers.
+
+    Raises:
+        InvalidInputError: it is neither a text nor a number.
+    """
+    name = logging.getLevelName(level) if isinstance(level, int) else required(level, str)
+    return LEVELS.get(name.upper(), name)
 
 
 class LogEntry(StateModel, table=True):

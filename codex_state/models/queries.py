@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Self
 from uuid import UUID
 
-from codex_state.errors import InvalidInputError, did_you_mean
-from codex_state.models.columns import normal_spelling, path_to_text
+from codex_state.errors import InvalidInputError, did_you_mean, required
+from codex_state.models.columns import a_whole_number, normal_spelling, path_to_text, to_epoch_seconds
+from codex_state.models.log import level_of
 from codex_state.models.thread import Thread
 
 
@@ -58,9 +59,11 @@ def _sort_key(key: str) -> SortKey:
         raise InvalidInputError(f"no sort key: {key!r}; there are {', '.join(keys)}{did_you_mean(key, keys)}") from None
 
 
-def _refuse_single_text(name: str, values: Collection[str]) -> None:
+def _refuse_other_than_several(name: str, values: object, *kinds: type) -> None:
     if isinstance(values, str):
         raise InvalidInputError(f"{name}: one text in place of several: {values!r}; give [{values!r}]")
+    if not isinstance(values, Collection) or not all(isinstance(each, kinds) for each in values):
+        raise InvalidInputError(f"{name}: not a list of {' or '.join(kind.__name__ for kind in kinds)}: {values!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +112,15 @@ class ThreadQuery:
             InvalidInputError: a value is of the wrong kind, or no sort key.
         """
         object.__setattr__(self, "sort_key", _sort_key(self.sort_key))
-        _refuse_single_text("sources", self.sources)
-        _refuse_single_text("providers", self.providers)
+        _refuse_other_than_several("sources", self.sources, str)
+        _refuse_other_than_several("providers", self.providers, str)
         for name in ("since", "until"):
             moment = getattr(self, name)
             if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
                 raise InvalidInputError(f"{name}: not a time with a zone: {moment!r}")
         if self.cwd is not None:
             object.__setattr__(self, "cwd", normal_spelling(path_to_text(Path(self.cwd))))
-        if type(self.limit) is not int:
-            raise InvalidInputError(f"limit: not a whole number: {self.limit!r}")
+        a_whole_number(self.limit, "limit")
         if self.anchor is not None and not isinstance(self.anchor, Anchor):
             raise InvalidInputError(f"anchor: not an Anchor: {self.anchor!r}; Anchor.parse reads a cursor")
 
@@ -185,16 +187,16 @@ class UnshownThreads:
 class LogQuery:
     """Which log lines are wanted. Every filter is off by default; filters of one kind are alternatives."""
 
-    level: str | None = None
-    """Exact, in any case."""
-    from_ts: int | None = None
-    """Whole epoch seconds, inclusive."""
-    to_ts: int | None = None
-    """Whole epoch seconds, inclusive."""
+    level: str | int | None = None
+    """Exact, in any case: ``WARN`` and Python's ``WARNING`` and ``logging.WARNING`` are the same."""
+    from_ts: int | datetime | None = None
+    """Whole epoch seconds, inclusive, or the second of an aware time."""
+    to_ts: int | datetime | None = None
+    """Likewise, also inclusive."""
     module_like: tuple[str, ...] = ()
     """Parts of the module path; ``%`` and ``_`` are wildcards, ASCII case is ignored."""
     file_like: tuple[str, ...] = ()
-    thread_ids: tuple[str, ...] = ()
+    thread_ids: tuple[str | UUID, ...] = ()
     include_threadless: bool = False
     """With or without ``thread_ids``: lines that belong to no thread."""
     search: str | None = None
@@ -208,10 +210,22 @@ class LogQuery:
         """Refuse what would silently look for something else.
 
         Raises:
-            InvalidInputError: one text where several are asked for.
+            InvalidInputError: a value is of the wrong kind, or one text where several are asked for.
         """
-        for name in ("module_like", "file_like", "thread_ids"):
-            _refuse_single_text(name, getattr(self, name))
+        if self.level is not None:
+            object.__setattr__(self, "level", level_of(self.level))
+        for name in ("from_ts", "to_ts"):
+            if isinstance(moment := getattr(self, name), datetime):
+                object.__setattr__(self, name, to_epoch_seconds(moment))
+        for name in ("from_ts", "to_ts", "after_id", "limit"):
+            if (number := getattr(self, name)) is not None:
+                a_whole_number(number, name)
+        _refuse_other_than_several("module_like", self.module_like, str)
+        _refuse_other_than_several("file_like", self.file_like, str)
+        _refuse_other_than_several("thread_ids", self.thread_ids, str, UUID)
+        object.__setattr__(self, "thread_ids", tuple(map(str, self.thread_ids)))
+        if self.search is not None:
+            required(self.search, str)
 
 
 # Statistics: what threads took, added up.
@@ -272,8 +286,7 @@ class StatisticsQuery:
                 f"can't add up by {self.by!r}; there are {', '.join(known)}{did_you_mean(self.by, known)}"
             )
         for name in ("sources", "providers", "models", "branches"):
-            if isinstance(values := getattr(self, name), str):
-                raise InvalidInputError(f"{name}: one text in place of several: {values!r}; give [{values!r}]")
+            _refuse_other_than_several(name, getattr(self, name), str)
         for name in ("since", "until"):
             moment = getattr(self, name)
             if moment is not None and moment.tzinfo is None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, literal_column, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, case, func, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from codex_state.database.execute import commits_by_itself, execute_many
@@ -20,6 +20,7 @@ from codex_state.database.sql import contains, matches
 from codex_state.models import LogEntry, LogQuery
 from codex_state.models.base import table_of
 from codex_state.models.columns import text
+from codex_state.models.log import LEVELS
 from codex_state.repositories.base import Repository, select_entity
 
 _logs = table_of(LogEntry)
@@ -35,6 +36,12 @@ _OPEN_TRANSACTIONS = select(
         getattr(func, f"txid_snapshot_{name}")(func.txid_current_snapshot(), type_=BigInteger()).label(label)
         for name, label in (("xmin", "oldest"), ("xmax", "next_one"))
     )
+)
+
+_spelled = func.upper(_logs.c.level)
+_level = case(  # of lines that a service wrote by itself, too
+    *((_spelled == literal_column(f"'{pythons}'"), literal_column(f"'{ours}'")) for pythons, ours in LEVELS.items()),
+    else_=_spelled,
 )
 
 _LINE_BYTES = 128
@@ -150,7 +157,7 @@ _Shape = tuple[frozenset[str], int, int, int, bool]
 def _shape_of(query: LogQuery) -> tuple[_Shape, dict[str, Any]]:
     parameters: dict[str, Any] = {}
     if query.level is not None:
-        parameters["level"] = query.level.upper()
+        parameters["level"] = str(query.level).upper()
     if query.from_ts is not None:
         parameters["from_ts"] = query.from_ts
     if query.to_ts is not None:
@@ -170,7 +177,7 @@ def _filters(shape: _Shape) -> list[ColumnElement[bool]]:
     plain, modules, files, threads, threadless = shape
     number = BigInteger()
     known: dict[str, ColumnElement[bool]] = {
-        "level": func.upper(_logs.c.level) == bindparam("level", type_=text),
+        "level": _level == bindparam("level", type_=text),
         "from_ts": _logs.c.ts >= bindparam("from_ts", type_=number),
         "to_ts": _logs.c.ts <= bindparam("to_ts", type_=number),
         "after_id": _logs.c.id > bindparam("after_id", type_=number),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import logging
+from datetime import datetime, timedelta, timezone
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from codex_state.errors import InvalidInputError
 from codex_state.models import LogEntry, LogQuery
 from codex_state.runtime import State
 from codex_state.testing.samples import NOON, a_log_line
@@ -83,6 +86,44 @@ class TestLogs:
     ) -> None:
         state.logs.insert_many(_lines())
         assert _messages(state, **filters) == found
+
+    @pytest.mark.parametrize("level", ["WARN", "warning", "Warning", logging.WARNING])
+    def test_a_level_has_the_originals_name_or_any_of_pythons(self, state: State, level: str | int) -> None:
+        state.logs.insert_many(
+            a_log_line(each, level=each) for each in ("WARN", "WARNING", "warn", "ERROR", "Level 31")
+        )
+        assert _messages(state, level=level) == ["WARN", "WARNING", "warn"]
+        assert _messages(state, level=31) == ["Level 31"]
+
+    def test_times_and_ids_are_taken_as_python_has_them(self, state: State) -> None:
+        thread_id = uuid4()
+        state.logs.insert_many([*_lines(), a_log_line("mine", thread_id=str(thread_id))])
+        assert _messages(state, thread_ids=[thread_id]) == _messages(state, thread_ids=[str(thread_id)]) == ["mine"]
+        later = (NOON + timedelta(seconds=20, microseconds=5)).astimezone(timezone(timedelta(hours=5)))
+        assert _messages(state, from_ts=later) == ["c", None, "50% Off_ähm"]
+        assert _messages(state, from_ts=NOON + timedelta(seconds=1), to_ts=later) == ["b", "c", None]
+
+    @pytest.mark.parametrize(
+        "filters",
+        [
+            {"level": b"WARN"},
+            {"from_ts": datetime(2026, 1, 1)},  # noqa: DTZ001
+            {"from_ts": 1.5},
+            {"to_ts": "yesterday"},
+            {"to_ts": True},
+            {"thread_ids": "t1"},
+            {"thread_ids": uuid4()},
+            {"thread_ids": [5]},
+            {"module_like": [5]},
+            {"file_like": 5},
+            {"search": 5},
+            {"after_id": "5"},
+            {"limit": "5"},
+        ],
+    )
+    def test_what_would_look_for_something_else_is_refused(self, filters: dict[str, Any]) -> None:
+        with pytest.raises(InvalidInputError):
+            LogQuery(**filters)
 
     def test_following_reads_each_line_once(self, state: State) -> None:
         state.logs.insert_many(_lines())
