@@ -14,7 +14,7 @@ import traceback
 import weakref
 from queue import Empty, SimpleQueue
 from threading import Lock, get_ident
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
@@ -30,6 +30,9 @@ from codex_state.database.errors import (
     sqlstate_of,
 )
 from codex_state.errors import DatabaseBusyError, InvalidInputError, StateError, UsageError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _COMMITS = frozenset({"do_commit", "do_commit_twophase"})
 """The methods by which an SQLAlchemy dialect commits."""
@@ -59,13 +62,13 @@ class Views(NamedTuple):
     reader: Engine
 
 
-def translate_errors(engine: Engine) -> None:
+def translate_errors(engine: Engine | AsyncEngine) -> None:
     """Make every driver error of ``engine`` surface as a ``StateError`` (law L8).
 
-    Call it for a service's own engine, too.
+    Call it for a service's own engine, too, be it asynchronous.
     """
 
-    @event.listens_for(engine, "handle_error")
+    @event.listens_for(getattr(engine, "sync_engine", engine), "handle_error")
     def _translate(context: ExceptionContext) -> StateError | None:
         url = engine.url
         if context.connection is None:

@@ -26,6 +26,7 @@ from sqlmodel import Field, Session, SQLModel
 from codex_state import (
     AsyncStateRuntime,
     ConfigurationError,
+    IntegrityViolationError,
     InvalidInputError,
     LogEntry,
     MemoryScope,
@@ -39,6 +40,8 @@ from codex_state import (
     ThreadRepository,
     UsageError,
 )
+from codex_state.database import translate_errors
+from codex_state.errors import StatementRefusedError
 from codex_state.testing.samples import a_log_line, a_thread, a_tool
 from tests.elsewhere import elsewhere
 
@@ -453,6 +456,7 @@ async def async_session(settings: StateSettings, driver: str) -> AsyncIterator[A
     with StateRuntime.open(settings) as runtime:
         url = runtime.engine.url
     engine = create_async_engine(url.set(drivername=f"{url.get_backend_name()}+{driver}"))
+    translate_errors(engine)
     try:
         async with AsyncSession(engine) as session:
             yield session
@@ -460,9 +464,10 @@ async def async_session(settings: StateSettings, driver: str) -> AsyncIterator[A
         await engine.dispose()
 
 
-@pytest.mark.parametrize(
-    ("dialect", "driver"), [("sqlite", "aiosqlite"), ("postgres", "asyncpg"), ("postgres", "psycopg")]
-)
+ASYNC_DRIVERS = [("sqlite", "aiosqlite"), ("postgres", "asyncpg"), ("postgres", "psycopg")]
+
+
+@pytest.mark.parametrize(("dialect", "driver"), ASYNC_DRIVERS)
 def test_repositories_work_in_a_services_async_session(
     dialect: str, driver: str, request: pytest.FixtureRequest
 ) -> None:
@@ -480,6 +485,22 @@ def test_repositories_work_in_a_services_async_session(
     asyncio.run(main())
     with StateRuntime.open(settings) as runtime:
         assert stored(runtime) == 2
+
+
+@pytest.mark.parametrize(("dialect", "driver"), ASYNC_DRIVERS)
+def test_errors_of_an_async_engine_are_translated(dialect: str, driver: str, request: pytest.FixtureRequest) -> None:
+    """L8."""
+
+    async def main() -> None:
+        async with async_session(request.getfixturevalue(f"{dialect}_settings"), driver) as session:
+            with pytest.raises(StatementRefusedError, match="no_such_table"):
+                await session.execute(text("SELECT * FROM no_such_table"))
+            await session.rollback()
+            session.add(a_thread(tokens_used=-1))
+            with pytest.raises(IntegrityViolationError):
+                await session.commit()
+
+    asyncio.run(main())
 
 
 @pytest.mark.skipif("CODEX_STATE_TEST_DATABASE_URL" in os.environ, reason="its server's socket isn't known")
