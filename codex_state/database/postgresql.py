@@ -48,6 +48,9 @@ _SERVER_PATIENCE = {
 ``idle_in_transaction_session_timeout`` isn't set: it can't tell a dead client from a service that takes its time, so it
 is the operator's to choose."""
 
+_SET_BY_PYTHON = frozenset({"autocommit", "context", "cursor_factory", "row_factory"})
+"""Psycopg's options that mean something else, or nothing, as a text: ``autocommit=false`` would switch it on."""
+
 _IDLE = 0
 """The driver's word for "no transaction is open" (libpq's PQTRANS_IDLE)."""
 
@@ -61,8 +64,12 @@ _TRUSTED_SECONDS = 30.0
 
 
 def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transaction_pooling: bool) -> Views:
-    """The engine of a PostgreSQL database."""
-    options: dict[str, Any] = dict(_patience_of(url))
+    """The engine of a PostgreSQL database.
+
+    Raises:
+        ConfigurationError: the URL is malformed, or psycopg isn't installed.
+    """
+    options: dict[str, Any] = {**_patience_of(url), **_psycopg_options_of(url)}
     options["client_encoding"] = "utf8"  # whatever the environment or the role says
     if transaction_pooling:
         # The connection to the server is another one in each transaction: a statement prepared on one isn't known to
@@ -175,6 +182,18 @@ def _lock_timeout_of(busy_timeout: timedelta) -> int:
 def _patience_of(url: URL) -> dict[str, int]:
     """What the client does about a server that vanished without a word; the URL's own parameters win."""
     return {name: value for name, value in _CLIENT_PATIENCE.items() if name not in url.query}
+
+
+def _psycopg_options_of(url: URL) -> dict[str, int]:
+    """The options in the URL that are psycopg's own: it takes values of Python, where libpq takes texts."""
+    for name in _SET_BY_PYTHON & url.query.keys():
+        raise ConfigurationError(f"the database URL can't set {name}: take it out")
+    given = url.query.get("prepare_threshold")
+    if given is None:
+        return {}
+    if not (isinstance(given, str) and given.isascii() and given.isdigit()):
+        raise ConfigurationError(f"the database URL's prepare_threshold isn't a whole number: {given!r}")
+    return {"prepare_threshold": int(given)}
 
 
 def _server_options(url: URL, busy_timeout: timedelta) -> str:

@@ -68,6 +68,39 @@ def test_the_encoding_that_the_client_is_set_to_does_not_matter(
     assert found.title == thread.title
 
 
+@pytest.mark.parametrize("threshold", [0, 1, 7])
+def test_the_url_may_say_from_when_on_statements_are_prepared(
+    postgres_url: str, tmp_path: Path, threshold: int
+) -> None:
+    url = make_url(postgres_url).update_query_dict({"prepare_threshold": str(threshold)})
+    with StateRuntime.open(StateSettings(codex_home=tmp_path, database_url=url)) as runtime:
+        runtime.run(lambda state: state.threads.upsert(a_thread()))
+        with runtime.engine.connect() as connection:
+            assert connection.connection.driver_connection.prepare_threshold == threshold  # type: ignore[union-attr]
+    pooled = StateSettings(codex_home=tmp_path, database_url=url, transaction_pooling=True)
+    with StateRuntime.open(pooled) as runtime, runtime.engine.connect() as connection:
+        assert connection.connection.driver_connection.prepare_threshold is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "prepare_threshold=soon",
+        "prepare_threshold=-1",
+        "prepare_threshold=1&prepare_threshold=2",
+        "autocommit=false",
+        "row_factory=dict_row",
+    ],
+)
+@pytest.mark.parametrize("pooling", [True, False])
+def test_what_the_url_may_not_say_to_psycopg_is_refused(tmp_path: Path, option: str, pooling: bool) -> None:
+    url = f"postgresql://u:hunter2@localhost/x?{option}"
+    name = option.partition("=")[0]
+    with pytest.raises(ConfigurationError, match=f"the database URL('s| can't set) {name}") as refused:
+        StateRuntime.open(StateSettings(codex_home=tmp_path, database_url=url, transaction_pooling=pooling))
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize("seconds", [10**7, 10**10])
 def test_a_busy_timeout_of_any_length_can_be_set(
     postgres_settings: StateSettings, sqlite_settings: StateSettings, seconds: int
