@@ -126,7 +126,7 @@ def test_a_standby_serves_reads_that_may_be_stale_and_refuses_every_write(pair: 
         lambda state: state.phase1_jobs.succeed(lease, raw_memory_path=None, summary_hash=None),
     ):
         for opened in (standby.begin, standby.autocommit, standby.read):
-            with opened() as state, pytest.raises(DatabaseReadOnlyError):
+            with pytest.raises(DatabaseReadOnlyError), opened() as state:
                 refused(state)
         with pytest.raises(DatabaseReadOnlyError, match="a standby"):
             standby.run(refused)
