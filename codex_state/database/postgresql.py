@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -20,8 +21,15 @@ from sqlalchemy.exc import ArgumentError, InvalidatePoolError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from codex_state.database.engine import RETURNED, StatePool, Views, refuse_savepoint, translate_errors
-from codex_state.database.errors import TransactionAbortedError, advice_for, place_of, without_secrets
-from codex_state.errors import ConfigurationError
+from codex_state.database.errors import (
+    TransactionAbortedError,
+    advice_for,
+    place_of,
+    sqlstate_of,
+    without_secrets,
+)
+from codex_state.database.write_queue import Writer, own_wait
+from codex_state.errors import ConfigurationError, UsageError
 from codex_state.models.comparisons import checked
 
 _CLIENT_PATIENCE = {
@@ -57,7 +65,11 @@ _IDLE = 0
 _IN_ERROR = 3
 """The driver's word for a transaction that can only be rolled back (libpq's PQTRANS_INERROR)."""
 
+_IN_TRANSACTION = 2
+"""The driver's word for a transaction that waits for its next statement (libpq's PQTRANS_INTRANS)."""
+
 _OWN = "codex_state_own_transaction"
+_WRITER = "codex_state_writer"
 
 _TRUSTED_SECONDS = 30.0
 """For so long an idle connection is taken for alive when the server hasn't said anything."""
@@ -94,7 +106,11 @@ def open_postgresql(url: URL, *, pool_size: int, busy_timeout: timedelta, transa
     base.dialect.statement_compiler = checked(base.dialect.statement_compiler)
     event.listen(base, "connect", _refuse_other_encodings)
     event.listen(base, "begin", _name_no_mode)
+    event.listen(base, "begin", _mark)
     event.listen(base, "commit", _refuse_aborted)
+    event.listen(base, "commit", _unmark)
+    event.listen(base, "rollback", _unmark)
+    event.listen(base, "handle_error", _tell_of_own_wait)
     event.listen(base, "checkout", _refuse_stale(base.dialect))
     autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
     event.listen(autocommit, "savepoint", refuse_savepoint)
@@ -172,6 +188,50 @@ def _refuse_aborted(connection: Connection) -> None:
         place = place_of(connection.engine.url)
         advice = advice_for(TransactionAbortedError)
         raise TransactionAbortedError(f"{place}: the transaction can't be committed ({advice})")
+
+
+def _mark(connection: Connection) -> None:
+    """Leave a mark of a transaction that may write: see ``write_queue``."""
+    _unmark(connection)
+    options = connection.get_execution_options()
+    if options.get("isolation_level") == "AUTOCOMMIT" or options.get("postgresql_readonly"):
+        return
+    info, driver = connection.info, weakref.ref(_driver_of(connection))
+    info[_WRITER] = Writer(
+        _locks_of(connection.engine), lambda writer: info.get(_WRITER) is writer, lambda: _holds_locks(driver())
+    )
+
+
+def _unmark(connection: Connection) -> None:
+    if not connection.invalidated:
+        connection.info.pop(_WRITER, None)
+
+
+def _locks_of(engine: Engine) -> tuple[URL, str]:
+    """What the marks have in common of those who may meet at a row. The marks of units' blocks have another key."""
+    return engine.url, "locks"
+
+
+def _holds_locks(driver: Any) -> bool:
+    """Whether a connection's transaction, which waits for its next statement, has written or locked anything."""
+    if driver is None or driver.closed or driver.info.transaction_status != _IN_TRANSACTION:
+        return False
+    try:
+        return bool(driver.execute("SELECT txid_current_if_assigned() IS NOT NULL").fetchone()[0])
+    except driver.Error:
+        return False
+
+
+def _tell_of_own_wait(context: ExceptionContext) -> UsageError | None:
+    """For a lock that was waited for until the time was over, though nobody else could have let go of it.
+
+    That an own write wasn't the one that held it can't be told. Whoever asks for a lock without waiting isn't meant.
+    """
+    error, connection = context.original_exception, context.connection
+    where = getattr(getattr(error, "diag", None), "source_function", None)
+    if connection is None or sqlstate_of(error) != "55P03" or where != "ProcessInterrupts":
+        return None
+    return own_wait(_locks_of(connection.engine), place_of(connection.engine.url))
 
 
 def _lock_timeout_of(busy_timeout: timedelta) -> int:

@@ -13,6 +13,9 @@ A write inside a write of the same thread or task would wait for itself until it
 mark in its context (``contextvars``). Who is about to write and sees the mark of a writer that hasn't ended, on the
 same thread or in the same task, is told at once. A mark is seen only by what runs inside of the writer's own context:
 two requests of a web service share a thread of its pool one after the other, but never a context.
+
+On PostgreSQL two writers meet only at the same row. There a transaction's mark is looked at when a wait for a lock has
+taken too long, and counts if the transaction holds any.
 """
 
 from __future__ import annotations
@@ -131,19 +134,28 @@ class WriteQueue:
         return self._descriptor
 
 
+def _always() -> bool:
+    return True
+
+
 class Writer:
     """A transaction that writes, as long as ``is_writing`` says so."""
 
-    __slots__ = ("is_writing", "key", "outer", "task", "thread")
+    __slots__ = ("holds_locks", "is_writing", "key", "outer", "task", "thread")
 
-    def __init__(self, key: Hashable, is_writing: Callable[[Writer], bool]) -> None:
-        """Mark the context with a writer of the database ``key``."""
+    def __init__(
+        self, key: Hashable, is_writing: Callable[[Writer], bool], holds_locks: Callable[[], bool] = _always
+    ) -> None:
+        """Mark the context with a writer of the database ``key``. ``holds_locks`` is asked last, and may take time."""
         self.key = key
         self.is_writing = is_writing
+        self.holds_locks = holds_locks
         self.thread = get_ident()
         self.task = _task()
         outer = _innermost.get()
-        self.outer = outer if outer is not None and outer.is_writing(outer) else None
+        while outer is not None and not outer.is_writing(outer):
+            outer = outer.outer
+        self.outer: Writer | None = outer
         _innermost.set(self)
 
 
@@ -153,14 +165,21 @@ def refuse_own_wait(key: Hashable, place: str) -> None:
     Raises:
         UsageError: the caller is inside of a write of its own.
     """
+    if (told := own_wait(key, place)) is not None:
+        raise told
+
+
+def own_wait(key: Hashable, place: str) -> UsageError | None:
+    """What ``refuse_own_wait`` raises."""
     if _innermost.get() is None or not _waits_for_us(key):
-        return
+        return None
     gc.collect()  # an interrupt may have left a transaction in a cycle of objects that nobody uses any more
-    if _waits_for_us(key):
-        raise UsageError(
-            f"{place}: this would wait for a write that the same thread or task has begun and not ended; do both in "
-            "one unit, with the same state or session, or end the first one before"
-        )
+    if not _waits_for_us(key):
+        return None
+    return UsageError(
+        f"{place}: this would wait for a write that the same thread or task has begun and not ended; do both in "
+        "one unit, with the same state or session, or end the first one before"
+    )
 
 
 def _waits_for_us(key: Hashable) -> bool:
@@ -168,7 +187,7 @@ def _waits_for_us(key: Hashable) -> bool:
     thread, task, writer = get_ident(), _task(), _innermost.get()
     while writer is not None:
         same = writer.thread == thread or (task is not None and writer.task is task)
-        if same and writer.key == key and writer.is_writing(writer):
+        if same and writer.key == key and writer.is_writing(writer) and writer.holds_locks():
             return True
         writer = writer.outer
     return False

@@ -26,6 +26,7 @@ from sqlmodel import Field, Session, SQLModel
 from codex_state import (
     AsyncStateRuntime,
     ConfigurationError,
+    DatabaseBusyError,
     IntegrityViolationError,
     InvalidInputError,
     LogEntry,
@@ -147,6 +148,98 @@ def test_a_write_inside_of_an_own_sessions_write_is_told_at_once_on_sqlite(sqlit
         session.commit()
         sqlite_runtime.run(lambda state: state.threads.upsert(a_thread()))
     assert stored(sqlite_runtime) == 2
+
+
+def patient_for_a_moment(settings: StateSettings) -> StateSettings:
+    return settings.model_copy(update={"busy_timeout": timedelta(seconds=0.3)})
+
+
+def test_a_write_that_waits_for_an_own_sessions_write_is_told_so_on_postgresql(
+    postgres_settings: StateSettings,
+) -> None:
+    """Not at once: only where both write the same row does one wait for the other."""
+    one, other = a_thread(), a_thread()
+    with StateRuntime.open(patient_for_a_moment(postgres_settings)) as runtime:
+
+        def named(state: State, thread: Thread) -> None:
+            state.threads.set_name(thread.id, "b")
+
+        runtime.run(lambda state: state.threads.upsert_many([one, other]))
+        with Session(runtime.engine) as session:
+            State(session).threads.set_name(one.id, "a")
+            runtime.run(named, other)
+            attempts: list[str] = []
+            for write in (
+                lambda: runtime.run(lambda state: (attempts.append("run"), named(state, one))),
+                lambda: runtime.run_autocommit(named, one),
+            ):
+                with pytest.raises(UsageError, match="same thread or task"):
+                    write()
+            with pytest.raises(UsageError, match="same thread or task"), Session(runtime.engine) as second:
+                named(State(second), one)
+            assert attempts == ["run"], "it isn't tried again"
+            session.commit()
+            runtime.run(named, one)
+        with runtime.begin() as state, Session(runtime.engine) as second:
+            state.threads.set_name(one.id, "a")
+            with pytest.raises(UsageError, match="same thread or task"):
+                named(State(second), one)
+
+
+def test_a_task_that_waits_for_its_own_sessions_write_is_told_so(postgres_settings: StateSettings) -> None:
+    thread = a_thread()
+
+    async def main() -> None:
+        async with AsyncStateRuntime.open(patient_for_a_moment(postgres_settings)) as runtime:
+            await runtime.run(lambda state: state.threads.upsert(thread))
+            with Session(runtime.sync.engine) as session:
+                State(session).threads.set_name(thread.id, "a")
+                with pytest.raises(UsageError, match="same thread or task"):
+                    await runtime.run(lambda state: state.threads.set_name(thread.id, "b"))
+                session.rollback()
+                await runtime.run(lambda state: state.threads.set_name(thread.id, "b"))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("own", ["reads", "was rolled back", "has no transaction", "failed", "is elsewhere"])
+def test_who_waits_for_others_beside_an_own_session_is_not_told_of_itself(
+    postgres_settings: StateSettings, own: str
+) -> None:
+    thread = a_thread()
+    with (
+        StateRuntime.open(patient_for_a_moment(postgres_settings)) as runtime,
+        StateRuntime.open(postgres_settings) as others,
+        Session(runtime.engine) as session,
+        Session(others.engine) as holder,
+    ):
+        state = State(session)
+        runtime.run(lambda state: state.threads.upsert(thread))
+        match own:
+            case "reads":
+                assert state.threads.get(thread.id) == thread
+            case "was rolled back":
+                state.threads.upsert(a_thread())
+                session.rollback()
+            case "failed":
+                state.threads.upsert(a_thread())
+                with pytest.raises(exc.IntegrityError):
+                    state.dynamic_tools.persist([a_tool(a_thread())])
+            case "is elsewhere":
+                elsewhere(lambda: state.threads.upsert(a_thread()))
+        elsewhere(lambda: State(holder).threads.set_name(thread.id, "a"))
+        with pytest.raises(DatabaseBusyError):
+            runtime.run(lambda state: state.threads.set_name(thread.id, "b"), attempts=2)
+
+
+def test_who_asks_for_a_lock_without_waiting_is_told_that_it_is_taken(postgres_settings: StateSettings) -> None:
+    thread = a_thread()
+    with StateRuntime.open(postgres_settings) as runtime:
+        runtime.run(lambda state: state.threads.upsert(thread))
+        with Session(runtime.engine) as session, Session(runtime.engine) as second:
+            State(session).threads.set_name(thread.id, "a")
+            with pytest.raises(DatabaseBusyError):
+                second.connection().exec_driver_sql("SELECT id FROM threads FOR UPDATE NOWAIT")
 
 
 def test_a_task_that_writes_inside_of_its_own_write_is_told_at_once(sqlite_settings: StateSettings) -> None:
