@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -419,7 +420,8 @@ def _resume_line(runtime: StateRuntime, thread: Thread) -> str | None:
     if thread.archived or thread.gone_at is not None or thread.rollout_path is None or thread.home != runtime.home:
         return None
     home = runtime.codex_home
-    elsewhere = "" if home == Path.home() / ".codex" else f"CODEX_HOME={shlex.quote(str(home))} "
+    usual = os.path.expanduser("~/.codex")  # noqa: PTH111 - pathlib's raises for a user without a home
+    elsewhere = "" if str(home) == usual else f"CODEX_HOME={shlex.quote(str(home))} "
     return f"{elsewhere}codex resume {thread.id}"
 
 

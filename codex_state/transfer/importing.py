@@ -134,10 +134,10 @@ def import_original(runtime: StateRuntime, home: Path | None = None) -> ImportRe
         home: the Codex home whose databases are read; the runtime's own by default.
 
     Raises:
-        ConfigurationError: ``home`` is no directory.
+        ConfigurationError: ``home`` is no directory, or begins with ``~`` and its user has none.
         DatabaseError: the state can't be written.
     """
-    home = runtime.codex_home if home is None else home.expanduser().absolute()
+    home = runtime.codex_home if home is None else _absolute(home)
     if not is_directory(home):
         raise ConfigurationError(f"there is no Codex home at {home}")
     found = home, runtime.settings.sqlite_home if home == runtime.codex_home else None
@@ -150,6 +150,13 @@ def import_original(runtime: StateRuntime, home: Path | None = None) -> ImportRe
     for path in goal_databases(*found, own=own):
         work.read(path, "thread_goals")
     return work.report
+
+
+def _absolute(home: Path) -> Path:
+    try:
+        return home.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigurationError(f"{home} can't be made absolute: {error}") from None
 
 
 class _Reading:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -265,6 +266,13 @@ def test_show_names_the_threads_that_it_spawned_and_every_memory(tmp_path: Path)
     text = cli.ok("threads", "show", str(parent.id)).stdout
     assert f"child\t{children[1].id} second\n" in text
     assert text.count("of its directory") == text.count("of the user") == 1
+
+
+def test_a_thread_is_shown_to_a_user_without_a_home(indexed: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any number."""
+    item = items(indexed)[0]
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert indexed.ok("threads", "show", item["id"], "--json").json["resume"].startswith("CODEX_HOME=")
 
 
 def test_show_says_how_to_resume_a_thread_unless_it_is_archived(own: Cli) -> None:

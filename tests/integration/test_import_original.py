@@ -530,6 +530,11 @@ def test_the_own_homes_databases_lie_where_the_settings_say(sqlite_settings: Sta
         assert thread_of(runtime, NAMED).name == "Base named after forking"
 
 
+def test_a_home_of_a_user_that_does_not_exist_is_refused(runtime: StateRuntime) -> None:
+    with pytest.raises(ConfigurationError, match="~nobody-of-this-name can't be made absolute"):
+        import_original(runtime, Path("~nobody-of-this-name"))
+
+
 def test_a_home_that_is_not_there_is_refused(runtime: StateRuntime, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"there is no Codex home at .*missing"):
         import_original(runtime, tmp_path / "missing")
