@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from codex_state.cli import FAILED, HELD, INTERRUPTED, TOO_NEW, USAGE
+from codex_state.cli import FAILED, HELD, INTERRUPTED, READER_GONE, TOO_NEW, USAGE
 from codex_state.cli.output import flush, mishaps, one_line, tell
 from codex_state.errors import BackfillTimeoutError, InvalidInputError, StateError
 
@@ -41,6 +41,8 @@ def run(arguments: Sequence[str]) -> int:
     except StateError as error:
         return _report(str(error), status_of(error))
     except SystemExit as stop:
+        if stop.code == FAILED and isinstance(stop.__context__, BrokenPipeError):
+            return READER_GONE  # of a help page, where typer ends by itself
         return stop.code if isinstance(stop.code, int) else FAILED
     except KeyboardInterrupt:
         status = INTERRUPTED

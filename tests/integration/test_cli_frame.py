@@ -105,6 +105,12 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(cli: Cli, options: str
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("command", ["", "threads list"])
+def test_a_help_page_that_nobody_reads_ends_as_any_output(cli: Cli, command: str) -> None:
+    done = in_shell(cli, f"{EXECUTABLE} {command} --help | true; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_an_output_that_cannot_be_written_is_reported(cli: Cli) -> None:
     for arguments in ("version", "--help"):
         done = in_shell(cli, f"{EXECUTABLE} {arguments} > /dev/full")
