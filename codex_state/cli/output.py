@@ -186,13 +186,15 @@ def mishaps() -> Iterator[None]:
     """End quietly when nobody reads the output any more.
 
     Raises:
-        StateError: it can't be written for another reason.
+        StateError: it can't be written for another reason, or the current directory is gone.
     """
     try:
         yield
     except OSError as error:
         if error.filename is not None:
             raise  # of a file, which is no output
+        if isinstance(error, FileNotFoundError):
+            raise StateError("the current directory is gone; go to one that is there") from error
         # Python would try to write the rest when it ends, and complain; now that goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):

@@ -118,6 +118,17 @@ def test_an_output_that_cannot_be_written_is_reported(cli: Cli) -> None:
         assert done.stderr == "codex-state: error: can't write the output: No space left on device\n"
 
 
+def test_a_current_directory_that_is_gone_is_not_taken_for_the_output(cli: Cli) -> None:
+    cli.home.mkdir()
+    InProcess(cli.home).ok("backfill")
+    gone = 'mkdir gone; cd gone; rmdir "$PWD";'
+    for arguments in ("threads list --cwd .", "stats --cwd ."):
+        done = in_shell(cli, f"{gone} {EXECUTABLE} {arguments}")
+        told = "codex-state: error: the current directory is gone; go to one that is there\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", told), arguments
+    assert in_shell(cli, f"{gone} {EXECUTABLE} threads list --json").returncode == 0
+
+
 def in_shell(cli: Cli, line: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", line],
