@@ -72,7 +72,7 @@ def cat(
     It comes from all files of the thread, and those that it was forked from. Messages are shown whole, commands in
     a line, and what they gave in a few; --full, --markdown and --jsonl have all of it.
     """
-    from codex_state.rollout import read_conversation
+    from codex_state.rollout import find_thread_path, read_conversation
 
     if markdown and jsonl:
         raise InvalidInputError("--markdown and --jsonl are two formats; give one of the two")
@@ -87,7 +87,7 @@ def cat(
         try:
             first = next(everything, None)
         except RolloutError:
-            if found is None:
+            if found is None and find_thread_path(runtime, thread_id) is None:
                 raise not_found(runtime, thread_id) from None
             raise
         chosen = (item for item in _with(first, everything) if item.kind in kinds)

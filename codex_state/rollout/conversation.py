@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from codex_state.errors import RolloutError
 from codex_state.rollout.files import rank
+from codex_state.rollout.fold import extract
 from codex_state.rollout.format import (
     SessionMeta,
     SettingsApplied,
@@ -123,9 +124,10 @@ def read_conversation(runtime: StateRuntime, thread_id: UUID, *, taken_back: boo
         taken_back: as for ``read_transcript``.
 
     Raises:
-        RolloutError: the home holds no rollout of the thread, or one can't be read.
+        RolloutError: the home holds no rollout of the thread, or one can't be read, or makes no thread.
     """
     previous: ConversationPart | None = None
+    item: TranscriptItem | None = None
     for part in conversation_parts(runtime, thread_id):
         if previous is not None and previous.thread_id != part.thread_id:
             yield _notice("forked", f"forked from {previous.thread_id}")
@@ -134,8 +136,11 @@ def read_conversation(runtime: StateRuntime, thread_id: UUID, *, taken_back: boo
         if part.path is None:
             yield _notice("missing", f"the earlier history is missing: no rollout of thread {part.thread_id}")
         else:
-            yield from read_transcript(part.path, before=part.before, taken_back=taken_back)
+            for item in read_transcript(part.path, before=part.before, taken_back=taken_back):
+                yield item
         previous = part
+    if item is None and previous is not None and previous.path is not None:
+        extract(str(previous.path), runtime.default_provider)  # a file without any thread isn't one that says nothing
 
 
 def _notice(name: str, text: str) -> TranscriptItem:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cli_process import Cli, InProcess
 from example_home import copy_of_the_example_home
-from rollout_files import event, record, session_meta, thread_id, user_message, write_rollout
+from rollout_files import event, record, rollout_path, session_meta, thread_id, user_message, write, write_rollout
 
 pytestmark = pytest.mark.usefixtures("in_utc")
 
@@ -258,6 +258,18 @@ def test_threads_of_the_example_home_can_be_read(example: Cli) -> None:
         assert item["id"] in shown
         asked = item["first_user_message"]
         assert asked in (None, "[Image]") or asked.split("\n")[0] in shown
+
+
+@pytest.mark.parametrize("options", [[], ["--jsonl"], ["--markdown"], ["--last", "1"]])
+@pytest.mark.parametrize(("ending", "content"), [("", b"\0" * 9000), (".zst", b""), ("", b"no line of a rollout\n")])
+def test_a_rollout_that_makes_no_thread_is_not_called_one_in_which_nothing_was_said(
+    tmp_path: Path, ending: str, content: bytes, options: list[str]
+) -> None:
+    path = rollout_path(tmp_path / "home", 1)
+    write(path.with_name(path.name + ending), content)
+    done = InProcess(tmp_path / "home")("threads", "cat", ID, *options)
+    assert (done.status, done.stdout) == (1, "")
+    assert f"codex-state: error: the rollout {path}{ending} " in done.stderr
 
 
 def test_a_damaged_file_is_read_up_to_the_damage(tmp_path: Path) -> None:
