@@ -91,7 +91,7 @@ def cat(
                 raise not_found(runtime, thread_id) from None
             raise
         chosen = (item for item in _with(first, everything) if item.kind in kinds)
-        items: Iterable[TranscriptItem] = chosen if last is None else deque(chosen, last)
+        items: Iterable[TranscriptItem] = chosen if last is None else _last_of(chosen, last)
         if jsonl:
             for item in items:
                 write_json_line({"thread_id": str(thread_id)} | _as_json(item))
@@ -124,6 +124,19 @@ def _with(first: TranscriptItem | None, others: Iterator[TranscriptItem]) -> Ite
     if first is not None:
         yield first
     yield from others
+
+
+def _last_of(items: Iterator[TranscriptItem], count: int) -> Iterator[TranscriptItem]:
+    """The last items; where reading ends with an error, the last before that, and then the error."""
+    kept: deque[TranscriptItem] = deque(maxlen=count)
+    failed = None
+    try:
+        kept.extend(items)
+    except RolloutError as error:
+        failed = error
+    yield from kept
+    if failed is not None:
+        raise failed
 
 
 def _as_json(item: TranscriptItem) -> dict[str, Any]:

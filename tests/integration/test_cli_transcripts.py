@@ -282,3 +282,6 @@ def test_a_damaged_file_is_read_up_to_the_damage(tmp_path: Path) -> None:
     assert done.status == 1
     assert "it was cut off" in done.stderr
     assert "message 1000 x" in done.stdout
+    last = cli("threads", "cat", ID, "--last", "1")
+    assert (last.status, last.stderr.splitlines()[-1]) == (1, done.stderr.splitlines()[-1])
+    assert last.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
