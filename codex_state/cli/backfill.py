@@ -80,6 +80,9 @@ def _as_json(report: BackfillReport) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "failures": [{"path": failure.path, "error": failure.error} for failure in report.failures],
         "skipped": [{"path": skipped.path, "reason": skipped.error} for skipped in report.skipped],
+        "unseen": [
+            {"path": place.path, "reason": place.error, "known_rollouts": place.rollouts} for place in report.unseen
+        ],
     }
 
 
@@ -98,15 +101,16 @@ def _summary(report: BackfillReport) -> str:
 
 
 def _name_failures(report: BackfillReport) -> None:
+    places = {place.path: str(place) for place in report.unseen}
     for failure in report.failures[:_NAMED_FAILURES]:
         # Most errors name the file themselves.
         where = "" if failure.path in failure.error else f"{failure.path}: "
-        note(f"failed: {one_line(where + failure.error)}")
+        note(f"failed: {one_line(places.get(failure.path) or where + failure.error)}")
     if report.failed > _NAMED_FAILURES:
         more = counted(report.failed - _NAMED_FAILURES, "more failure")
         note(f"and {more}; --json names the first {len(report.failures):,}")
     for skipped in report.skipped[:_NAMED_FAILURES]:
-        note(f"passed over: {one_line(skipped.path)}: {skipped.error}")
+        note(f"passed over: {one_line(places.get(skipped.path) or f'{skipped.path}: {skipped.error}')}")
 
 
 def homes(context: typer.Context, *, codex_home: CodexHome = None, as_json: Json = False) -> None:

@@ -68,6 +68,7 @@ ThreadId = Annotated[
 ]
 
 _NAMED_IDS = 5
+_NAMED_PLACES = 3
 _NAME_LENGTH = 40
 
 ScopeKind = Annotated[
@@ -274,8 +275,11 @@ def freshen(runtime: StateRuntime, *, no_refresh: bool = False) -> None:
         return
     if report.status is not BackfillOutcome.COMPLETE:
         _note_age(runtime, f"it is being brought up to date by {holder_of(runtime)}")
-    elif report.failed:
-        note(f"{counted(report.failed, 'file')} can't be indexed; `codex-state backfill` says why")
+        return
+    for place in report.unseen[:_NAMED_PLACES]:
+        note(one_line(str(place)))
+    if failed := report.failed - sum(not place.is_link for place in report.unseen):
+        note(f"{counted(failed, 'file')} can't be indexed; `codex-state backfill` says why")
 
 
 @contextmanager

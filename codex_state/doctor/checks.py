@@ -307,8 +307,9 @@ def _files(runtime: StateRuntime) -> Iterator[Finding]:
             is_repairable=True,
         )
     failed += comparison.failures
-    unseen = [problem for problem in problems if not problem.is_link]
-    if not (kinds or failed or unseen):
+    places = {place.path: str(place) for place in comparison.unseen}
+    unseen = [problem for problem in problems if not problem.is_link and problem.path not in places]
+    if not (kinds or failed or unseen or places):
         yield Finding("files", Severity.OK, "the index is as the home's files are")
     with runtime.read() as state:
         counts = state.threads.count_by_home(runtime.codex_home)
@@ -316,6 +317,8 @@ def _files(runtime: StateRuntime) -> Iterator[Finding]:
         if home != runtime.home:
             text = f"{count} threads of this directory are known under the home {home!r}"
             yield Finding("files", Severity.WARNING, text, "`codex-state backfill --again` has them under this one")
+    for text in [*places.values()][:_FINDINGS]:
+        yield Finding("files", Severity.WARNING, text)
     for problem in unseen[:_FINDINGS]:
         yield Finding("files", Severity.WARNING, f"{problem.path} can't be looked at: {problem.error}")
     for failure in failed[:_FINDINGS]:

@@ -32,7 +32,7 @@ from codex_state.errors import (
 from codex_state.models import BackfillLease, BackfillState, BackfillStatus, Claimed, RolloutFileState, SkipReason
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.index import Settled, Settling, default_provider_of, store, store_singly
-from codex_state.rollout.inventory import Change, Comparison, follow_home, old_root_of
+from codex_state.rollout.inventory import Change, Comparison, UnseenPlace, follow_home, old_root_of
 from codex_state.rollout.names import NameSources
 from codex_state.rollout.pool import Pool, usable_cores
 from codex_state.rollout.worker import DefaultProvider, Job, Result, extract_one, run_job
@@ -165,6 +165,8 @@ class BackfillReport:
     failures: list[BackfillFailure] = field(default_factory=list)
     skipped: list[BackfillFailure] = field(default_factory=list)
     """Symbolic links that were passed over."""
+    unseen: list[UnseenPlace] = field(default_factory=list)
+    """Places among these where rollouts are known that may still be there."""
 
     def add_failure(self, path: str, error: str) -> None:
         """Count a failure, and name it while there is room."""
@@ -261,7 +263,7 @@ def is_fresh(runtime: StateRuntime) -> bool:
 
 
 def look(runtime: StateRuntime) -> BackfillReport | None:
-    """What can't be looked into just now, beside an index that ``is_fresh``; ``None`` when that isn't fresh."""
+    """What can't be looked at just now, beside an index that ``is_fresh``; ``None`` when that isn't fresh."""
     with runtime.read() as state:
         if not state.backfill.is_complete(runtime.home):
             return None
@@ -273,10 +275,12 @@ def look(runtime: StateRuntime) -> BackfillReport | None:
         if not problem.is_link:
             report.add_failure(problem.path, problem.error)
 
-    for change in Comparison(runtime, note):
+    comparison = Comparison(runtime, note)
+    for change in comparison:
         if not change.is_retry:
             return None
         report.add_failure(change.path, (change.known and change.known.error) or "unknown")
+    report.unseen = comparison.unseen
     return report
 
 
@@ -377,6 +381,7 @@ class _Run:
                 kept.append(change)
         for failure in comparison.failures:
             self._note_failure(failure.path, failure.error or "unknown")
+        self.report.unseen = comparison.unseen
         return kept if files <= _KEPT_CHANGES else Comparison(self._runtime), files, size
 
     def _note_failure(self, path: str, error: str) -> None:
@@ -481,7 +486,7 @@ def freshen(runtime: StateRuntime, *, on_progress: OnProgress | None = None) -> 
     looked = look(runtime)
     if looked is None:
         return backfill(runtime, refresh=True, on_progress=on_progress)
-    return looked if looked.failed else None
+    return looked if looked.failed or looked.unseen else None
 
 
 def _complete_backfill(runtime: StateRuntime, on_progress: OnProgress | None) -> None:

@@ -51,7 +51,7 @@ class FoundFile(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class WalkProblem:
-    """A directory, or an entry of one, that was passed over."""
+    """A directory, or an entry of one, that was passed over: what lies there isn't gone for that."""
 
     path: str
     error: str
@@ -165,6 +165,20 @@ def is_directory(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - pathlib's raises for lack of permission
 
 
+def is_gone(home: Path, path: str) -> bool:
+    """Whether a file isn't there that was. One to which a link leads, or whose root isn't there, is only out of reach.
+
+    Args:
+        home: the Codex home.
+        path: relative to the home.
+    """
+    parts = path.split("/")
+    root, *below = [home.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]
+    if may_be_file(home / path) or not is_directory(root):
+        return False
+    return not any(os.path.islink(each) for each in below)  # noqa: PTH114 - pathlib's raises for lack of permission
+
+
 def walk_rollouts(
     home: Path, *, archived: bool | None = None, on_problem: OnProblem | None = None
 ) -> Iterator[FoundFile]:
@@ -176,22 +190,27 @@ def walk_rollouts(
         home: the Codex home. It may lack either root.
         archived: only those under ``archived_sessions``, or only the others; ``None`` for both.
         on_problem: called with every directory that can't be read, every name that isn't UTF-8 and every symbolic link
-            that is passed over; the walk goes on.
+            that is passed over; the walk goes on. A root that isn't there is no problem, a link to nowhere is one.
     """
     report = on_problem or (lambda _problem: None)
     for root in sorted((ARCHIVED_SESSIONS_DIRECTORY, SESSIONS_DIRECTORY)):
         in_archive = root == ARCHIVED_SESSIONS_DIRECTORY
         if archived not in (None, in_archive):
             continue
-        try:
-            is_there = stat.S_ISDIR((home / root).stat().st_mode)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            report(WalkProblem(str(home / root), error.strerror or str(error)))
-            continue
-        if is_there:
+        if (why := _why_no_root(home / root)) is None:
             yield from _walk(str(home / root), f"{root}/", report)
+        elif why:
+            report(WalkProblem(str(home / root), why))
+
+
+def _why_no_root(root: Path) -> str | None:
+    """Why a root can't be walked; empty when nothing is there, which is no fault, ``None`` when it can be."""
+    try:
+        return None if stat.S_ISDIR(root.stat().st_mode) else "not a directory"
+    except FileNotFoundError:
+        return f"a symbolic link to {root.readlink()}, which isn't there" if root.is_symlink() else ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def find_rollouts(
@@ -271,7 +290,7 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, int |
                 elif entry.is_dir(follow_symlinks=False):
                     if _is_utf8(directory, name, report):
                         found.append((f"{name}/", None, 0))
-                elif entry.is_symlink() and (is_rollout_name(name) or _leads_to_directory(entry)):
+                elif entry.is_symlink() and (is_rollout_name(name) or _may_lead_to_directory(entry)):
                     report(WalkProblem(f"{directory}/{name}", "a symbolic link, which isn't followed", is_link=True))
     except OSError as error:
         report(WalkProblem(directory, error.strerror or str(error)))
@@ -279,9 +298,9 @@ def _ordered_entries(directory: str, report: OnProblem) -> list[tuple[str, int |
     return found
 
 
-def _leads_to_directory(link: os.DirEntry[str]) -> bool:
+def _may_lead_to_directory(link: os.DirEntry[str]) -> bool:
     try:
-        return link.is_dir()
+        return not link.is_file()  # it may lead to a disk that isn't mounted
     except OSError:
         return True  # who knows where it leads: in circles, for instance
 

@@ -23,7 +23,7 @@ from codex_state.errors import ConfigurationError, IntegrityViolationError, Inva
 from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
 from codex_state.models.columns import path_to_text
 from codex_state.models.directories import normalized_cwd_text
-from codex_state.rollout.files import FoundFile, is_archived, is_directory, may_be_file, rank, relative_to, storable_ns
+from codex_state.rollout.files import FoundFile, is_archived, is_gone, rank, relative_to, storable_ns
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
 from codex_state.rollout.inventory import Change, file_row, follow_home, paths_of
 from codex_state.rollout.reading import git_of
@@ -244,7 +244,7 @@ def take_in(runtime: StateRuntime, paths: Iterable[str]) -> None:
         if found is not None:
             result = extract_one(f"{runtime.codex_home}/{path}", default_provider_of(runtime))
             batch.append((Change(path, found, row), result))
-        elif is_directory(runtime.codex_home / path.partition("/")[0]) and not may_be_file(runtime.codex_home / path):
+        elif row is not None and is_gone(runtime.codex_home, path):
             batch.append((Change(path, None, row), None))
     settled = Settling(runtime).settle(batch)
     runtime.run(lambda state: _store_one_by_one(state, settled, runtime))

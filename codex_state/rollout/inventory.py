@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -30,6 +32,8 @@ from codex_state.rollout.files import (
 from codex_state.runtime import State, StateRuntime
 
 _log = logging.getLogger("codex_state")
+
+_MISSING = "it isn't there; if what it held is gone for good, make an empty directory"
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -60,6 +64,21 @@ class Change(Struct, frozen=True, gc=False):
         return None if named is None else str(named.thread_id)
 
 
+@dataclass(frozen=True, slots=True)
+class UnseenPlace:
+    """A place that can't be looked into, or a link that isn't followed, where rollouts are known that may still be."""
+
+    path: str
+    error: str
+    rollouts: int
+    """How many are known."""
+    is_link: bool = False
+    """Whether it is a symbolic link below a root, which is no fault."""
+
+    def __str__(self) -> str:
+        return f"{self.path} can't be looked at: {self.error} (known rollouts out of reach: {self.rollouts:,})"
+
+
 class Comparison:
     """One walk through the home's tree and the inventory. Iterate over it once: it gives the changes."""
 
@@ -67,16 +86,18 @@ class Comparison:
         """Compare the runtime's home with what its database knows of it."""
         self.failures: list[FileRow] = []
         """Files that failed before and look the same; filled as the comparison goes."""
+        self.unseen: list[UnseenPlace] = []
+        """Places where files are known that may still be there; there are none before the comparison is over."""
         self._runtime = runtime
         self._on_problem = on_problem
-        self._unseen: list[str] = []
-        """Where the tree couldn't be looked into: what was there may still be."""
+        self._passed_over: dict[str, WalkProblem] = {}
+        """By their paths in the home, each with a ``/`` after it."""
+        self._out_of_reach: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Change]:
         home = self._runtime.codex_home
-        self._unseen = [
-            f"{root}/" for root in (SESSIONS_DIRECTORY, ARCHIVED_SESSIONS_DIRECTORY) if not is_directory(home / root)
-        ]
+        missing = [root for root in (SESSIONS_DIRECTORY, ARCHIVED_SESSIONS_DIRECTORY) if not is_directory(home / root)]
+        self._passed_over = {f"{root}/": WalkProblem(str(home / root), _MISSING) for root in missing}
         with self._runtime.read() as state:
             orphans = frozenset(state.rollout_files.without_threads(self._runtime.home))
         known = self._known()
@@ -97,6 +118,11 @@ class Comparison:
         while row is not None:
             yield from self._gone(row)
             row = next(known, None)
+        for place, count in self._out_of_reach.items():
+            problem = self._passed_over[place]
+            if problem.error == _MISSING and self._on_problem is not None:
+                self._on_problem(problem)
+            self.unseen.append(UnseenPlace(problem.path, problem.error, count, problem.is_link))
 
     def _known(self) -> Iterator[FileRow]:
         """All rows in their order, each page from a snapshot of its own: a reader that stays keeps the WAL growing."""
@@ -110,14 +136,17 @@ class Comparison:
                 after = row.path
 
     def _gone(self, row: FileRow) -> Iterator[Change]:
-        judged = row.state != RolloutFileState.GONE and not row.path.startswith(tuple(self._unseen))
-        if judged and "/" in row.path:  # names of threads come from files that lie in the home itself
+        if row.state == RolloutFileState.GONE or "/" not in row.path:  # those in the home itself hold names of threads
+            return
+        place = next((place for place in self._passed_over if f"{row.path}/".startswith(place)), None)
+        if place is None:
             yield Change(row.path, None, row)
+        else:
+            self._out_of_reach[place] += 1
 
     def _note(self, problem: WalkProblem) -> None:
-        if not problem.is_link:
-            inside = os.path.relpath(problem.path, self._runtime.codex_home)
-            self._unseen.append(Path(inside).as_posix() + ("/" if is_directory(Path(problem.path)) else ""))
+        inside = os.path.relpath(problem.path, self._runtime.codex_home)
+        self._passed_over[f"{Path(inside).as_posix()}/"] = problem
         if self._on_problem is not None:
             self._on_problem(problem)
 

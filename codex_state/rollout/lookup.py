@@ -41,6 +41,7 @@ from codex_state.rollout.files import (
     find_rollouts,
     is_archived,
     is_directory,
+    is_gone,
     may_be_file,
     modified_seconds,
     plain_name,
@@ -179,8 +180,8 @@ def _look_again(runtime: StateRuntime, thread_id: UUID, path: Path) -> None:
             known = state.rollout_files.get(inside, runtime.home)
         if known is not None or any(may_be_file(runtime.codex_home / each) for each in _other_places(inside)):
             return
-        if not is_directory(runtime.codex_home / inside.partition("/")[0]):
-            return  # a file on a disk that isn't mounted isn't gone
+        if not is_gone(runtime.codex_home, inside):
+            return
     elif not is_directory(path.parent):
         return
     with runtime.begin() as state:

@@ -45,6 +45,7 @@ def test_the_report_is_one_object_on_stdout(executable: Cli) -> None:
         "parse_errors": 2,
         "unknown_lines": UNKNOWN_LINES,
         "skipped": [],
+        "unseen": [],
     }
     assert 0 < seconds < 60
     assert [set(failure) for failure in failures] == [{"path", "error"}]

@@ -349,6 +349,26 @@ def test_a_thread_whose_rollout_is_gone_leaves_the_listing_and_keeps_its_row(own
     assert "(gone) " in own.on_terminal("threads", "list", "--all", columns=200, NO_COLOR="1").stdout
 
 
+def test_where_rollouts_are_out_of_reach_is_told_beside_a_listing(own: Cli, tmp_path: Path) -> None:
+    shown = items(own)
+    month = own.home / "sessions/2026/02"
+    month.rename(tmp_path / "month")
+    month.symlink_to(tmp_path / "month")
+    listed = own.ok("threads", "list", "--limit", "1000", "--json")
+    assert listed.json["items"] == shown  # their paths lead there all the same
+    assert f"{month} can't be looked at: a symbolic link, which isn't followed (known rollouts out of" in listed.stderr
+    assert "is gone" not in own.ok("threads", "list").stderr
+    (own.home / "sessions").rename(tmp_path / "unmounted")
+    listed = own.ok("threads", "list")
+    assert listed.stdout == ""
+    assert f"{own.home}/sessions can't be looked at: it isn't there" in listed.stderr
+    assert "no threads match" in listed.stderr
+    told = own.ok("backfill", "--json")
+    (place,) = (place for place in told.json["unseen"])
+    assert place["path"] == f"{own.home}/sessions"
+    assert f"(known rollouts out of reach: {place['known_rollouts']})" in told.stderr
+
+
 def test_threads_with_nothing_to_show_are_counted_and_listed_with_all(tmp_path: Path) -> None:
     empty = [a_thread(first_user_message=None, title="", rollout_path=tmp_path / f"{each}.jsonl") for each in "abc"]
     cli = of_threads(tmp_path, a_thread(rollout_path=None), *empty)

@@ -200,7 +200,15 @@ def test_a_directory_that_cannot_be_looked_into_is_named(cli: Cli, home: Path, m
 
     monkeypatch.setattr(os, "scandir", failing)
     (warning,) = told(cli)["files"]
-    assert warning == f"warning: {directory} can't be looked at: Input/output error"
+    assert warning == f"warning: {directory} can't be looked at: Input/output error (known rollouts out of reach: 2)"
+
+
+def test_a_tree_that_is_not_mounted_is_named(cli: Cli, home: Path) -> None:
+    (home / "sessions").rename(home / "unmounted")
+    (home / "sessions").symlink_to("/nowhere/at/all")
+    (warning,) = told(cli)["files"]
+    assert warning.startswith(f"warning: {home}/sessions can't be looked at: a symbolic link to /nowhere/at/all, which")
+    assert "known rollouts out of reach: " in warning
 
 
 def test_a_rollout_that_failed_is_named_and_the_files_are_not_called_well(cli: Cli, home: Path) -> None:

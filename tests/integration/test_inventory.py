@@ -41,6 +41,7 @@ from codex_state.rollout import (
     worker,
 )
 from codex_state.rollout.backfilling import is_fresh
+from codex_state.rollout.index import take_in
 from codex_state.rollout.names import SESSION_INDEX
 
 MODIFIED = 1_767_400_000
@@ -265,10 +266,41 @@ class TestGone:
         refresh(runtime)
         before = everything(runtime)
         (home / root).rename(home / "unmounted")
-        assert refresh(runtime).gone == 0
-        assert everything(runtime) == before
+        for put in (None, lambda place: place.symlink_to("nowhere"), Path.touch):
+            if put is not None:
+                put(home / root)  # type: ignore[no-untyped-call]
+            report = refresh(runtime)
+            assert (report.gone, [failure.path for failure in report.failures]) == (0, [str(home / root)])
+            assert [(place.path, place.rollouts) for place in report.unseen] == [(str(home / root), 1)]
+            assert everything(runtime) == before
+            (home / root).unlink(missing_ok=True)
         (home / "unmounted").rename(home / root)
         assert is_fresh(runtime)
+
+    def test_nothing_is_gone_with_a_root_that_never_was(self, runtime: StateRuntime) -> None:
+        report = refresh(runtime)
+        assert (report.failed, report.unseen) == (0, [])
+
+    @pytest.mark.parametrize("is_mounted", [True, False])
+    def test_nothing_is_gone_with_what_a_link_took_the_place_of(
+        self, runtime: StateRuntime, tmp_path: Path, is_mounted: bool
+    ) -> None:
+        home = runtime.codex_home
+        below = write_rollout(home, 1, time=DAYS[0], modified=MODIFIED)
+        month = below.parents[1]
+        file = write_rollout(home, 2, archived=True, modified=MODIFIED)
+        refresh(runtime)
+        before = everything(runtime)
+        for place in (month, file):
+            place.rename(tmp_path / place.name)
+            place.symlink_to(tmp_path / place.name if is_mounted else "nowhere")
+        report = refresh(runtime)
+        assert (report.gone, report.failed) == (0, 0)
+        assert [(place.path, place.rollouts) for place in report.unseen] == [(str(file), 1), (str(month), 1)]
+        take_in(runtime, [each.relative_to(home).as_posix() for each in (below, file)])
+        for archived in (False, True):
+            list_threads(runtime, ThreadQuery(archived=archived))
+        assert everything(runtime) == before
 
     def test_nothing_is_gone_with_a_directory_that_cannot_be_read(
         self, runtime: StateRuntime, monkeypatch: pytest.MonkeyPatch
