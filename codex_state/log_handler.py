@@ -2,7 +2,8 @@
 
 ``emit`` puts a record into a queue and returns. A thread of the handler's own writes what is there in batches: once 128
 lines wait, or two seconds after the first of them, or on ``flush``. When the database is slower than its writers the
-queue is full at some point; further lines are dropped, counted, and a line in the log says how many.
+queue is full at some point; further lines are dropped, counted, and a line in the log says how many. So are lines that
+the database refuses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
-from codex_state.errors import StateError
 from codex_state.models import LogEntry
 from codex_state.models.log import level_of
 from codex_state.runtime import StateRuntime
@@ -28,6 +28,13 @@ _BATCH_SECONDS = 2.0
 _FLUSH_SECONDS = 5.0
 _LONGEST_MESSAGE = 256 * 1024
 _CUT = " … (cut)"
+
+_TOO_FAST = "they came faster than they could be written"
+_NOT_WRITTEN = "the database could not be written to"
+_UNREADABLE = "their records could not be read"
+"""Why lines are dropped, as a line in the log says it."""
+
+_PLAIN = logging.Formatter()
 
 _thread: ContextVar[str | None] = ContextVar("codex_state_log_thread", default=None)
 
@@ -69,25 +76,28 @@ class StateLogHandler(logging.Handler):
 
     @property
     def dropped(self) -> int:
-        """How many lines were lost so far: the queue was full, or they could not be written."""
-        return self._dropped
+        """How many lines were lost so far: the queue was full, they could not be written, or nothing was in them."""
+        return sum(self._dropped.values())
 
     def createLock(self) -> None:  # noqa: N802 - as logging calls it
         """None is needed: the queue has its own, which is never held for long."""
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record. It is formatted here, while its arguments are what they were."""
+        """Take a record. It is formatted here, while its arguments are what they were.
+
+        One that can't be formatted is stored as its text and its arguments are.
+        """
         if self._closed or threading.get_ident() == self._writer_ident:
             return  # what writing logs has to say would never end
         try:
             if self._queue.qsize() >= self._capacity:
-                self._dropped += 1
+                self._dropped[_TOO_FAST] += 1
                 return
             self._queue.put(self._entry_of(record))
             self._start()
-        except Exception:  # noqa: BLE001 - arguments of any kind are formatted, and may raise anything
-            self._dropped += 1
+        except Exception:  # noqa: BLE001 - a record may have been made by anybody, of anything
+            self._dropped[_UNREADABLE] += 1
 
     def flush(self) -> None:
         """Wait until what was taken before is written, for five seconds at most."""
@@ -110,8 +120,8 @@ class StateLogHandler(logging.Handler):
         self._writer: threading.Thread | None = None
         self._writer_ident: int | None = None
         self._starting = threading.Lock()
-        self._dropped = 0
-        self._told_dropped = 0
+        self._dropped = dict.fromkeys((_TOO_FAST, _NOT_WRITTEN, _UNREADABLE), 0)
+        self._told_dropped = self._dropped.copy()
 
     def _start(self) -> None:
         if self._writer is not None or not self._starting.acquire(blocking=False):
@@ -131,14 +141,24 @@ class StateLogHandler(logging.Handler):
         return LogEntry(
             ts=int(seconds),
             ts_nanos=int(fraction * 1_000_000) * 1000,
-            level=level_of(record.levelname),
+            level=level_of(_storable(record.levelname)),
             target=_storable(record.name),
-            message=_storable(self.format(record)),
+            message=_storable(self._message_of(record)),
             module_path=_storable(record.module),
             file=_storable(record.pathname),
             line=record.lineno,
-            thread_id=None if thread_id is None else _storable(str(thread_id)),
+            thread_id=None if thread_id is None else _storable(thread_id),
         )
+
+    def _message_of(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record)
+        except Exception as error:  # noqa: BLE001 - arguments of any kind are formatted, and may raise anything
+            text = record.msg if isinstance(record.msg, str) else _by_repr(record.msg)
+            given = record.args if isinstance(record.args, tuple) else (record.args,)
+            words = ["not formatted", *(["with", ", ".join(map(_by_repr, given))] if record.args else [])]
+            told = f"{text} ({' '.join(words)}: {type(error).__name__})"
+            return _PLAIN.format(logging.makeLogRecord(vars(record) | {"msg": told, "args": None}))
 
     def _write_all(self) -> None:
         self._writer_ident = threading.get_ident()
@@ -168,32 +188,38 @@ class StateLogHandler(logging.Handler):
                 return batch, [], True
 
     def _write(self, batch: list[LogEntry]) -> None:
-        dropped = self._dropped
-        lost = dropped - self._told_dropped
-        entries = [*batch, self._note_of(lost)] if lost else batch
+        dropped = self._dropped.copy()
+        news = {why: count - self._told_dropped[why] for why, count in dropped.items()}
+        entries = [*batch, *(self._note_of(lost, why) for why, lost in news.items() if lost)]
         try:
             self._runtime.run(lambda state: state.logs.insert_many(entries))
-        except StateError:
-            self._dropped += len(batch)
         except Exception:  # noqa: BLE001 - the thread goes on whatever a driver raises
-            self._dropped += len(batch)
+            self._dropped[_NOT_WRITTEN] += len(batch)
         else:
             self._told_dropped = dropped
 
     @staticmethod
-    def _note_of(lost: int) -> LogEntry:
+    def _note_of(lost: int, why: str) -> LogEntry:
         now = time.time()
         return LogEntry(
             ts=int(now),
             ts_nanos=int(now % 1 * 1_000_000) * 1000,
             level="WARN",
             target=__name__,
-            message=f"{lost:,} log lines were dropped: they came faster than they could be written",
+            message=f"{lost:,} log lines were dropped: {why}",
         )
 
 
-def _storable(text: str) -> str:
+def _by_repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - as in formatting
+        return f"<{type(value).__name__}>"
+
+
+def _storable(value: object) -> str:
     """The text as both databases store it: within bounds, without NUL and halves of characters."""
+    text = str(value)
     if len(text) > _LONGEST_MESSAGE:
         text = text[: _LONGEST_MESSAGE - len(_CUT)] + _CUT
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

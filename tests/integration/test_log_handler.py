@@ -91,15 +91,63 @@ class _Unprintable:
         raise ZeroDivisionError
 
 
-def test_what_cannot_be_formatted_is_counted_and_raises_nothing(
+class _Unspeakable(_Unprintable):
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("%d", ("bob",), "%d (not formatted with 'bob': TypeError)"),
+        ("%s", ("a", 2), "%s (not formatted with 'a', 2: TypeError)"),
+        ("%(a)d", ({"a": "b"},), "%(a)d (not formatted with {'a': 'b'}: TypeError)"),
+        ("%s", (_Unspeakable(),), "%s (not formatted with <_Unspeakable>: ZeroDivisionError)"),
+        (_Unspeakable(), (1,), "<_Unspeakable> (not formatted with 1: ZeroDivisionError)"),
+    ],
+)
+def test_what_cannot_be_formatted_is_stored_as_it_was_given(
+    runtime: StateRuntime,
+    handler: StateLogHandler,
+    logger: logging.Logger,
+    text: object,
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    problem = ValueError("the problem")
+    # Not through the logger, on which pytest listens as well.
+    for information in (None, (ValueError, problem, None)):
+        handler.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 1, text, arguments, information))
+    handler.flush()
+    assert [line.message for line in stored(runtime)] == [message, f"{message}\nValueError: the problem"]
+    assert handler.dropped == 0
+
+
+def test_what_the_handlers_own_formatter_cannot_format_is_stored(
     runtime: StateRuntime, handler: StateLogHandler, logger: logging.Logger
 ) -> None:
-    for text, argument in (("%s", _Unprintable()), ("%d", "no number"), ("%s", "fine")):
-        # Not through the logger, on which pytest listens as well.
-        handler.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 1, text, (argument,), None))
+    handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
+    logger.info("outside of a request")
+    logger.info("number %d", 5)
+    handler.flush()
+    assert [line.message for line in stored(runtime)] == [
+        "outside of a request (not formatted: ValueError)",
+        "number %d (not formatted with 5: ValueError)",
+    ]
+
+
+def test_a_record_of_which_nothing_can_be_read_is_counted_and_raises_nothing(
+    runtime: StateRuntime, handler: StateLogHandler, logger: logging.Logger
+) -> None:
+    handler.handle(logging.makeLogRecord({"msg": "no time", "created": "yesterday"}))
+    handler.handle(logging.makeLogRecord({"msg": "no id", "thread_id": _Unspeakable()}))
+    handler.handle(logging.makeLogRecord({"msg": "no name"}))
     handler.flush()
     assert handler.dropped == 2
-    assert sorted(line.message or "" for line in stored(runtime))[1] == "fine"
+    assert [(line.target, line.message) for line in stored(runtime)] == [
+        ("None", "no name"),
+        ("codex_state.log_handler", "2 log lines were dropped: their records could not be read"),
+    ]
 
 
 def test_lines_of_many_threads_all_arrive(
@@ -148,6 +196,7 @@ def test_a_database_that_is_held_blocks_nobody_and_what_was_lost_is_told(
     handler.flush()
     notes = [line.message or "" for line in stored(runtime) if line.target == "codex_state.log_handler"]
     assert sum(int(note.split()[0].replace(",", "")) for note in notes) == handler.dropped
+    assert all(note.endswith("dropped: they came faster than they could be written") for note in notes)
 
 
 def test_lines_that_cannot_be_written_are_counted_and_later_ones_are_written(
@@ -163,7 +212,8 @@ def test_lines_that_cannot_be_written_are_counted_and_later_ones_are_written(
     logger.info("kept")
     handler.flush()
     assert handler.dropped == 1
-    assert stored(runtime)[0].message == "kept"
+    told = "1 log lines were dropped: the database could not be written to"
+    assert [line.message for line in stored(runtime)] == ["kept", told]
 
 
 def test_what_the_writing_itself_logs_is_not_written(
