@@ -11,7 +11,7 @@ from uuid import UUID
 from codex_state.errors import InvalidInputError, one_of
 from codex_state.memory.leases import trust_window
 from codex_state.models import CRASHES_ALLOWED, SCOPE_CWD, SCOPE_USER
-from codex_state.models.columns import a_duration
+from codex_state.models.columns import a_duration, a_whole_number
 
 PHASE1_LEASE = timedelta(hours=1)
 CONSOLIDATION_LEASE = timedelta(minutes=10)
@@ -44,14 +44,14 @@ class RetryPolicy:
     """The longest wait."""
 
     def __post_init__(self) -> None:
-        if not self.attempts >= 1:
+        if a_whole_number(self.attempts, "attempts") < 1:
             raise InvalidInputError(f"attempts must be at least 1, the first one: {self.attempts}")
         a_duration(self.backoff, "backoff")
         a_duration(self.longest, "longest")
         if self.backoff < timedelta(0) or self.longest < timedelta(0):
             raise InvalidInputError("a retry policy's waits can't be negative")
-        if not 1 <= self.factor < math.inf:  # NaN is neither
-            raise InvalidInputError(f"a retry policy's factor must be a number of at least 1: {self.factor}")
+        if not (isinstance(self.factor, int | float) and 1 <= self.factor < math.inf):  # NaN is neither
+            raise InvalidInputError(f"a retry policy's factor must be a number of at least 1: {self.factor!r}")
 
     def retry_after(self, failures: int) -> timedelta | None:
         """How long to wait after the ``failures``-th failure in a row; ``None`` when it is the last one.
@@ -108,6 +108,8 @@ class Phase1Options:
     def __post_init__(self) -> None:
         _check(self.lease, self.timeout, self.concurrency, self.limit)
         a_duration(self.max_age, "max_age")
+        if self.max_running is not None:
+            a_whole_number(self.max_running, "max_running")
         for kind in self.scope_kinds:
             one_of(kind, SCOPE_KINDS, "scope kind")
 
@@ -148,7 +150,7 @@ def _check(lease: timedelta, timeout: timedelta | None, concurrency: int, limit:
     trust_window(a_duration(lease, "lease"))
     if timeout is not None:
         a_duration(timeout, "timeout")
-    if concurrency < 1:
+    if a_whole_number(concurrency, "concurrency") < 1:
         raise InvalidInputError(f"concurrency must be at least 1: {concurrency}")
-    if limit < 0:
+    if a_whole_number(limit, "limit") < 0:
         raise InvalidInputError(f"limit can't be negative: {limit}")

@@ -56,6 +56,7 @@ def test_no_wait_stays_none_however_often_it_fails() -> None:
         {"factor": 0.5},
         {"factor": math.nan},
         {"factor": math.inf},
+        {"factor": "2"},
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
@@ -77,6 +78,23 @@ def test_a_policy_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None
 def test_a_number_is_no_duration(made: Callable[[], object]) -> None:
     with pytest.raises(InvalidInputError, match=r"not a duration: 60; give .*seconds=60"):
         made()
+
+
+@pytest.mark.parametrize("value", ["4", 4.0, True, math.nan])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Phase1Options, "limit"),
+        (Phase1Options, "concurrency"),
+        (Phase1Options, "max_running"),
+        (ConsolidationOptions, "limit"),
+        (ConsolidationOptions, "concurrency"),
+        (RetryPolicy, "attempts"),
+    ],
+)
+def test_a_text_or_a_fraction_is_no_number_of_things(kind: Callable[..., object], name: str, value: object) -> None:
+    with pytest.raises(InvalidInputError, match=f"{name}: not a whole number: {value!r}"):
+        kind(**{name: value})
 
 
 def test_a_text_is_no_scope() -> None:
