@@ -49,7 +49,8 @@ def consolidate_memories(
     their root is ``memory_root(runtime.codex_home, scope)``. It must be able to run again for the same memories, and
     calls ``fence`` in each transaction in which it writes rows of its own.
 
-    When the pass is interrupted (KeyboardInterrupt), locks are released and the scopes stay dirty.
+    When the pass is interrupted (KeyboardInterrupt), locks are released and the scopes stay dirty. So it is with a call
+    that takes longer than ``options.timeout``: it is told and left behind, and the pass goes on without it.
 
     Args:
         runtime: an open state.
@@ -146,6 +147,8 @@ class _Consolidation:
 
     def __init__(self, around: _Pass, scope: MemoryScope) -> None:
         self.signal = StopSignal()
+        self.overdue = StopSignal()
+        self.overdue.on_stop(partial(self.signal.stop, StopReason.TIMED_OUT))
         self.scope = scope
         self._around = around
         self._kept: KeptLease[LockLease] | None = None
@@ -183,7 +186,7 @@ class _Consolidation:
         """Run the caller's function."""
         timeout = self._around.options.timeout
         if timeout is not None:
-            self._around.keeper.stop_after(self.signal, timeout.total_seconds())
+            self._around.keeper.stop_after(self.overdue, timeout.total_seconds())
             self.signal.on_stop(self._let_go_when_timed_out)
         try:
             self.signal.check()
@@ -194,6 +197,10 @@ class _Consolidation:
             return partial(self._give_up, described(error))
         # Also after the signal: whether somebody took over, the database knows.
         return self._mark_clean
+
+    def leave_behind(self) -> None:
+        """Release the lock, and report that it took too long, or that the lock was lost before."""
+        self._give_up("it took too long")
 
     def release(self) -> None:
         """Release the lock, if it is held. Failing that, it ends by itself."""
@@ -235,7 +242,7 @@ class _Consolidation:
         return self._around.runtime.run_read(read)
 
     def _let_go_when_timed_out(self) -> None:
-        # A function in a thread may never return. Its lock must end nevertheless.
+        # A coroutine may swallow its cancellation, and the release may fail. The lock must end nevertheless.
         if self.signal.reason is StopReason.TIMED_OUT and self._kept is not None:
             self._around.keeper.forget(self._kept)
 

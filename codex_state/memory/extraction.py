@@ -75,7 +75,8 @@ def run_phase1(
     what it depends on: the pass stops, no job is made failed, and the report says why.
 
     When the pass is interrupted (KeyboardInterrupt), its unfinished jobs are given back and can be claimed at once.
-    Calls of ``extract`` that still run are told and left behind; what they return is thrown away.
+    Calls of ``extract`` that still run are told and left behind; what they return is thrown away. So it is with a call
+    that takes longer than ``options.timeout``: its job is made failed, and the pass goes on without it.
 
     Args:
         runtime: an open state.
@@ -329,6 +330,8 @@ class _Extraction:
 
     def __init__(self, around: _Pass, thread: Thread, leases: Sequence[KeptLease[Phase1Lease]]) -> None:
         self.signal = StopSignal()
+        self.overdue = StopSignal()
+        self.overdue.on_stop(partial(self.signal.stop, StopReason.TIMED_OUT))
         self._around = around
         self._thread = thread
         self._leases = leases
@@ -363,7 +366,7 @@ class _Extraction:
             return self._store_no_result
         timeout = self._around.options.timeout
         if timeout is not None:
-            self._around.keeper.stop_after(self.signal, timeout.total_seconds())
+            self._around.keeper.stop_after(self.overdue, timeout.total_seconds())
             self.signal.on_stop(self._let_go_when_timed_out)
         was_there = False
         try:
@@ -381,13 +384,17 @@ class _Extraction:
         # Also after the signal: a result that is there is only lost if somebody took over, and the database knows.
         return partial(self._store_result, extracted)
 
+    def leave_behind(self) -> None:
+        """Store that it took too long, or that its leases were lost before."""
+        self._store_no_result()
+
     def _lose(self, kept: KeptLease[Phase1Lease]) -> None:
         """One scope is lost. The work goes on as long as it is for another."""
         if all(other.signal.stopped for other in self._leases):
             self.signal.stop(kept.signal.reason or StopReason.LATE)
 
     def _let_go_when_timed_out(self) -> None:
-        # An extractor in a thread may never return. Its leases must end nevertheless.
+        # A coroutine may swallow its cancellation, and storing the failure may fail. The leases must end nevertheless.
         if self.signal.reason is StopReason.TIMED_OUT:
             for kept in self._leases:
                 self._around.keeper.forget(kept)

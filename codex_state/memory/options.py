@@ -86,7 +86,8 @@ class Phase1Options:
     """How many threads are extracted at the same time."""
     timeout: timedelta | None = PHASE1_LEASE
     """How long one extraction may take before it is stopped and counts as failed; ``None`` for no bound, and then an
-    extractor that hangs keeps its jobs for as long as its process lives."""
+    extractor that hangs keeps its jobs for as long as its process lives. A plain function can't be stopped: it is told,
+    and its thread left behind."""
     retry: RetryPolicy | None = None
     """Whether a failure may be tried again, and when; ``None``, the original's way, makes each one terminal."""
     max_age: timedelta = MAX_AGE
@@ -138,7 +139,8 @@ class ConsolidationOptions:
     concurrency: int = CONCURRENCY
     """How many scopes are consolidated at the same time."""
     timeout: timedelta | None = PHASE1_LEASE
-    """How long one consolidation may take before it is stopped and counts as failed; ``None`` for no bound."""
+    """How long one consolidation may take before it is stopped and counts as failed; ``None`` for no bound. A plain
+    function is told, and its thread left behind."""
     write_files: bool = True
     """Whether a scope's memories are written as files before its consolidation, under the runtime's home."""
 

@@ -332,6 +332,29 @@ def test_a_consolidation_that_takes_too_long_is_cancelled_and_its_scope_stays_di
     assert locks(runtime) == {}
 
 
+def test_a_plain_consolidation_that_takes_too_long_is_failed_and_left_behind(runtime: StateRuntime) -> None:
+    remember(runtime)
+    go_on = threading.Event()
+    begun: list[MemoryScope] = []
+
+    def hanging(scope: MemoryScope, _memories: Sequence[ThreadMemory]) -> None:
+        begun.append(scope)
+        if len(begun) == 1:
+            assert go_on.wait(60)
+
+    options = ConsolidationOptions(timeout=timedelta(seconds=0.5), concurrency=1)
+    report = consolidate_memories(runtime, hanging, owner=OWNER, options=options)
+    assert outcomes(report) == {begun[0]: ConsolidationOutcome.FAILED, begun[1]: ConsolidationOutcome.CLEAN}
+    assert [result.reason for result in report.results if result.reason] == ["timed out after 0.5 s"]
+    assert dirty(runtime) == {begun[0]}
+    assert locks(runtime) == {}
+    go_on.set()
+    for worker in threading.enumerate():
+        if worker.name.startswith("codex-state-memory"):
+            worker.join(60)
+    assert dirty(runtime) == {begun[0]}, "what it did doesn't count"
+
+
 def test_files_that_cannot_be_written_fail_the_consolidation(runtime: StateRuntime) -> None:
     add_threads(runtime)
     (runtime.codex_home / "memories").write_text("in the way")

@@ -591,22 +591,56 @@ def test_an_extraction_that_takes_too_long_is_cancelled_and_failed(runtime: Stat
     assert job_of(runtime, user_key(thread)).failure_reason == "timed out after 0.1 s"
 
 
-def test_a_plain_extractor_that_takes_too_long_is_told_and_its_lease_is_let_go(runtime: StateRuntime) -> None:
-    (thread,) = add_threads(runtime)
-    options = Phase1Options(lease=timedelta(seconds=2), timeout=timedelta(seconds=0.1), scope_kinds=["user"])
+def test_a_plain_extractor_that_takes_too_long_is_told_failed_and_left_behind(runtime: StateRuntime) -> None:
+    stuck, other = add_threads(runtime, 2)
+    options = Phase1Options(timeout=timedelta(seconds=0.5), scope_kinds=["user"], concurrency=1)
+    go_on, returning = threading.Event(), threading.Event()
+    reasons: list[StopReason | None] = []
 
-    def hanging(_thread: Thread) -> ExtractedMemory:
-        work = current_work()
-        assert work is not None
-        assert work.wait(60)
-        assert work.reason is StopReason.TIMED_OUT
-        time.sleep(3.1)
-        assert claim(runtime, user_key(thread), owner=OTHER, lease=2).attempt == 2
+    def hanging(thread: Thread) -> ExtractedMemory:
+        if thread.id == stuck.id:
+            work = current_work()
+            assert work is not None
+            assert work.wait(60)
+            reasons.append(work.reason)
+            assert go_on.wait(60)
+            returning.set()
         return extract(thread)
 
     report = run_phase1(runtime, hanging, owner=OWNER, options=options)
+    assert outcomes(report) == [Phase1Outcome.FAILED, Phase1Outcome.SUCCEEDED]
+    assert reasons == [StopReason.TIMED_OUT]
+    failed = job_of(runtime, user_key(stuck))
+    assert (failed.status, failed.failure_reason) == (Phase1Status.FAILED, "timed out after 0.5 s")
+    go_on.set()
+    assert returning.wait(60)
+    for worker in threading.enumerate():
+        if worker.name.startswith("codex-state-memory"):
+            worker.join(60)
+    assert job_of(runtime, user_key(stuck)) == failed, "what it returns is thrown away"
+    assert [memory.thread_id for memory in memories_of(runtime, MemoryScope.user())] == [other.id]
+
+
+def test_a_plain_extractor_that_hangs_after_its_lease_was_lost_does_not_hold_up_the_pass(
+    runtime: StateRuntime,
+) -> None:
+    (thread,) = add_threads(runtime)
+    options = Phase1Options(lease=timedelta(seconds=2), timeout=timedelta(seconds=3), scope_kinds=["user"])
+    go_on = threading.Event()
+
+    def robbed(_thread: Thread) -> ExtractedMemory | None:
+        assert claim(runtime, user_key(thread), owner=OTHER, lease=0).attempt == 2
+        work = current_work()
+        assert work is not None
+        assert work.wait(60)
+        assert work.reason is StopReason.REFUSED
+        assert go_on.wait(60)
+        return None
+
+    report = run_phase1(runtime, robbed, owner=OWNER, options=options)
+    go_on.set()
     assert outcomes(report) == [Phase1Outcome.LOST]
-    assert memories_of(runtime, MemoryScope.user()) == []
+    assert job_of(runtime, user_key(thread)).status is Phase1Status.RUNNING
 
 
 def test_a_thread_that_is_deleted_while_it_is_extracted_is_lost(runtime: StateRuntime) -> None:

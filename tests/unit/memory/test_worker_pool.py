@@ -19,11 +19,14 @@ class Step:
 
     def __init__(self, name: str, notes: list[str], call: Callable[[StopSignal], None] | None = None) -> None:
         self.signal = StopSignal()
+        self.overdue = StopSignal()
+        self.overdue.on_stop(lambda: self.signal.stop(StopReason.TIMED_OUT))
         self.name = name
         self.notes = notes
         self.does = call
         self.wanted = True
         self.finishes: Callable[[], None] = lambda: None
+        self.leaves: Callable[[], None] = lambda: None
 
     def prepare(self) -> bool:
         self.notes.append(f"prepare {self.name}")
@@ -38,6 +41,10 @@ class Step:
     def finish(self) -> None:
         self.finishes()
         self.notes.append(f"finish {self.name}")
+
+    def leave_behind(self) -> None:
+        self.leaves()
+        self.notes.append(f"leave {self.name}")
 
 
 def test_one_at_a_time_keeps_the_order() -> None:
@@ -158,3 +165,104 @@ def test_an_interruption_before_the_start_prevents_everything() -> None:
     pool.interrupt()
     pool.run()
     assert notes == []
+
+
+def pool_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("codex-state-memory")]
+
+
+@pytest.mark.parametrize("ends", ["returns", "raises"])
+def test_a_call_that_is_overdue_is_left_behind_and_its_place_is_anothers(ends: str) -> None:
+    notes: list[str] = []
+    go_on = threading.Event()
+
+    def hanging(_signal: StopSignal) -> None:
+        stuck.overdue.stop(StopReason.TIMED_OUT)
+        assert go_on.wait(60)
+        if ends == "raises":
+            raise SystemExit
+
+    stuck = Step("stuck", notes, hanging)
+    WorkerPool([stuck, Step("next", notes)], 1).run()
+    told = ["prepare stuck", "call stuck", "leave stuck", "prepare next", "call next", "finish next"]
+    assert notes == told
+    go_on.set()
+    for thread in pool_threads():
+        thread.join(60)
+    assert notes == told, "what it returns is thrown away, and its thread takes no other task"
+
+
+def test_no_more_tasks_run_at_once_than_allowed_beside_what_is_left_behind() -> None:
+    notes: list[str] = []
+    go_on = threading.Event()
+
+    def hanging(_signal: StopSignal) -> None:
+        stuck.overdue.stop(StopReason.TIMED_OUT)
+        assert go_on.wait(60)
+
+    def returning(_signal: StopSignal) -> None:
+        go_on.set()
+        for thread in returned:
+            thread.join(60)
+
+    stuck = Step("stuck", notes, hanging)
+    returned: list[threading.Thread] = []
+    stuck.leaves = lambda: returned.extend(set(pool_threads()) - {threading.current_thread()})
+    WorkerPool([stuck, *(Step(name, notes, returning) for name in "abc")], 1).run()
+    assert notes[3:] == [f"{part} {name}" for name in "abc" for part in ("prepare", "call", "finish")]
+
+
+def test_a_call_that_ends_before_its_time_is_over_is_finished_once() -> None:
+    notes: list[str] = []
+    task = Step("a", notes)
+    task.finishes = lambda: task.overdue.stop(StopReason.TIMED_OUT)
+    WorkerPool([task], 1).run()
+    assert notes == ["prepare a", "call a", "finish a"]
+
+
+def test_an_interrupted_pool_waits_until_an_overdue_task_is_stored_and_leaves_others_behind() -> None:
+    notes: list[str] = []
+    go_on = threading.Event()
+
+    def hanging(_signal: StopSignal) -> None:
+        stuck.overdue.stop(StopReason.TIMED_OUT)
+        assert go_on.wait(60)
+
+    def slow_write() -> None:
+        pool.interrupt()
+        time.sleep(0.2)
+
+    stuck = Step("stuck", notes, hanging)
+    stuck.leaves = slow_write
+    pool = WorkerPool([stuck, Step("never", notes)], 1)
+    pool.run()
+    assert notes == ["prepare stuck", "call stuck", "leave stuck"]
+    go_on.set()
+
+
+def test_an_error_in_storing_an_overdue_task_is_raised() -> None:
+    notes: list[str] = []
+    go_on = threading.Event()
+
+    def hanging(_signal: StopSignal) -> None:
+        stuck.overdue.stop(StopReason.TIMED_OUT)
+        assert go_on.wait(60)
+
+    stuck = Step("stuck", notes, hanging)
+    stuck.leaves = lambda: (_ for _ in ()).throw(RuntimeError("no disk"))
+    with pytest.raises(RuntimeError, match="no disk"):
+        WorkerPool([stuck, Step("never", notes)], 1).run()
+    assert notes == ["prepare stuck", "call stuck"]
+    go_on.set()
+
+
+def test_what_an_event_loop_cancels_is_waited_for_and_not_left_behind() -> None:
+    notes: list[str] = []
+
+    def cancelled(_signal: StopSignal) -> None:
+        task.overdue.stop(StopReason.TIMED_OUT)
+
+    task = Step("a", notes, cancelled)
+    task.interruptible = True
+    WorkerPool([task], 1).run()
+    assert notes == ["prepare a", "call a", "finish a"]
