@@ -132,8 +132,11 @@ class _PreparedOnSqlite(_Prepared):
 
     def _cursor(self, connection: Connection) -> sqlite3.Cursor:
         driver: Any = connection.connection.driver_connection
-        if self._writes and (joins_transaction := getattr(driver, "joins_transaction", None)) is not None:
-            joins_transaction()  # cheaper than to be refused first
+        if self._writes:
+            if (joins_transaction := getattr(driver, "joins_transaction", None)) is not None:
+                joins_transaction()  # cheaper than to be refused first
+            else:
+                _begin_if_its_driver_would_not(connection)
         cursor: sqlite3.Cursor = driver.cursor()
         return cursor
 
@@ -239,6 +242,8 @@ def execute(
     try:
         if prepared is not None:
             return prepared.run(connection, parameters, make)
+        if statement.is_dml:
+            _begin_if_its_driver_would_not(connection)
         result = connection.execute(statement, parameters)
         rows = result.all() if result.returns_rows else ()
     except _RAW as error:
@@ -315,6 +320,18 @@ def _in_sqlite_transaction(connection: Connection) -> bool:
     # autocommit since Python 3.12 is below aiosqlite's connection.
     by_itself = driver.isolation_level is None or getattr(getattr(driver, "_conn", driver), "autocommit", None) is True
     return bool(driver.in_transaction) or not by_itself
+
+
+def _begin_if_its_driver_would_not(connection: Connection) -> None:
+    """Begin a service's own transaction before a write.
+
+    Python's driver knows a write by its first word, which may be WITH: that would commit by itself.
+    """
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name != "sqlite" or hasattr(driver, "joins_transaction"):
+        return
+    if not driver.in_transaction and _in_sqlite_transaction(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _in_postgresql_transaction(connection: Connection) -> bool:

@@ -59,6 +59,27 @@ def test_what_a_service_rolls_back_in_a_session_of_its_own_engine_is_gone(settin
         assert state.threads.get(thread.id) == thread
 
 
+@pytest.mark.parametrize("observed", [True, False])
+def test_a_write_that_begins_with_a_query_is_part_of_a_services_transaction(
+    settings: StateSettings, observed: bool
+) -> None:
+    """L5: Python's driver knows a write by its first word, and begins no transaction before WITH."""
+    thread = a_thread()
+    with StateRuntime.open(settings) as runtime:
+        runtime.run(lambda state: state.threads.upsert(thread))
+        engine = create_engine(runtime.engine.url)
+        if observed:
+            event.listen(engine, "before_cursor_execute", lambda *_: None)
+        for ends in ("rollback", "commit"):
+            with Session(engine) as session:
+                assert State(session).threads.take_names([(thread.id, ends, 1)]) == 1
+                getattr(session, ends)()
+        engine.dispose()
+        stored = runtime.run_read(lambda state: state.threads.get(thread.id))
+        assert stored is not None
+        assert stored.name == "commit"
+
+
 def on_an_engine_of_its_own(
     url: URL, isolation_level: str | None, enforced: bool, unit: Callable[[State], None]
 ) -> None:
