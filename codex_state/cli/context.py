@@ -137,11 +137,19 @@ def opened(
         codex_home: the command's own option.
         writes: the command can't do anything useful on a state that can't be written. Older files of ours are removed.
         needs_home: see ``settings_for``.
+
+    Raises:
+        ConfigurationError: it ``writes``, and the database is in memory.
     """
     from codex_state.runtime import StateRuntime
 
     settings = settings_for(context, codex_home, needs_home=needs_home)
     with patiently(settings, lambda: StateRuntime.open(settings, for_reading=not writes)) as runtime:
+        if writes and runtime.in_memory:
+            raise ConfigurationError(
+                "the database is in memory, where nothing would be kept; have CODEX_STATE_DATABASE_URL name a file or "
+                "a server"
+            )
         yield runtime
 
 

@@ -121,7 +121,7 @@ def import_(
 
     if from_home is not None and not from_home.strip():
         raise InvalidInputError("--from is empty; name a directory, or leave the option out")
-    with opened(context, codex_home) as runtime:
+    with opened(context, codex_home, writes=True) as runtime:
         report = import_original(runtime, None if from_home is None else Path(from_home))
         if as_json:
             write_json(_as_json(report))

@@ -216,6 +216,23 @@ def test_a_home_that_is_not_there_is_named_and_not_made(cli: Cli, command: list[
     assert list(cli.home.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["threads", "name", ID, "new"], ["threads", "archive", ID], ["threads", "unarchive", ID], ["backfill"],
+        ["memory", "run", "--extractor", "json:dumps"], ["logs", "prune"], ["import"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_nothing_is_changed_in_a_database_that_is_gone_when_the_command_ends(cli: Cli, command: list[str]) -> None:
+    rollout = write_rollout(cli.home, 1)
+    done = cli.refused(*command, CODEX_STATE_DATABASE_URL="sqlite://")
+    assert done.status == 1
+    assert "the database is in memory" in done.stderr
+    assert rollout.is_file()
+    assert cli.ok("threads", "list", "--json", CODEX_STATE_DATABASE_URL="sqlite://").json["items"]
+
+
 def test_a_command_that_concerns_no_file_of_the_home_needs_none_where_a_url_names_the_database(
     cli: Cli, tmp_path: Path
 ) -> None:
