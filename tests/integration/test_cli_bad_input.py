@@ -216,6 +216,13 @@ def test_a_home_that_is_not_there_is_named_and_not_made(cli: Cli, command: list[
     assert list(cli.home.parent.iterdir()) == []
 
 
+def test_a_variable_that_cannot_be_used_is_no_wrong_command_line(cli: Cli) -> None:
+    cli.home.mkdir()
+    done = cli.refused("threads", "list", CODEX_STATE_POOL_SIZE="many")
+    assert done.status == 1
+    assert "pool_size" in done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [
