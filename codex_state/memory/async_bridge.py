@@ -92,12 +92,18 @@ class Callee(Generic[ResultT]):
 
         Raises:
             WorkStoppedError: the signal was given while a coroutine ran; it was cancelled and has ended.
+            InvalidInputError: a plain function called ``sys.exit``.
             Exception: what the function raised.
         """
         if self.interruptible:
             return self._in_loop(signal, lambda: self._function(*arguments))
-        with working_under(signal):
-            result = self._function(*arguments)
+        try:
+            with working_under(signal):
+                result = self._function(*arguments)
+        except SystemExit as stop:
+            # No signal comes to the threads that it is called on: it is the function's own, made of a program perhaps.
+            name = _name_of(self._function)
+            raise InvalidInputError(f"{name} called sys.exit({stop.code!r}); return or raise an error") from None
         if not inspect.isawaitable(result):
             return result
         if self._loop is None and inspect.iscoroutine(result):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -232,6 +233,18 @@ def test_a_failure_is_recorded_with_its_reason_and_terminal_by_default(runtime: 
     with runtime.begin() as state:
         state.threads.upsert(Thread(**(thread.model_dump() | {"updated_at": now()})))
     assert run_phase1(runtime, refuse, owner=OWNER).claimed == 0
+
+
+def test_an_extractor_that_would_end_the_process_has_failed(runtime: StateRuntime) -> None:
+    """It was a program once."""
+    add_threads(runtime)
+
+    def program(_thread: Thread) -> ExtractedMemory:
+        sys.exit(3)
+
+    report = run_phase1(runtime, program, owner=OWNER)
+    assert outcomes(report) == [Phase1Outcome.FAILED] * 2
+    assert "program called sys.exit(3); return or raise an error" in str(report.results[0].reason)
 
 
 def test_one_failure_hurts_no_other_thread(runtime: StateRuntime) -> None:
