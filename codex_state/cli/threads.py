@@ -178,7 +178,7 @@ def show(
             }
         )
     else:
-        details = _in_short(found) if sys.stdout.isatty() else columns_of(found)
+        details = _in_short(found) if sys.stdout.isatty() else _whole(found)
         details += _things_of(tools, memory)
         shown = None if memory is None else (memory.scope_kind, memory.scope_key)
         others = [each for each in memories if (each.scope_kind, each.scope_key) != shown]
@@ -428,11 +428,12 @@ def _resume_line(runtime: StateRuntime, thread: Thread) -> str | None:
 def _in_short(thread: Thread) -> list[tuple[str, Any]]:
     """What people look for: nothing that is empty, as usual, or told elsewhere."""
     stands = " at ".join(text for text in (thread.git_branch, (thread.git_sha or "")[:12]) if text)
+    remote = thread.git_origin_url and _without_secret(thread.git_origin_url)
     told: list[tuple[str, Any]] = [
         ("title", thread.display_name),
         ("id", thread.id),
         ("directory", thread.cwd),
-        ("branch", f"{stands} of {thread.git_origin_url}" if stands and thread.git_origin_url else stands),
+        ("branch", f"{stands} of {remote}" if stands and remote else stands),
         ("started", thread.created_at),
         ("changed", thread.updated_at),
         ("by", " ".join(text for text in (_short_source(thread.source), thread.cli_version) if text)),
@@ -449,6 +450,25 @@ def _in_short(thread: Thread) -> list[tuple[str, Any]]:
         ("rollout", thread.rollout_path),
     ]
     return [(name, value) for name, value in told if value not in (None, "", Path())]
+
+
+def _whole(thread: Thread) -> list[tuple[str, Any]]:
+    """Every column."""
+    return [
+        (name, _without_secret(value) if name == "git_origin_url" and value else value)
+        for name, value in columns_of(thread)
+    ]
+
+
+def _without_secret(url: str) -> str:
+    """The URL of a remote without the password or token that stands in it: what is printed is shown to others."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    given, at, host = authority.rpartition("@")
+    user, colon, _ = given.partition(":")
+    if not colon and not (given and scheme.lower() in {"http", "https"}):
+        return url
+    return f"{scheme}://{f'{user}:' if colon else ''}***{at}{host}{slash}{path}"
 
 
 def _kind_of(sandbox_policy: str) -> str:

@@ -268,6 +268,29 @@ def test_show_names_the_threads_that_it_spawned_and_every_memory(tmp_path: Path)
     assert text.count("of its directory") == text.count("of the user") == 1
 
 
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("https://dev:t0ken@host:8443/team/app.git", "https://dev:***@host:8443/team/app.git"),
+        ("https://dev:t0k@en@host/app.git", "https://dev:***@host/app.git"),
+        ("HTTPS://t0ken@host/app.git", "HTTPS://***@host/app.git"),
+        ("ssh://dev:t0ken@host/app.git", "ssh://dev:***@host/app.git"),
+        ("ssh://git@host/app@2.git", "ssh://git@host/app@2.git"),
+        ("https://host:8443/a:b@c.git", "https://host:8443/a:b@c.git"),
+        ("git@host:team/app.git", "git@host:team/app.git"),
+        ("/srv/git/a:b@c", "/srv/git/a:b@c"),
+    ],
+)
+def test_people_are_not_shown_the_secret_in_a_remotes_url(tmp_path: Path, stored: str, shown: str) -> None:
+    """The row has it, as the original's: programs get what is stored."""
+    thread = a_thread(git_origin_url=stored, git_branch="main", rollout_path=None)
+    cli = of_threads(tmp_path, thread)
+    assert f"git_origin_url\t{shown}\n" in cli.ok("threads", "show", str(thread.id)).stdout
+    terminal = cli.on_terminal("threads", "show", str(thread.id), "--no-refresh", columns=200).stdout
+    assert f" of {shown}" in terminal
+    assert cli.ok("threads", "show", str(thread.id), "--json").json["git_origin_url"] == stored
+
+
 def test_a_thread_is_shown_to_a_user_without_a_home(indexed: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs under any number."""
     item = items(indexed)[0]
