@@ -9,7 +9,8 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from codex_state import telemetry
 from codex_state.drafts import ThreadDraft, ToolDraft
 from codex_state.errors import ConfigurationError, IntegrityViolationError, InvalidInputError, RolloutError
 from codex_state.models import DynamicTool, FileRow, RolloutFileState, Thread
-from codex_state.models.columns import path_to_text
+from codex_state.models.columns import from_epoch_seconds, path_to_text
 from codex_state.models.directories import normalized_cwd_text
 from codex_state.rollout.files import FoundFile, is_archived, is_gone, rank, relative_to, storable_ns
 from codex_state.rollout.fold import Extraction, go_on_from, telling_time
@@ -41,6 +42,9 @@ class Settled:
     """Files that are gone, of threads that have others."""
     gone: set[str] = field(default_factory=set)
     """Threads whose last file is gone."""
+    unreadable: dict[str, tuple[Path, datetime | None]] = field(default_factory=dict)
+    """Threads whose file is gone and of which only files are left that can't be read: the newest, and when it was
+    archived, if it was."""
     file_of: dict[str, str] = field(default_factory=dict)
     """The file of each thread among ``extractions``."""
 
@@ -90,7 +94,7 @@ class Settling:
                 files = {path: found.get(path) or rows[path] for path in present}
                 has_row_of = {path for path, row in rows.items() if row.state == RolloutFileState.INDEXED}
                 if not self._choose(settled, thread_id, files, results) and not has_row_of.issubset(present):
-                    settled.gone.add(thread_id)  # what is left of it can't be read
+                    self._lose(settled, thread_id, files)
             elif rows:
                 settled.gone.add(thread_id)
                 for path in rows.keys() & settled.dropped:
@@ -121,6 +125,16 @@ class Settling:
                 winner = result.extraction.draft
                 self._win(settled, path, result.extraction, [*files][position + 1 :])
         return winner is not None
+
+    def _lose(self, settled: Settled, thread_id: str, files: dict[str, FoundFile | FileRow]) -> None:
+        """The file that made a thread's row is gone, and no other can be read. What is there isn't gone for that."""
+        path = next((path for path in files if path in settled.files), None)
+        if path is None:
+            settled.gone.add(thread_id)
+            return
+        mtime_ns = files[path].mtime_ns
+        written_at = datetime.now(UTC) if mtime_ns is None else from_epoch_seconds(mtime_ns // 1_000_000_000)
+        settled.unreadable[thread_id] = Path(self._home, path), written_at if is_archived(path) else None
 
     def _win(self, settled: Settled, path: str, extraction: Extraction, earlier: Sequence[str]) -> None:
         draft = extraction.draft
@@ -206,6 +220,11 @@ def store(state: State, settled: Settled, home: str) -> None:
     state.rollout_files.put([*settled.files.values()])
     state.rollout_files.drop(settled.dropped, home)
     state.threads.mark_gone([UUID(thread_id) for thread_id in settled.gone], home)
+    for thread_id, (path, archived_at) in settled.unreadable.items():
+        if archived_at is None:
+            state.threads.mark_unarchived(UUID(thread_id), path, home=home)
+        else:
+            state.threads.mark_archived(UUID(thread_id), path, archived_at, home=home)
 
 
 def store_singly(state: State, settled: Settled, home: str) -> None:
@@ -219,7 +238,7 @@ def store_singly(state: State, settled: Settled, home: str) -> None:
         except (InvalidInputError, IntegrityViolationError) as error:
             row = settled.files[path]
             settled.files[path] = row | {"state": RolloutFileState.FAILED.value, "error": str(error)}
-    store(state, Settled([], settled.files, settled.dropped, settled.gone), home)
+    store(state, replace(settled, extractions=[]), home)
 
 
 def thread_row(draft: ThreadDraft, home: str, memory_mode_said_at: int | None) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 Beside one line, a reader holds a buffer of 64 KiB, and for a compressed file its window of at most 128 MiB. Lines are
 read up to 128 MiB; a longer one is passed over without being held, and counts as a parse error.
 
-A compressed file may hold at most 4 MiB and 256 times its own size: more than any rollout is compressed, and little
-enough that a few bytes can't cost minutes. Blank lines are passed over by the buffer, not one by one: a gigabyte of
-them takes about as long as it takes to read a gigabyte. A plain file may have 1 GiB of holes and 256 times what it
-takes on the disk: one that a hundred bytes made a terabyte is refused.
+A compressed file may hold at most 1 GiB and 256 times its own size: a thread that called the same tool for hours is
+compressed to a thousandth. What takes long are its lines, not its bytes, and nobody writes padding. So each line counts
+as 16 bytes, each NUL as one, and these may be at most 4 MiB and 256 times the file's size: little enough that a few
+bytes can't cost minutes. Blank lines are passed over by the buffer, not one by one: a gigabyte of them takes about as
+long as it takes to read a gigabyte. A plain file may have 1 GiB of holes and 256 times what it takes on the disk: one
+that a hundred bytes made a terabyte is refused.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ _BUFFER_BYTES = 64 * 1024
 _MAX_WINDOW_BYTES = 128 * 1024 * 1024
 _COMPRESSED_BYTES = 64 * 1024
 _PIECE_BYTES = 512
-_DECOMPRESSED_BYTES = 4 * 1024 * 1024
-_TIMES_COMPRESSED = 256
-_HOLES_BYTES = 1024 * 1024 * 1024
+_TIMES_ON_DISK = 256
+_MORE_BYTES = 1024 * 1024 * 1024
+_COSTLY_BYTES = 4 * 1024 * 1024
+_BYTES_OF_LINE = 16
 
 # Not blocking, because opening a named pipe would wait for its writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -63,7 +66,7 @@ def open_rollout(path: str) -> tuple[io.BufferedIOBase, os.stat_result]:
         if not stat.S_ISREG(status.st_mode):
             raise RolloutError(f"can't read the rollout {path}: not a regular file")
         on_disk = getattr(status, "st_blocks", None)  # Windows has none
-        if on_disk is not None and status.st_size > _HOLES_BYTES + 512 * on_disk * _TIMES_COMPRESSED:
+        if on_disk is not None and status.st_size > _MORE_BYTES + 512 * on_disk * _TIMES_ON_DISK:
             raise RolloutError(f"can't read the rollout {path}: nearly all of its {status.st_size:,} bytes are holes")
         is_compressed = path.endswith(COMPRESSED_SUFFIX)
         if not is_compressed and status.st_size <= min(_BUFFER_BYTES, MAX_LINE_BYTES):
@@ -171,7 +174,9 @@ class _Decompressed(io.RawIOBase):
 
         super().__init__()
         self._file = file
-        self._left = _DECOMPRESSED_BYTES + _TIMES_COMPRESSED * os.fstat(file.fileno()).st_size
+        in_proportion = _TIMES_ON_DISK * os.fstat(file.fileno()).st_size
+        self._left = _MORE_BYTES + in_proportion
+        self._costly_left = _COSTLY_BYTES + in_proportion
         self._error = zstandard.ZstdError
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
         self._frame: zstandard.ZstdDecompressionObj | None = None
@@ -200,15 +205,17 @@ class _Decompressed(io.RawIOBase):
         frame = self._frame or self._decompressor.decompressobj()
         piece, self._input = self._input[:_PIECE_BYTES], self._input[_PIECE_BYTES:]
         try:
-            self._output = memoryview(frame.decompress(piece))
+            output = frame.decompress(piece)
         except self._error as error:
             raise _DamagedError(errno.EIO, f"damaged compression: {error}") from error
-        self._left -= len(self._output)
-        if self._left < 0:
+        self._left -= len(output)
+        self._costly_left -= _BYTES_OF_LINE * output.count(b"\n") + output.count(b"\0")
+        if self._left < 0 or self._costly_left < 0:
             raise _DamagedError(
                 errno.EIO,
-                f"more than {_TIMES_COMPRESSED} times its size comes out of it; decompress it first",
+                f"more than {_TIMES_ON_DISK} times its size comes out of it; decompress it first",
             )
+        self._output = memoryview(output)
         self._frame = frame
         if frame.eof:
             self._input = frame.unused_data + self._input

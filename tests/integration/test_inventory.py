@@ -243,19 +243,25 @@ class TestGone:
         assert row(runtime) == before
         assert listed(runtime) == [1, 2]
 
-    def test_a_thread_of_which_only_a_damaged_file_is_left_is_gone_until_it_can_be_read(
-        self, runtime: StateRuntime
+    @pytest.mark.parametrize("archived", [False, True])
+    def test_a_thread_of_which_only_a_damaged_file_is_left_is_not_gone(
+        self, runtime: StateRuntime, archived: bool
     ) -> None:
-        write(rollout_path(runtime.codex_home, 1, time=DAYS[1]), b"", modified=MODIFIED)
+        left = rollout_path(runtime.codex_home, 1, time=DAYS[1], archived=archived)
+        write(left, b"", modified=MODIFIED)
         read = write_rollout(runtime.codex_home, 1, time=DAYS[0], modified=MODIFIED)
         refresh(runtime)
-        assert row(runtime).rollout_path == read
+        before = row(runtime)
+        assert before.rollout_path == read
         read.unlink()
         refresh(runtime)
-        assert row(runtime).gone_at is not None
+        now = row(runtime)
+        assert (now.gone_at, now.rollout_path, now.archived, now.title) == (None, left, archived, before.title)
         assert is_fresh(runtime)
-        left = write_rollout(runtime.codex_home, 1, time=DAYS[1], modified=MODIFIED + 1)
-        refresh(runtime)
+        page = list_threads(runtime, ThreadQuery(home=runtime.home, archived=archived))
+        assert [each.id for each in page.items] == [now.id]
+        write_rollout(runtime.codex_home, 1, time=DAYS[1], archived=archived, modified=MODIFIED + 1)
+        assert refresh(runtime).upserted == 1
         assert (row(runtime).gone_at, row(runtime).rollout_path) == (None, left)
 
     @pytest.mark.parametrize("root", ["sessions", "archived_sessions"])

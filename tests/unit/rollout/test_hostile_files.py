@@ -11,9 +11,11 @@ import pytest
 import zstandard
 
 from codex_state.errors import RolloutError
+from codex_state.rollout import reading
 from codex_state.rollout.fold import extract
 from codex_state.rollout.names import session_index_names
 from codex_state.rollout.reading import open_rollout, read_session_meta, skip_blank_lines
+from codex_state.rollout.transcript import numbered_lines
 
 THREAD = "0198c0de-0000-7000-8000-00000000abcd"
 META: dict[str, Any] = {
@@ -49,6 +51,26 @@ def test_a_few_bytes_that_stand_for_very_many_are_refused(tmp_path: Path, part: 
 def test_a_rollout_that_compresses_well_is_read(tmp_path: Path) -> None:
     path = compressed(tmp_path / f"{NAME}.zst", (FIRST, 1), (b'{"type":"other","payload":{}}\n', 100_000))
     assert extract(str(path), "openai").unknown_lines == 100_000
+
+
+def test_a_rollout_of_thousands_of_equal_outputs_is_read(tmp_path: Path) -> None:
+    payload = {"type": "function_call_output", "call_id": "c", "output": "nothing to do\n" * 400}
+    output = json.dumps({"timestamp": META["timestamp"], "type": "response_item", "payload": payload}).encode() + b"\n"
+    path = compressed(tmp_path / f"{NAME}.zst", (FIRST, 1), (output, 8000))
+    assert path.stat().st_size * 1000 < len(output) * 8000
+    assert extract(str(path), "openai").parse_errors == 0
+    assert sum(1 for _ in numbered_lines(path)) == 8001
+
+
+def test_a_rollout_that_compresses_to_nearly_nothing_is_read_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_MORE_BYTES", 2**24)
+    line = b'{"type":"other","payload":"' + b"x" * 2**20 + b'"}\n'
+    assert extract(str(compressed(tmp_path / f"{NAME}.zst", (FIRST, 1), (line, 15))), "openai").unknown_lines == 15
+    path = compressed(tmp_path / f"{NAME}.zst", (FIRST, 1), (line, 64))
+    with pytest.raises(RolloutError, match="decompress it first"):
+        extract(str(path), "openai")
 
 
 def test_a_bomb_costs_its_own_row_only_and_is_named(tmp_path: Path) -> None:
