@@ -128,7 +128,7 @@ class StorageError(DatabaseError, exc.OperationalError):
 
 
 class DatabaseCorruptError(DatabaseError, exc.InternalError):
-    """The file is damaged. It is never deleted: set it aside and rebuild the index from the rollouts."""
+    """The file is damaged. It is never deleted: ``codex-state doctor --repair`` sets it aside and saves what it can."""
 
 
 class NotADatabaseError(DatabaseCorruptError):
@@ -276,8 +276,13 @@ _ADVICE: dict[type[StateError], str] = {
     ServerUnavailableError: "check the URL's host and port, and that the server runs",
     DatabaseFullError: "free some space; nothing of this transaction was kept",
     StorageError: "the storage failed; nothing of this transaction was kept, and what was committed before is safe",
-    DatabaseCorruptError: "move the file aside and run the backfill again; rollouts are the source of the index",
-    NotADatabaseError: "the file is not an SQLite database; choose another path or move it aside",
+    DatabaseCorruptError: (
+        "run `codex-state doctor --repair`, which saves what can be read, or `codex-state restore` a backup"
+    ),
+    NotADatabaseError: (
+        "the file is not an SQLite database; choose another path, or run `codex-state doctor --repair`, which sets it "
+        "aside, or `codex-state restore` a backup"
+    ),
 }
 
 
@@ -402,13 +407,15 @@ def classify(error: BaseException, url: URL | None = None) -> StateError | None:
             told = InvalidRowError(str(error))
         case _ if (kind := _kind_of(error)) is not None:
             kind, text = _looked_into(kind, str(error).strip() or type(error).__name__, url)
-            told = _told(kind, text, advice_for(kind), url, error)
+            # A damaged file that nobody calls the state's isn't mended by what mends the state.
+            is_ours = not issubclass(kind, DatabaseCorruptError) or _is_sqlite(url)
+            told = _told(kind, text, advice_for(kind) if is_ours else "", url, error)
     return told
 
 
 def _looked_into(kind: type[DatabaseError], text: str, url: URL | None) -> tuple[type[DatabaseError], str]:
     """The kind and the words of an error, after a look at the file or the disk where SQLite's word doesn't tell."""
-    if issubclass(kind, DatabaseCorruptError) and url is not None and url.get_backend_name() == "sqlite":
+    if issubclass(kind, DatabaseCorruptError) and url is not None and _is_sqlite(url):
         verdict = examine(url.database) if url.database else Verdict.DAMAGED
         if verdict is Verdict.STORAGE_FAILS:
             return StorageError, "a read or a write failed on the way"
@@ -418,6 +425,10 @@ def _looked_into(kind: type[DatabaseError], text: str, url: URL | None) -> tuple
         # Where the index of the log doesn't find room, SQLite speaks of I/O, to readers as well.
         return DatabaseFullError, text
     return kind, text
+
+
+def _is_sqlite(url: URL | None) -> bool:
+    return url is not None and url.get_backend_name() == "sqlite"
 
 
 def _is_full(path: str) -> bool:

@@ -15,7 +15,13 @@ from sqlalchemy import URL
 
 from codex_state import migrations
 from codex_state.database import Database, file_of, prepare_sqlite_file, state_files
-from codex_state.database.errors import DatabaseCorruptError, DatabaseError, DatabaseReadOnlyError, raised_as_ours
+from codex_state.database.errors import (
+    DatabaseCorruptError,
+    DatabaseError,
+    DatabaseReadOnlyError,
+    advice_for,
+    raised_as_ours,
+)
 from codex_state.database.sqlite import Access
 from codex_state.database.state_files import READERS_TABLE, VERSION_TABLE
 from codex_state.errors import ConfigurationError, DatabaseBusyError, RestoreRefusedError, StateError, classify
@@ -196,7 +202,9 @@ def _copy_file(source: Path, target: Path) -> None:
         told = classify(error, _url_of(place)) or DatabaseError(str(error))
         raise type(told)(f"copying {source} to {target}: {told}") from error
     if found != "ok":
-        raise DatabaseCorruptError(f"{source} isn't whole: {' '.join(found.split())}; see `codex-state doctor`")
+        found = " ".join(found.split())
+        advice = advice_for(DatabaseCorruptError)
+        raise DatabaseCorruptError(f"{source} isn't whole: {found} ({advice})", orig=sqlite3.DatabaseError(found))
     _make_one_file(target)
 
 
@@ -219,12 +227,17 @@ def _revision_of(backup: Path) -> str:
         with database.autocommit() as session:
             revision = migrations.verified_revision(session.connection())
     except DatabaseCorruptError as error:
-        raise RestoreRefusedError(f"{backup} is no whole backup: {error}") from error
+        raise _not_whole(backup, error) from error
     finally:
         database.close()
     if revision is None:
         raise RestoreRefusedError(f"{backup} holds no state of codex-state")
     return revision
+
+
+def _not_whole(backup: Path, error: DatabaseCorruptError) -> RestoreRefusedError:
+    """Without the advice of the error, which is about a damaged state."""
+    return RestoreRefusedError(f"{backup} is no whole backup: {error.orig or error.__cause__ or error}")
 
 
 @contextmanager
@@ -235,7 +248,7 @@ def _prepared(backup: Path, fresh: Path, settings: StateSettings, *, any_home: b
         try:
             _copy_file(backup, fresh)
         except DatabaseCorruptError as error:
-            raise RestoreRefusedError(f"{backup} is no whole backup: {error}") from error
+            raise _not_whole(backup, error) from error
         with _opened(fresh, settings) as runtime:
             if not any_home:
                 _require_home(runtime, backup)

@@ -197,8 +197,9 @@ def test_what_is_no_whole_backup_of_ours_is_refused_and_nothing_changes(
         case "itself":
             copy = path_of(home)
     before = files_of(home)
-    with pytest.raises((RestoreRefusedError, SchemaTooNewError), match=copy.name):
+    with pytest.raises((RestoreRefusedError, SchemaTooNewError), match=copy.name) as refused:
         restore_file(copy, settings, replace=True)
+    assert "doctor" not in str(refused.value), "which mends the state, not a backup"
     assert files_of(home) == before
 
 

@@ -288,7 +288,7 @@ def test_a_corrupt_page_is_reported_with_what_to_do(indexed: Cli) -> None:
     done = indexed.refused("threads", "list")
     assert done.status == 1
     assert "malformed" in done.stderr
-    assert "rollouts are the source of the index" in done.stderr
+    assert "`codex-state doctor --repair`, which saves what can be read" in done.stderr
     assert database.read_bytes() == bytes(content)
 
 

@@ -181,7 +181,7 @@ def test_damaged_pages_are_reported_as_corruption_and_the_file_is_kept(home: Pat
         file.seek(20 * 4096)
         file.write(b"\xa5" * 4096 * 30)
     damaged = path.read_bytes()
-    with pytest.raises(DatabaseCorruptError, match="rollouts"):
+    with pytest.raises(DatabaseCorruptError, match="doctor --repair`, which saves what can be read"):
         _look_at_all_threads(home)
     assert path.read_bytes()[20 * 4096 :] == damaged[20 * 4096 :]
 

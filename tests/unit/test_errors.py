@@ -7,6 +7,7 @@ import json
 import pickle
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -107,6 +108,16 @@ def test_a_text_names_the_file_or_the_server_and_no_password() -> None:
     assert str(told) == "db.example:5433/state: duplicate of ***"
     told = classify(sqlite_error(sqlite3.SQLITE_FULL), make_url("sqlite:////srv/state.sqlite"))
     assert str(told).startswith("/srv/state.sqlite: words (free some space")
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB])
+def test_what_mends_a_state_is_said_only_of_a_states_file(code: int, tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    path.write_bytes(b"x" * 5000)
+    of_state, of_another = classify(sqlite_error(code), make_url(f"sqlite:///{path}")), classify(sqlite_error(code))
+    of_server = classify(postgresql_error("XX001"), URL)
+    assert "`codex-state doctor --repair`" in str(of_state)
+    assert not any("doctor" in str(told) for told in (of_another, of_server))
 
 
 @pytest.mark.parametrize(
