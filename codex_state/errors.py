@@ -19,14 +19,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
+
     from codex_state.database.errors import *  # noqa: F403 - see __getattr__
 
 
 class StateError(Exception):
     """Base of everything this package raises on purpose. Its text says what, where and what to do.
 
-    It is the same after pickling and copying, so that it crosses process pools and task queues.
+    It is the same after pickling and copying, so that it crosses process pools and task queues. In a report that
+    becomes JSON by pydantic it is its text.
     """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> CoreSchema:
+        """Of reports that have an error: pydantic takes it as it is."""
+        from pydantic_core import core_schema
+
+        return core_schema.is_instance_schema(cls, serialization=core_schema.to_string_ser_schema())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not through the constructor, whose arguments need not be the text.

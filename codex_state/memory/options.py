@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -11,7 +11,7 @@ from uuid import UUID
 from codex_state.errors import InvalidInputError, one_of
 from codex_state.memory.leases import trust_window
 from codex_state.models import CRASHES_ALLOWED, SCOPE_CWD, SCOPE_USER
-from codex_state.models.columns import a_duration, a_whole_number
+from codex_state.models.columns import a_duration, a_whole_number, refuse_other_than_several
 
 PHASE1_LEASE = timedelta(hours=1)
 CONSOLIDATION_LEASE = timedelta(minutes=10)
@@ -92,9 +92,9 @@ class Phase1Options:
     """Whether a failure may be tried again, and when; ``None``, the original's way, makes each one terminal."""
     max_age: timedelta = MAX_AGE
     """Threads not updated for longer than this are left alone."""
-    sources: Collection[str] = INTERACTIVE_SOURCES
+    sources: Sequence[str] | Set[str] = INTERACTIVE_SOURCES
     """Which threads count as interactive."""
-    scope_kinds: Collection[str] = SCOPE_KINDS
+    scope_kinds: Sequence[str] | Set[str] = SCOPE_KINDS
     """For which scopes a thread's memory is stored: ``cwd``, ``user`` or both."""
     exclude: UUID | None = None
     """A thread to leave alone: the caller's own."""
@@ -111,6 +111,8 @@ class Phase1Options:
         a_duration(self.max_age, "max_age")
         if self.max_running is not None:
             a_whole_number(self.max_running, "max_running")
+        refuse_other_than_several("sources", self.sources, str)
+        refuse_other_than_several("scope_kinds", self.scope_kinds, str)
         for kind in self.scope_kinds:
             one_of(kind, SCOPE_KINDS, "scope kind")
 

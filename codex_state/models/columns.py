@@ -8,7 +8,7 @@ makes its order the order of SQLite (bytes of UTF-8), and so keyset pages agree 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -209,6 +209,18 @@ def a_whole_number(given: object, name: str) -> int:
     if type(given) is not int:
         raise InvalidInputError(f"{name}: not a whole number: {given!r}")
     return given
+
+
+def refuse_other_than_several(name: str, values: object, *kinds: type) -> None:
+    """Check a list, a set or the like.
+
+    Raises:
+        InvalidInputError: it is one text, or something is of none of these kinds.
+    """
+    if isinstance(values, str):
+        raise InvalidInputError(f"{name}: one text in place of several: {values!r}; give [{values!r}]")
+    if not isinstance(values, Collection) or not all(isinstance(each, kinds) for each in values):
+        raise InvalidInputError(f"{name}: not a list of {' or '.join(kind.__name__ for kind in kinds)}: {values!r}")
 
 
 def _uuid_of(spelling: object) -> UUID:

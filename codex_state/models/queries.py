@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from pydantic import PlainSerializer, PlainValidator
 
 from codex_state.errors import InvalidInputError, did_you_mean, required
-from codex_state.models.columns import a_whole_number, normal_spelling, path_to_text, to_epoch_seconds
+from codex_state.models.columns import (
+    a_whole_number,
+    normal_spelling,
+    path_to_text,
+    refuse_other_than_several,
+    to_epoch_seconds,
+)
 from codex_state.models.log import level_of
 from codex_state.models.thread import Thread
 
@@ -59,13 +68,6 @@ def _sort_key(key: str) -> SortKey:
         raise InvalidInputError(f"no sort key: {key!r}; there are {', '.join(keys)}{did_you_mean(key, keys)}") from None
 
 
-def _refuse_other_than_several(name: str, values: object, *kinds: type) -> None:
-    if isinstance(values, str):
-        raise InvalidInputError(f"{name}: one text in place of several: {values!r}; give [{values!r}]")
-    if not isinstance(values, Collection) or not all(isinstance(each, kinds) for each in values):
-        raise InvalidInputError(f"{name}: not a list of {' or '.join(kind.__name__ for kind in kinds)}: {values!r}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadQuery:
     """Which threads are wanted, and which page of them. Values of one filter are alternatives; an empty one is off."""
@@ -73,9 +75,9 @@ class ThreadQuery:
     sort_key: SortKey = SortKey.UPDATED_AT
     archived: bool = False
     """Only archived threads, or only the others."""
-    sources: Collection[str] = ()
+    sources: Sequence[str] | Set[str] = ()
     """As rows have them; ``subagent`` is that of any sub-agent."""
-    providers: Collection[str] = ()
+    providers: Sequence[str] | Set[str] = ()
     """Of these model providers."""
     since: datetime | None = None
     """Not before this time, by the sort key."""
@@ -112,8 +114,8 @@ class ThreadQuery:
             InvalidInputError: a value is of the wrong kind, or no sort key.
         """
         object.__setattr__(self, "sort_key", _sort_key(self.sort_key))
-        _refuse_other_than_several("sources", self.sources, str)
-        _refuse_other_than_several("providers", self.providers, str)
+        refuse_other_than_several("sources", self.sources, str)
+        refuse_other_than_several("providers", self.providers, str)
         for name in ("since", "until"):
             moment = getattr(self, name)
             if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
@@ -220,9 +222,9 @@ class LogQuery:
         for name in ("from_ts", "to_ts", "after_id", "limit"):
             if (number := getattr(self, name)) is not None:
                 a_whole_number(number, name)
-        _refuse_other_than_several("module_like", self.module_like, str)
-        _refuse_other_than_several("file_like", self.file_like, str)
-        _refuse_other_than_several("thread_ids", self.thread_ids, str, UUID)
+        refuse_other_than_several("module_like", self.module_like, str)
+        refuse_other_than_several("file_like", self.file_like, str)
+        refuse_other_than_several("thread_ids", self.thread_ids, str, UUID)
         object.__setattr__(self, "thread_ids", tuple(map(str, self.thread_ids)))
         if self.search is not None:
             required(self.search, str)
@@ -244,6 +246,23 @@ class GroupBy(StrEnum):
     BRANCH = "branch"
 
 
+def _zone_of(given: object) -> tzinfo:
+    if isinstance(given, tzinfo):
+        return given
+    try:
+        return ZoneInfo(required(given, str))
+    except (KeyError, OSError, ValueError) as error:
+        raise InvalidInputError(f"not a time zone: {given!r}") from error
+
+
+Zone = Annotated[
+    tzinfo,
+    PlainValidator(_zone_of, json_schema_input_type=str),
+    PlainSerializer(str, return_type=str, when_used="json"),
+]
+"""A time zone. Where pydantic validates it, its name will do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsQuery:
     """Which threads are added up, and by what. Values of one filter are alternatives; an empty one is off.
@@ -258,19 +277,19 @@ class StatisticsQuery:
     """Started in this second or before."""
     cwd: Path | None = None
     """In this directory or below, as in ``ThreadQuery``."""
-    sources: Collection[str] = ()
+    sources: Sequence[str] | Set[str] = ()
     """As rows have them; ``subagent`` is that of any sub-agent."""
-    providers: Collection[str] = ()
-    models: Collection[str] = ()
-    branches: Collection[str] = ()
+    providers: Sequence[str] | Set[str] = ()
+    models: Sequence[str] | Set[str] = ()
+    branches: Sequence[str] | Set[str] = ()
     home: str | None = None
     """Of this home; ``None`` means of any."""
     archived: bool | None = None
     """Only archived threads, or only the others; ``None`` for both."""
     children: bool = True
     """Also threads that another one spawned."""
-    zone: tzinfo | None = UTC
-    """Whose midnights part the days; ``None`` for this machine's zone."""
+    zone: Zone | None = UTC
+    """A ``tzinfo``, whose midnights part the days; ``None`` for this machine's zone."""
     limit: int = 50
     """How many groups at most: the latest days or months, or those with most tokens."""
 
@@ -286,7 +305,7 @@ class StatisticsQuery:
                 f"can't add up by {self.by!r}; there are {', '.join(known)}{did_you_mean(self.by, known)}"
             )
         for name in ("sources", "providers", "models", "branches"):
-            _refuse_other_than_several(name, getattr(self, name), str)
+            refuse_other_than_several(name, getattr(self, name), str)
         for name in ("since", "until"):
             moment = getattr(self, name)
             if moment is not None and moment.tzinfo is None:

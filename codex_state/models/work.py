@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -35,7 +35,7 @@ class JobState(StrEnum):
 class JobQuery:
     """Which jobs are wanted. Values of one filter are alternatives; an empty one is off."""
 
-    states: Collection[JobState] = ()
+    states: Sequence[JobState] | Set[JobState] = ()
     thread_id: UUID | None = None
     scope_kind: str | None = None
     scope_key: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
@@ -42,7 +43,8 @@ class Scan(Struct):
     conversations: list[Conversation]
 
 
-class Hit(Struct):
+@dataclass(slots=True)
+class Hit:
     """One message, command or output that was found."""
 
     kind: TranscriptKind

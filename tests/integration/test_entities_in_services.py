@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 from sqlalchemy import (
@@ -36,19 +38,30 @@ from sqlmodel import Field, Session, SQLModel, col, select
 
 from codex_state import (
     Claimed,
+    ConsolidationOptions,
+    DatabaseCorruptError,
     DynamicTool,
+    ImportedDatabase,
+    ImportReport,
     IntegrityViolationError,
     InvalidInputError,
+    JobQuery,
+    JobState,
     LogEntry,
+    LogQuery,
     MemoryScope,
     MemoryScopeDirty,
     Phase1Job,
     Phase1Key,
+    Phase1Options,
     State,
     StateRuntime,
+    StatisticsPage,
+    StatisticsQuery,
     Thread,
     ThreadMemory,
     ThreadQuery,
+    ThreadsPage,
     UsageError,
     thread_key,
 )
@@ -453,6 +466,66 @@ def test_fastapi_reads_an_entity_from_a_body_and_writes_it_as_an_answer(runtime:
         assert client.put("/threads", json=garbage).status_code == 422
     schema = client.get("/openapi.json").json()["components"]["schemas"]["Thread"]
     assert schema["required"] == ["id", "source"]
+
+
+def answer_of(kind: Any, path: str, body: Any = None) -> Any:
+    app = FastAPI()
+
+    @app.get("/")
+    def asked(query: Any = Depends(kind)) -> str:  # noqa: B008 - FastAPI's way
+        return repr(query)
+
+    response = TestClient(app).request("GET", path, json=body)
+    assert response.status_code == 200, response.text
+    assert TestClient(app).get("/openapi.json").status_code == 200
+    return response.json()
+
+
+@pytest.mark.filterwarnings("ignore:Default value UTC is not JSON")
+def test_queries_are_dependencies_of_fastapis() -> None:
+    for kind, path, body, expected in (
+        (ThreadQuery, "/?archived=1", {"sources": ["cli"]}, ThreadQuery(archived=True, sources=["cli"])),
+        (JobQuery, "/?limit=5", {"states": ["failed"]}, JobQuery(limit=5, states=[JobState.FAILED])),
+        (LogQuery, "/?level=warning&from_ts=2026-01-01T00:00:00Z", None, LogQuery(level="WARN", from_ts=1767225600)),
+        (StatisticsQuery, "/?zone=Europe/Athens", None, StatisticsQuery(zone=ZoneInfo("Europe/Athens"))),
+        (Phase1Options, "/?limit=5", None, Phase1Options(limit=5)),
+        (ConsolidationOptions, "/", None, ConsolidationOptions()),
+    ):
+        assert answer_of(kind, path, body) == repr(expected)
+
+
+def test_results_are_answers_of_fastapis(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    app = FastAPI()
+
+    @app.get("/threads")
+    def listed() -> ThreadsPage:
+        return runtime.run_read(lambda state: state.threads.list(ThreadQuery(all=True)))
+
+    @app.get("/statistics")
+    def added_up() -> StatisticsPage:
+        return runtime.run_read(lambda state: state.threads.statistics(StatisticsQuery()))
+
+    @app.get("/import")
+    def imported() -> ImportReport:
+        problem = DatabaseCorruptError("it is damaged")
+        return ImportReport(Path("/home"), [ImportedDatabase(Path("/home/state.sqlite"), problem=problem)])
+
+    client = TestClient(app)
+    assert [each["id"] for each in client.get("/threads").json()["items"]] == [str(threads["new"]), str(threads["mid"])]
+    assert client.get("/statistics").json()["total"]["threads"] == 3
+    assert client.get("/import").json()["databases"][0]["problem"] == "it is damaged"
+    assert client.get("/openapi.json").status_code == 200
+
+
+@pytest.mark.parametrize("several", [list, tuple, set, frozenset, dict.fromkeys])
+def test_several_values_are_given_as_any_collection(
+    runtime: StateRuntime, threads: dict[str, UUID], several: Callable[[list[str]], Any]
+) -> None:
+    query = ThreadQuery(sources=several(["cli", "exec"]), providers=several(["openai"]))
+    jobs = JobQuery(states=several([JobState.FAILED, JobState.DONE]))
+    found = runtime.run_read(lambda state: state.threads.list_ids(query))
+    assert found == runtime.run_read(lambda state: state.threads.list_ids(ThreadQuery())) != []
+    assert runtime.run_read(lambda state: state.work.jobs(jobs)) == []
 
 
 def test_an_id_and_a_source_are_enough_for_a_thread(runtime: StateRuntime) -> None:

@@ -73,7 +73,7 @@ def units(home: Path, thread: Thread) -> None:
         assert_type(runtime.run(rename, thread.id, "a name"), bool)
         assert_type(runtime.run_read(lambda state: state.threads.get(thread.id)), Thread | None)
         with runtime.autocommit() as state:
-            page = state.threads.list(ThreadQuery(limit=5))
+            page = state.threads.list(ThreadQuery(limit=5, sources={"cli"}, providers=["openai"]))
             assert_type(list(page.items), list[Thread])
             key = Phase1Key(thread.id, MemoryScope.user())
             outcome = state.phase1_jobs.try_claim(

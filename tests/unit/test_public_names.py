@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from types import ModuleType
 
 import pytest
+from pydantic import TypeAdapter
 
 import codex_state
 import codex_state.rollout
@@ -35,3 +37,14 @@ def test_importing_a_package_loads_none_of_what_it_lists() -> None:
         "sys.exit(ours != ['codex_state', 'codex_state.rollout'] or 'sqlalchemy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+DATACLASSES = [name for name in codex_state.__all__ if dataclasses.is_dataclass(getattr(codex_state, name))]
+
+NOT_FOR_PYDANTIC: frozenset[str] = frozenset()
+"""Dataclasses that can be no field, body or answer of FastAPI's, each for a reason."""
+
+
+@pytest.mark.parametrize("name", sorted({*DATACLASSES} - NOT_FOR_PYDANTIC))
+def test_pydantic_takes_every_dataclass(name: str) -> None:
+    TypeAdapter(getattr(codex_state, name))

@@ -97,6 +97,13 @@ def test_a_text_or_a_fraction_is_no_number_of_things(kind: Callable[..., object]
         kind(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["sources", "scope_kinds"])
+@pytest.mark.parametrize("value", ["cwd", [5], None])
+def test_what_is_no_list_of_texts_is_refused(name: str, value: object) -> None:
+    with pytest.raises(InvalidInputError, match=f"{name}: "):
+        Phase1Options(**{name: value})  # type: ignore[arg-type]
+
+
 def test_a_text_is_no_scope() -> None:
     with pytest.raises(InvalidInputError, match=r"MemoryScope\.user\(\)"):
         Phase1Key(uuid4(), "user")  # type: ignore[arg-type]
