@@ -19,6 +19,7 @@ from .errors import (
     InvalidRowError as InvalidRowError,
     LeaseLost as LeaseLost,
     MemoryFilesError as MemoryFilesError,
+    NoFileLocksError as NoFileLocksError,
     NotADatabaseError as NotADatabaseError,
     OutOfMemoryError as OutOfMemoryError,
     RefusedValueError as RefusedValueError,

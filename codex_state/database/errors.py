@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -103,6 +104,10 @@ class UnknownCommitOutcomeError(DatabaseError, exc.OperationalError):
 
 class DatabaseUnavailableError(DatabaseError, exc.OperationalError):
     """The database can't be opened: missing directory, refused connection, wrong credentials."""
+
+
+class NoFileLocksError(DatabaseUnavailableError):
+    """An SQLite file lies where files can't be locked, so that nobody can use it: some network file systems are so."""
 
 
 class ServerUnavailableError(DatabaseUnavailableError):
@@ -273,6 +278,7 @@ _ADVICE: dict[type[StateError], str] = {
         "the unit of work is read-only, the server is a standby, or the file or its directory can't be written"
     ),
     DatabaseUnavailableError: "check the path or URL, its permissions, and that the server runs",
+    NoFileLocksError: "this file system can't lock files; set CODEX_SQLITE_HOME to a directory on another one",
     ServerUnavailableError: "check the URL's host and port, and that the server runs",
     DatabaseFullError: "free some space; nothing of this transaction was kept",
     StorageError: "the storage failed; nothing of this transaction was kept, and what was committed before is safe",
@@ -408,27 +414,35 @@ def classify(error: BaseException, url: URL | None = None) -> StateError | None:
         case _ if (kind := _kind_of(error)) is not None:
             kind, text = _looked_into(kind, str(error).strip() or type(error).__name__, url)
             # A damaged file that nobody calls the state's isn't mended by what mends the state.
-            is_ours = not issubclass(kind, DatabaseCorruptError) or _is_sqlite(url)
+            is_ours = not issubclass(kind, DatabaseCorruptError) or _sqlite_file(url) is not None
             told = _told(kind, text, advice_for(kind) if is_ours else "", url, error)
     return told
 
 
 def _looked_into(kind: type[DatabaseError], text: str, url: URL | None) -> tuple[type[DatabaseError], str]:
     """The kind and the words of an error, after a look at the file or the disk where SQLite's word doesn't tell."""
-    if issubclass(kind, DatabaseCorruptError) and url is not None and _is_sqlite(url):
-        verdict = examine(url.database) if url.database else Verdict.DAMAGED
+    path = _sqlite_file(url)
+    if path is None:
+        return kind, text
+    if issubclass(kind, DatabaseCorruptError):
+        verdict = examine(path)
         if verdict is Verdict.STORAGE_FAILS:
             return StorageError, "a read or a write failed on the way"
         if verdict is not Verdict.DAMAGED:
             return StorageError, "what was read isn't what is in the file, which is whole"
-    if kind is StorageError and url is not None and url.database and _is_full(url.database):
+    if kind is StorageError and _is_full(path):
         # Where the index of the log doesn't find room, SQLite speaks of I/O, to readers as well.
         return DatabaseFullError, text
+    if kind in {DatabaseBusyError, StorageError} and _has_no_locks(path):
+        # SQLite takes the refusal of a lock for another's lock.
+        return NoFileLocksError, text
     return kind, text
 
 
-def _is_sqlite(url: URL | None) -> bool:
-    return url is not None and url.get_backend_name() == "sqlite"
+def _sqlite_file(url: URL | None) -> str | None:
+    if url is None or url.get_backend_name() != "sqlite" or url.database == ":memory:":
+        return None
+    return url.database or None
 
 
 def _is_full(path: str) -> bool:
@@ -436,6 +450,22 @@ def _is_full(path: str) -> bool:
         return shutil.disk_usage(os.path.dirname(path) or ".").free < _ROOM_FOR_AN_INDEX  # noqa: PTH120 - a text
     except OSError:
         return False
+
+
+def _has_no_locks(path: str) -> bool:
+    """Whether files can't be locked beside this one: not even a new one, which nobody else has."""
+    try:
+        import fcntl
+
+        probe = tempfile.TemporaryFile(dir=os.path.dirname(path) or ".")  # noqa: PTH120, SIM115 - a text; closed below
+    except (ImportError, OSError):  # Windows, where SQLite tells it itself; and where nothing can be made
+        return False
+    with probe:
+        try:
+            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_process import InProcess
+from cli_process import Cli, InProcess
 from sqlalchemy import event
 
 from codex_state import Claimed, LogQuery, State, StateRuntime, StateSettings, migrations
@@ -149,6 +150,34 @@ def test_a_second_look_tells_damage_from_a_whole_file(home: Path) -> None:
 
 # Storage that fails
 
+
+def compiled(name: str, directory: Path) -> Path:
+    """A library for LD_PRELOAD."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler and Linux, to make system calls fail")
+    shim = directory / "shim.so"
+    source = Path(__file__).parents[1] / name
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+    return shim
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_called_that_and_nobody_is_said_to_hold_the_file(
+    home: Path, tmp_path: Path, number: int
+) -> None:
+    """L8."""
+    path = filled(home)
+    cli = Cli(home, LD_PRELOAD=str(compiled("no_locks.c", tmp_path)), NO_LOCKS=str(number))
+    beside = sorted(home.iterdir())
+    done = cli.refused("threads", "list", CODEX_STATE_BUSY_TIMEOUT="0.2")
+    assert done.status == 1
+    assert str(path) in done.stderr
+    assert "can't lock files; set CODEX_SQLITE_HOME to a directory on another one" in done.stderr
+    assert "another process" not in done.stderr
+    assert [each for each in sorted(home.iterdir()) if each not in beside and "codex_state_4" not in each.name] == []
+
+
 _UNITS = """
 import sys
 from collections import Counter
@@ -170,12 +199,7 @@ runtime.close()
 
 def test_storage_that_fails_now_and_then_loses_nothing_and_is_not_called_damage(home: Path, tmp_path: Path) -> None:
     """L5, L7, L8."""
-    compiler = shutil.which("cc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler and Linux, to make system calls fail")
-    shim = tmp_path / "failing_storage.so"
-    source = Path(__file__).parents[1] / "failing_storage.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+    shim = compiled("failing_storage.c", tmp_path)
     path = filled(home)
     done = subprocess.run(
         [sys.executable, "-c", _UNITS, home],
