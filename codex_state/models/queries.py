@@ -68,6 +68,11 @@ def _sort_key(key: str) -> SortKey:
         raise InvalidInputError(f"no sort key: {key!r}; there are {', '.join(keys)}{did_you_mean(key, keys)}") from None
 
 
+def _refuse_other_than_moment(name: str, moment: object) -> None:
+    if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
+        raise InvalidInputError(f"{name}: not a time with a zone: {moment!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadQuery:
     """Which threads are wanted, and which page of them. Values of one filter are alternatives; an empty one is off."""
@@ -117,9 +122,7 @@ class ThreadQuery:
         refuse_other_than_several("sources", self.sources, str)
         refuse_other_than_several("providers", self.providers, str)
         for name in ("since", "until"):
-            moment = getattr(self, name)
-            if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
-                raise InvalidInputError(f"{name}: not a time with a zone: {moment!r}")
+            _refuse_other_than_moment(name, getattr(self, name))
         if self.cwd is not None:
             object.__setattr__(self, "cwd", normal_spelling(path_to_text(Path(self.cwd))))
         a_whole_number(self.limit, "limit")
@@ -307,9 +310,7 @@ class StatisticsQuery:
         for name in ("sources", "providers", "models", "branches"):
             refuse_other_than_several(name, getattr(self, name), str)
         for name in ("since", "until"):
-            moment = getattr(self, name)
-            if moment is not None and moment.tzinfo is None:
-                raise InvalidInputError(f"{name}: the time {moment} has no zone")
+            _refuse_other_than_moment(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,8 +128,9 @@ def test_parts_have_no_wildcards_and_no_case(state: State) -> None:
     [{"since": datetime(2026, 1, 1)}, {"until": "yesterday"}, {"since": 5}],  # noqa: DTZ001
 )
 def test_times_without_a_zone_are_refused(filters: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match="not a time with a zone"):
-        ThreadQuery(**filters)
+    for query in (ThreadQuery, StatisticsQuery):
+        with pytest.raises(InvalidInputError, match="not a time with a zone"):
+            query(**filters)
 
 
 @pytest.mark.parametrize("others", [0, 20], ids=["by the index", "among the newest"])
