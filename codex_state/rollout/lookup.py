@@ -254,7 +254,7 @@ def archive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
 
     Raises:
         ThreadNotFoundError: the thread has no rollout in this home.
-        RolloutError: a file can't be moved, or another one is in its place.
+        RolloutError: a file can't be moved, or one that isn't the same is in its place.
     """
 
     def target(path: str) -> str:
@@ -278,7 +278,7 @@ def unarchive_thread(runtime: StateRuntime, thread_id: UUID) -> Path:
 
     Raises:
         ThreadNotFoundError: the thread has no rollout in this home.
-        RolloutError: a file can't be moved, its place isn't known, or another one is in its place.
+        RolloutError: a file can't be moved, its place isn't known, or one that isn't the same is there.
     """
     with runtime.read() as state:
         thread = state.threads.get(thread_id)
@@ -314,8 +314,9 @@ def _move_all(runtime: StateRuntime, thread_id: UUID, target: Callable[[str], st
     first_of: dict[str, str] = {}
     for path, to in moved.items():
         with _told_if_refused(home / path, home / to):
-            for other in {first_of.setdefault(to, path), to} - {path}:
-                _refuse_another(home / path, home / other)
+            for other in (first_of.setdefault(to, path), to):
+                if other != path:
+                    _refuse_another(home / path, home / other)
     for path, to in moved.items():
         with _told_if_refused(home / path, home / to):
             if _are_equal(home / path, home / to):
