@@ -109,6 +109,11 @@ class StateCursor(sqlite3.Cursor):
         except sqlite3.OperationalError as error:
             return self._connection.again(error, sql, lambda: sqlite3.Cursor.executemany(self, sql, rows))
 
+    def executescript(self, script: str, /) -> sqlite3.Cursor:
+        """Run several statements. The driver commits before, so the file must be the one that others open."""
+        self._connection.require_file()
+        return super().executescript(script)
+
     @property
     def _connection(self) -> StateConnection:
         connection: StateConnection = self.connection  # type: ignore[assignment]

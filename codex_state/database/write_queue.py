@@ -152,11 +152,19 @@ class Writer:
         self.holds_locks = holds_locks
         self.thread = get_ident()
         self.task = _task()
-        outer = _innermost.get()
-        while outer is not None and not outer.is_writing(outer):
+        self.outer: Writer | None = _living(_innermost.get())
+        outer = self.outer
+        while outer is not None:  # or sessions that overlap would keep all that were before them
+            outer.outer = _living(outer.outer)
             outer = outer.outer
-        self.outer: Writer | None = outer
         _innermost.set(self)
+
+
+def _living(writer: Writer | None) -> Writer | None:
+    """The writer, or the next one around it, that hasn't ended."""
+    while writer is not None and not writer.is_writing(writer):
+        writer = writer.outer
+    return writer
 
 
 def refuse_own_wait(key: Hashable, place: str) -> None:

@@ -21,9 +21,9 @@ from codex_state.database.state_files import read_only_uri
 from codex_state.errors import ConfigurationError, DatabaseError, StateError, classify
 from codex_state.migrations.locking import SIDE_FILE_SUFFIX
 from codex_state.models import FileRow, JobState, RolloutFileState, Thread
-from codex_state.models.base import table_of
-from codex_state.models.columns import LAST_SECOND
-from codex_state.models.comparisons import id_as_text
+from codex_state.models.base import columns_of, table_of
+from codex_state.models.columns import FIRST_SECOND, LAST_SECOND
+from codex_state.models.comparisons import Moments, id_as_text
 from codex_state.repositories.base import seconds_of
 from codex_state.rollout.files import WalkProblem
 from codex_state.rollout.inventory import Comparison, paths_of
@@ -65,9 +65,9 @@ _FROM_THE_FUTURE = (
     .select_from(table_of(Thread))
     .where(seconds_of(table_of(Thread).c.updated_at).between(server_now() + 86_400, LAST_SECOND))
 )
-_times = (table_of(Thread).c.updated_at, table_of(Thread).c.created_at)
+_times = [column for column in columns_of(Thread) if isinstance(column.type, Moments)]
 _UNREADABLE = select(id_as_text(table_of(Thread).c.id).label("id"), func.count().over().label("count")).where(
-    or_(*(seconds_of(time) > LAST_SECOND for time in _times))
+    or_(*(~seconds_of(time).between(FIRST_SECOND, LAST_SECOND) for time in _times))
 )
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "ncpfs", "davfs"})
 _MENDED = ((3, 44, 6), (3, 50, 7))
@@ -268,7 +268,7 @@ def _rows(runtime: StateRuntime) -> Iterator[Finding]:
     yield Finding(
         "rows",
         Severity.PROBLEM,
-        f"{found[0].count} threads have a time that can't be read, so nothing is extracted from them: {named}",
+        f"{found[0].count} threads have a time that can't be read, so none of them is remembered: {named}",
         "give them whole epoch seconds by SQL; a listing makes rows anew whose rollouts are there",
     )
 

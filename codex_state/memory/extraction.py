@@ -22,6 +22,7 @@ from uuid import UUID
 from codex_state.errors import (
     DatabaseError,
     InvalidInputError,
+    InvalidRowError,
     LeaseLost,
     MemoryFilesError,
     ThreadNotFoundError,
@@ -226,16 +227,14 @@ class _Pass:
         of_thread: dict[UUID, list[KeptLease[Phase1Lease]]] = {}
         for kept in self._claimed:
             of_thread.setdefault(kept.lease.key.thread_id, []).append(kept)
-        threads = self.runtime.run_read(
-            lambda state: {thread_id: state.threads.get(thread_id) for thread_id in of_thread}
-        )
+        threads = self.runtime.run_read(lambda state: {each: _thread_or_why_none(state, each) for each in of_thread})
         tasks: list[_Extraction] = []
         suspects: list[_Extraction] = []
         for thread_id, leases in of_thread.items():
             thread = threads[thread_id]
-            if thread is None:  # deleted since the claim, and its jobs with it
+            if isinstance(thread, str):
                 for kept in leases:
-                    self.done(_lost(kept.lease, "the thread was deleted"))
+                    self.done(_lost(kept.lease, thread))
             else:
                 # What ended with its worker may do so again, and must not take innocent ones along.
                 suspected = any(kept.lease.crashes for kept in leases)
@@ -482,6 +481,14 @@ class _Extraction:
             _log.warning("%s", error)
             return str(error)
         return None
+
+
+def _thread_or_why_none(state: State, thread_id: UUID) -> Thread | str:
+    """A row that can't be read costs itself. One that is gone was deleted since the claim, and its jobs with it."""
+    try:
+        return state.threads.get(thread_id) or "the thread was deleted"
+    except InvalidRowError as error:
+        return described(error)
 
 
 def _is_there(thread: Thread) -> bool:

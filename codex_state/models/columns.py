@@ -53,8 +53,9 @@ _SPELLING_ROUNDS = 4
 """How often needless parts are taken out: each round halves a row of slashes, as does ``normal_path`` in SQL."""
 
 
+FIRST_SECOND = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(seconds=1)
 LAST_SECOND = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(seconds=1)
-"""The last that a calendar has. In SQLite, whatever is no number comes after all of them."""
+"""The first and the last that a calendar has. In SQLite, whatever is no number comes after all of them."""
 
 
 def to_epoch_seconds(moment: datetime) -> int:

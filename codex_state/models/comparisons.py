@@ -11,7 +11,7 @@ compilers do it for the other side as well.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -35,6 +35,9 @@ from sqlalchemy import (
     case,
     literal,
     literal_column,
+    not_,
+    null,
+    or_,
     true,
     tuple_,
     type_coerce,
@@ -42,7 +45,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import False_, True_, Tuple
+from sqlalchemy.sql.elements import False_, Grouping, True_, Tuple
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
@@ -216,14 +219,17 @@ class IdComparator(TypeDecorator.Comparator[Any], String.Comparator[Any]):
 
 
 class EmptyComparator(TypeDecorator.Comparator[Any], String.Comparator[Any]):
-    """``None`` is compared as the empty text that it is stored as."""
+    """``None`` is the empty text that it is stored as, and NULL."""
 
     def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
         """See ``sqlalchemy.types.TypeEngine.Comparator``."""
         if op in _TRUTHS and len(other) == 1:
             value = _resolved(other[0])
             if value is None or isinstance(value, Null):
-                return super().operate(_TRUTHS[op], literal_column("''", String()))
+                # NULL as well: an outer join has rows without one, and a query may find nothing.
+                empty = super().operate(operators.eq, literal_column("''", String()))
+                none: Any = or_(empty, super().operate(operators.is_, null()))
+                return none if _TRUTHS[op] in {operators.eq, operators.is_not_distinct_from} else not_(none)
         return super().operate(op, *other, **kwargs)
 
 
@@ -237,8 +243,12 @@ def as_seconds(expression: ColumnElement[Any], type_: TypeEngine[Any]) -> Column
         return expression
     if isinstance(expression, BindParameter):
         return type_coerce(expression, type_)
+    if isinstance(expression, Grouping):
+        return as_seconds(cast("ColumnElement[Any]", expression.element), type_)
     if isinstance(expression, BinaryExpression) and expression.operator in {operators.add, operators.sub}:
         moment, amount = expression.left, expression.right
+        if expression.operator is operators.add and _is_duration(moment):
+            moment, amount = amount, moment
         if _is_duration(amount):
             seconds = type_coerce(amount, WholeSeconds())
             return BinaryExpression(as_seconds(moment, type_), seconds, expression.operator, type_=type_)
@@ -254,7 +264,7 @@ def comparable(binary: BinaryExpression[Any], dialect: Dialect) -> BinaryExpress
     if not operators.is_comparison(binary.operator):
         return binary
     left, right = binary.left, binary.right
-    if isinstance(left, Tuple) and isinstance(right, Tuple):
+    if isinstance(left, Tuple) and isinstance(right, Tuple) and len(left.clauses) == len(right.clauses):
         return _pairwise(binary, left, right, dialect)
     for ours, theirs in ((left, right), (right, left)):
         kind = getattr(ours, "type", None)
@@ -290,6 +300,8 @@ def _with_comparable_ids(
 
 def _between(difference: Any) -> ColumnElement[Any] | None:
     """The difference of two times, one of them ours, in seconds."""
+    if isinstance(difference, Grouping):
+        return _between(difference.element)
     if isinstance(difference, BinaryExpression) and difference.operator is operators.sub:
         left, right = difference.left, difference.right
         for ours, theirs in ((left, right), (right, left)):

@@ -329,8 +329,11 @@ def _note_nanoseconds(_mapper: Mapper[Thread], _connection: Connection, thread: 
 @event.listens_for(Thread, "before_update")
 def _open_for_its_new_version(mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
     """Another directory is another scope, and one second may bring two versions, also where a service writes them."""
-    _note_nanoseconds(mapper, connection, thread)
     changed = inspect(thread).attrs
+    if changed.updated_at.history.has_changes() and not changed.updated_ns.history.has_changes():
+        thread.updated_ns = nanoseconds_of(thread.updated_at)
+    else:
+        _note_nanoseconds(mapper, connection, thread)
     if changed.cwd.history.has_changes() or changed.updated_ns.history.has_changes():
         threads: Table = Thread.__table__  # type: ignore[attr-defined]
         anew = {"cwd_settled_for": None, "user_settled_for": None}

@@ -21,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, Session, UOWTransaction, object_session
 from sqlalchemy.sql.dml import ReturningInsert
 
 from codex_state.database.execute import execute
@@ -70,11 +70,10 @@ _named = select(
     bindparam("of_kind", type_=text).label("scope_kind"), bindparam("of_key", type_=text).label("scope_key")
 )
 _MARK_DIRTY = mark_dirty(_named.where(literal_column("1") == _ONE))
-_MARK_SCOPES_OF_THREAD = mark_dirty(
-    select(_memories.c.scope_kind, _memories.c.scope_key).where(
-        _memories.c.thread_id == bindparam("of_thread", type_=UuidText())
-    )
+_SCOPES_OF_THREAD = select(_memories.c.scope_kind, _memories.c.scope_key).where(
+    _memories.c.thread_id == bindparam("of_thread", type_=UuidText())
 )
+_MARK_SCOPES_OF_THREAD = mark_dirty(_SCOPES_OF_THREAD)
 _MARK_CLEAN = (
     update(_scopes)
     .where(
@@ -117,31 +116,52 @@ _MARK_SCOPES_OF_CHANGED = mark_dirty(
 )
 
 
-# What a service changes by an ORM session of its own is to be forgotten, or remembered, as well. In the flush's
-# transaction, and before a thread's memories go with it.
+# What a service changes by an ORM session of its own is to be forgotten, or remembered, as well: marked when its flush
+# ends, in an order that all share, so that two sessions don't wait for each other.
+
+_NOTED = "codex_state_scopes_to_mark"
 
 
 @event.listens_for(Thread, "before_delete")
-def _mark_scopes_of(_mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
-    execute(connection, _MARK_SCOPES_OF_THREAD, {"of_thread": thread.id})
+def _note_scopes_of(_mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
+    found = execute(connection, _SCOPES_OF_THREAD, {"of_thread": thread.id})
+    _note(thread, *((row.scope_kind, row.scope_key) for row in found))
 
 
 @event.listens_for(Thread, "before_update")
-def _mark_scopes_of_another_mode(mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
+def _note_scopes_of_another_mode(mapper: Mapper[Thread], connection: Connection, thread: Thread) -> None:
     if _has_changed(thread, "memory_mode"):
-        _mark_scopes_of(mapper, connection, thread)
+        _note_scopes_of(mapper, connection, thread)
 
 
 @event.listens_for(ThreadMemory, "before_insert")
 @event.listens_for(ThreadMemory, "before_delete")
-def _mark_scope_of(_mapper: Mapper[ThreadMemory], connection: Connection, memory: ThreadMemory) -> None:
-    execute(connection, _MARK_DIRTY, {"of_kind": memory.scope_kind, "of_key": memory.scope_key})
+def _note_scope_of(_mapper: Mapper[ThreadMemory], _connection: Connection, memory: ThreadMemory) -> None:
+    _note(memory, (memory.scope_kind, memory.scope_key))
 
 
 @event.listens_for(ThreadMemory, "before_update")
-def _mark_scope_of_another_text(mapper: Mapper[ThreadMemory], connection: Connection, memory: ThreadMemory) -> None:
-    if _has_changed(memory, "raw_memory", "memory_summary", "invalidated_at"):
-        _mark_scope_of(mapper, connection, memory)
+def _note_scopes_of_another_text(mapper: Mapper[ThreadMemory], connection: Connection, memory: ThreadMemory) -> None:
+    if _has_changed(memory, "raw_memory", "memory_summary", "invalidated_at", "scope_kind", "scope_key"):
+        _note_scope_of(mapper, connection, memory)
+        before = (inspect(memory, raiseerr=True).attrs[name].history for name in ("scope_kind", "scope_key"))
+        kind, key = ((history.deleted or history.unchanged or history.added)[0] for history in before)
+        _note(memory, (kind, key))
+
+
+def _note(entity: StateModel, *scopes: tuple[str, str]) -> None:
+    session = object_session(entity)
+    assert session is not None  # it flushes just now
+    noted: set[tuple[str, str]] = session.info.setdefault(_NOTED, set())
+    if scopes and not noted:
+        event.listen(session, "after_flush", _mark_noted, once=True)
+    noted.update(scopes)
+
+
+def _mark_noted(session: Session, _context: UOWTransaction) -> None:
+    connection = session.connection(bind_arguments={"mapper": inspect(MemoryScopeDirty)})
+    for kind, key in sorted(session.info.pop(_NOTED, ())):
+        execute(connection, _MARK_DIRTY, {"of_kind": kind, "of_key": key})
 
 
 def _has_changed(entity: StateModel, *names: str) -> bool:

@@ -138,7 +138,9 @@ class Comparison:
     def _gone(self, row: FileRow) -> Iterator[Change]:
         if row.state == RolloutFileState.GONE or "/" not in row.path:  # those in the home itself hold names of threads
             return
-        place = next((place for place in self._passed_over if f"{row.path}/".startswith(place)), None)
+        parts = row.path.split("/")
+        above = ("/".join(parts[:depth]) + "/" for depth in range(1, len(parts) + 1))
+        place = next((place for place in above if place in self._passed_over), None)
         if place is None:
             yield Change(row.path, None, row)
         else:

@@ -21,6 +21,8 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    event,
+    exists,
     false,
     func,
     insert,
@@ -55,6 +57,7 @@ from codex_state import (
     Phase1Key,
     Phase1Options,
     State,
+    StatementRefusedError,
     StateRuntime,
     StatisticsPage,
     StatisticsQuery,
@@ -173,6 +176,9 @@ TIMES: list[tuple[str, Callable[[], Any], set[str]]] = [
     ("difference to now", lambda: func.now() - timedelta(days=1) > Thread.updated_at, {"old", "mid", "new"}),
     ("literal <", lambda: literal(NOON) < Thread.updated_at, {"new"}),
     ("- bound duration", lambda: col(Thread.updated_at) - literal(timedelta(hours=1)) == NOON, {"new"}),
+    ("twice", lambda: Thread.updated_at < func.now() - timedelta(hours=1) - timedelta(hours=1), {"old", "mid", "new"}),
+    ("twice, centuries", lambda: Thread.updated_at < func.now() - timedelta(1) - timedelta(36_500), set()),
+    ("duration first", lambda: Thread.updated_at > literal(timedelta(hours=-1)) + func.now(), set()),
     ("age", lambda: func.now() - col(Thread.updated_at) < timedelta(hours=1), set()),
     ("age, reversed", lambda: timedelta(hours=1) < func.now() - col(Thread.updated_at), {"old", "mid", "new"}),
     ("age at a time", lambda: literal(LATER) - col(Thread.updated_at) >= timedelta(hours=1), {"old", "mid"}),
@@ -194,6 +200,12 @@ NONES: list[tuple[str, Callable[[], Any], set[str]]] = [
     ("!= None", lambda: Thread.first_user_message != None, {"old", "new"}),  # noqa: E711
     ("is_not(None)", lambda: col(Thread.first_user_message).is_not(None), {"old", "new"}),
     ("null()", lambda: col(Thread.first_user_message).is_(null()), {"mid"}),
+    ("outer join", lambda: ~exists().where(Other.id == Thread.id, col(Other.first_user_message).is_not(None)), {"mid"}),
+    (
+        "of nothing",
+        lambda: select(Other.rollout_path).where(Other.id == Thread.id, Other.archived).scalar_subquery().is_(None),  # type: ignore[arg-type]
+        {"mid", "new"},
+    ),
     ("path == None", lambda: Thread.rollout_path == None, {"mid"}),  # noqa: E711
     ("path is_not(None)", lambda: col(Thread.rollout_path).is_not(None), {"old", "new"}),
 ]
@@ -381,6 +393,7 @@ FORGETTING: dict[str, Callable[[Session, Thread, ThreadMemory], object]] = {
     "the memory is deleted": lambda session, _thread, memory: session.delete(memory),
     "the memory is invalidated": lambda _session, _thread, memory: setattr(memory, "invalidated_at", NOON),
     "the memory is another": lambda _session, _thread, memory: setattr(memory, "raw_memory", "another"),
+    "the memory is of another scope": lambda _session, _thread, memory: setattr(memory, "scope_key", "/moved"),
     "a memory is added": lambda session, thread, _memory: session.add(
         ThreadMemory(
             thread_id=thread.id,
@@ -398,7 +411,10 @@ FORGETTING: dict[str, Callable[[Session, Thread, ThreadMemory], object]] = {
 def test_what_an_own_session_changes_is_forgotten_by_the_next_consolidation(
     runtime: StateRuntime, threads: dict[str, UUID], change: str
 ) -> None:
-    scope = MemoryScope("cwd", "user") if change == "a memory is added" else MemoryScope.user()
+    scopes = {
+        "a memory is added": {MemoryScope("cwd", "user")},
+        "the memory is of another scope": {MemoryScope.user(), MemoryScope("user", "/moved")},
+    }
     with runtime.begin() as state:
         state.thread_memories.upsert_for_scope(threads["new"], MemoryScope.user(), "secret", "secret")
         mark = state.memory_scopes.get(MemoryScope.user())
@@ -412,7 +428,44 @@ def test_what_an_own_session_changes_is_forgotten_by_the_next_consolidation(
         assert State(session).memory_scopes.list_dirty() == []
         FORGETTING[change](session, thread, memory)
         session.commit()
-        assert [mark.scope for mark in State(session).memory_scopes.list_dirty()] == [scope]
+        dirty = {mark.scope for mark in State(session).memory_scopes.list_dirty()}
+        assert dirty == scopes.get(change, {MemoryScope.user()})
+
+
+def test_sessions_that_store_memories_do_not_wait_for_each_other_in_a_circle(
+    runtime: StateRuntime, threads: dict[str, UUID]
+) -> None:
+    """Each flush marks its scopes in one order."""
+    marked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "memory_scope_dirty" in statement:
+            marked.append(str(parameters))
+
+    event.listen(runtime.engine, "before_cursor_execute", note)
+    with Session(runtime.engine) as session:
+        for key in ("/b", "/a"):
+            memory = {"scope_kind": "cwd", "scope_key": key, "raw_memory": "", "memory_summary": "", "updated_at": NOON}
+            session.add(ThreadMemory(thread_id=threads["new"], **memory))
+        session.commit()
+    assert [each for each in ("/a", "/b") if each in marked[0]] == ["/a"]
+    assert "/b" in marked[1]
+
+
+def test_tuples_of_different_lengths_are_refused_as_the_database_does(runtime: StateRuntime) -> None:
+    """L8."""
+    with Session(runtime.engine) as session, pytest.raises(StatementRefusedError):
+        session.exec(select(Thread.id).where(tuple_(Thread.created_at, Thread.id) == tuple_(NOON))).all()
+
+
+def test_another_time_has_nanoseconds_of_its_own(runtime: StateRuntime, threads: dict[str, UUID]) -> None:
+    with Session(runtime.engine) as session:
+        thread = session.get_one(Thread, threads["new"])
+        for moment, nanoseconds in ((LATER + timedelta(microseconds=5), 5000), (LATER + timedelta(hours=1), 0)):
+            thread.updated_at = moment
+            session.commit()
+            assert thread.updated_ns == nanoseconds
+            assert session.get_one(Thread, threads["new"], populate_existing=True).updated_ns == nanoseconds
 
 
 # Bodies and answers.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from codex_state.database import Database, write_queue
 from codex_state.database.state_files import QUEUE_SUFFIX
+from codex_state.database.write_queue import Writer
 from codex_state.errors import DatabaseBusyError
 from codex_state.repositories import LogRepository, ThreadRepository
 from codex_state.testing.samples import a_log_line, a_thread
@@ -173,3 +175,21 @@ def test_a_stale_snapshot_is_not_waited_for(path: Path) -> None:
         finally:
             other.close()
             connection.close()
+
+
+def test_writers_that_overlap_keep_none_that_have_ended() -> None:
+    def overlap() -> list[Writer]:
+        living: set[Writer] = set()
+        last: Writer | None = None
+        for _ in range(10):
+            writer = Writer("a database", living.__contains__)
+            living.add(writer)
+            living.discard(last)  # type: ignore[arg-type]
+            last = writer
+        chain = []
+        while last is not None:
+            chain.append(last)
+            last = last.outer
+        return chain
+
+    assert len(copy_context().run(overlap)) <= 2

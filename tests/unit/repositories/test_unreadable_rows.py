@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from codex_state import search
+from codex_state import ExtractedMemory, Phase1Options, run_phase1, search
 from codex_state.errors import InvalidRowError
 from codex_state.models import SortKey, Thread, ThreadQuery, ThreadsPage
 from codex_state.repositories import threads as module
@@ -109,3 +109,12 @@ def test_extraction_goes_on_beside_what_can_not_be_read(runtime: StateRuntime, a
             owner=uuid4(), lease=timedelta(hours=1), scope_kinds=("user",), max_age=timedelta(days=36_500)
         )
     assert [lease.key.thread_id for lease in claimed] == [t.id for t in THREADS if t is not THREADS[2]]
+
+
+def test_a_pass_extracts_all_others_beside_what_can_not_be_read(runtime: StateRuntime) -> None:
+    for thread, column in zip(THREADS, ("created_at", "name_at", "parent_thread_id"), strict=False):
+        damage(runtime, f"{column} = 'yesterday'", thread)
+    options = Phase1Options(scope_kinds=("user",), max_age=timedelta(days=36_500), write_files=False)
+    report = run_phase1(runtime, lambda _thread: ExtractedMemory("m", "s"), owner=uuid4(), options=options)
+    assert report.succeeded == 3
+    assert max(result.reason or "" for result in report.results).startswith("InvalidRowError")
