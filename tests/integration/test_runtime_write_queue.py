@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import Context
 from datetime import timedelta
 from pathlib import Path
 
@@ -192,4 +192,4 @@ def test_writers_that_overlap_keep_none_that_have_ended() -> None:
             last = last.outer
         return chain
 
-    assert len(copy_context().run(overlap)) <= 2
+    assert len(Context().run(overlap)) <= 2
