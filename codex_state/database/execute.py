@@ -133,8 +133,8 @@ class _PreparedOnSqlite(_Prepared):
     def _cursor(self, connection: Connection) -> sqlite3.Cursor:
         driver: Any = connection.connection.driver_connection
         if self._writes:
-            if (joins_transaction := getattr(driver, "joins_transaction", None)) is not None:
-                joins_transaction()  # cheaper than to be refused first
+            if (join := _join_of(driver)) is not None:
+                join()  # cheaper than to be refused first
             else:
                 _begin_if_its_driver_would_not(connection)
         cursor: sqlite3.Cursor = driver.cursor()
@@ -302,7 +302,7 @@ def commits_by_itself(connection: Connection) -> bool:
 def enforces_foreign_keys(connection: Connection) -> bool:
     """Whether the database holds to foreign keys here. SQLite leaves that to each connection; ours have it do so."""
     driver: Any = connection.connection.driver_connection
-    if connection.dialect.name != "sqlite" or hasattr(driver, "joins_transaction"):
+    if connection.dialect.name != "sqlite" or _join_of(driver) is not None:
         return True
     return bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one())
 
@@ -311,11 +311,20 @@ def _transaction_probe(connection: Connection) -> Callable[[Connection], bool]:
     return _in_sqlite_transaction if connection.dialect.name == "sqlite" else _in_postgresql_transaction
 
 
+def _join_of(driver: Any) -> Callable[[], bool] | None:
+    """What a connection of our own SQLite engines does before a write: see ``StateConnection.joins_transaction``.
+
+    ``None`` for a connection of anybody else's engine.
+    """
+    join: Callable[[], bool] | None = getattr(driver, "joins_transaction", None)
+    return join
+
+
 def _in_sqlite_transaction(connection: Connection) -> bool:
     """Whether what is written now is part of a transaction, which may begin with it."""
     driver: Any = connection.connection.driver_connection
-    if (joins_transaction := getattr(driver, "joins_transaction", None)) is not None:
-        return bool(joins_transaction())  # one of our engines'
+    if (join := _join_of(driver)) is not None:
+        return join()
     # With an isolation level, Python's driver itself begins a transaction before the first write. What is called
     # autocommit since Python 3.12 is below aiosqlite's connection.
     by_itself = driver.isolation_level is None or getattr(getattr(driver, "_conn", driver), "autocommit", None) is True
@@ -328,7 +337,7 @@ def _begin_if_its_driver_would_not(connection: Connection) -> None:
     Python's driver knows a write by its first word, which may be WITH: that would commit by itself.
     """
     driver: Any = connection.connection.driver_connection
-    if connection.dialect.name != "sqlite" or hasattr(driver, "joins_transaction"):
+    if connection.dialect.name != "sqlite" or _join_of(driver) is not None:
         return
     if not driver.in_transaction and _in_sqlite_transaction(connection):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
